@@ -1,0 +1,151 @@
+"""The oracle's stateless functions: the paper's formulas in the plainest PyTorch that states them.
+
+Same names and signatures as the public functions, less ``backend``. Arithmetic runs in the dtype of the keys, so
+float64 inputs give the float64 truth that every backend is measured against. Differentiable by plain autograd.
+Shapes: B batch, O objects, CK key channels, CV value channels, N memory tokens, Q query tokens, P prototypes.
+
+Rules where the paper is silent:
+
+* A similarity that is NaN or +inf (a key or shrinkage that is not finite) counts as -inf: that token has weight 0.
+* A query without any finite similarity reads NaN, and adds nothing to usage.
+* Equal scores at rank k, and equal usage: the lower index is preferred. A NaN usage ranks below every number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Optional, Union
+
+import torch
+from torch import Tensor
+
+Segments = Union[Tensor, Sequence[Tensor]]
+OptionalSegments = Union[Tensor, Sequence[Tensor], None]
+
+
+def similarity(mk: Segments, ms: OptionalSegments, qk: Tensor, qe: Optional[Tensor]) -> Tensor:
+    """:func:`xmemk.similarity`: Eq. 2, scaled by 1/sqrt(CK) as in the released code. Returns [B, N, Q]."""
+    mk, ms = _joined(mk), _joined(ms)
+    if qe is None:  # Eq. 2 with e = 1: plain L2
+        qe = torch.ones_like(qk)
+    # sum_c e (k - q)^2 = e.k^2 - 2 k.(e q) + e.q^2
+    k = mk.transpose(1, 2)
+    distance = k.square() @ qe - 2 * (k @ (qk * qe)) + (qe * qk.square()).sum(1, keepdim=True)
+    scale = mk.new_ones(()) if ms is None else ms.to(mk.dtype).transpose(1, 2)
+    return -distance * scale / math.sqrt(mk.shape[1])
+
+
+def affinity_topk(
+    mk: Segments,
+    ms: OptionalSegments,
+    qk: Tensor,
+    qe: Optional[Tensor],
+    *,
+    top_k: int,
+    return_usage: bool = False,
+) -> tuple[Tensor, ...]:
+    """:func:`xmemk.affinity_topk`: softmax over the k most similar tokens. Returns weight, index [B, Q, min(k, N)]."""
+    score = _readable(similarity(mk, ms, qk, qe)).transpose(1, 2)
+    n = score.shape[2]
+    order = torch.sort(score, dim=2, descending=True, stable=True).indices[:, :, : min(top_k, n)]
+    best = score.gather(2, order)
+    # A slot left over because fewer than k tokens can be read repeats the best token, with weight 0.
+    index = torch.where(best == -math.inf, order[:, :, :1], order)
+    weight = best.softmax(2)
+    if not return_usage:
+        return weight, index
+    usage = weight.new_zeros(weight.shape[0], n)
+    usage = usage.scatter_add(1, index.flatten(1), weight.flatten(1).nan_to_num(0.0))
+    return weight, index, _usage_dtype(usage)
+
+
+def readout_topk(mv: Segments, weight: Tensor, index: Tensor) -> Tensor:
+    """:func:`xmemk.readout_topk`: Eq. 1 over the selected tokens only. Returns [B, O, CV, Q]."""
+    mv = _joined(mv)
+    b, o, cv, _ = mv.shape
+    out = mv.new_zeros(b, o, cv, index.shape[1])
+    for j in range(index.shape[2]):
+        row = index[:, None, None, :, j].expand(b, o, cv, -1)
+        out = out + mv.gather(3, row) * weight[:, None, None, :, j].to(mv.dtype)
+    return out
+
+
+def memory_read(
+    mk: Segments,
+    ms: OptionalSegments,
+    mv: Segments,
+    qk: Tensor,
+    qe: Optional[Tensor],
+    *,
+    top_k: Optional[int] = None,
+    return_usage: bool = False,
+) -> Union[Tensor, tuple[Tensor, Tensor]]:
+    """:func:`xmemk.memory_read`: F = v W(k, q), Eq. 1, W the softmax of Eq. 2 over all tokens or the k best."""
+    mk, ms, mv = _joined(mk), _joined(ms), _joined(mv)
+    if top_k is not None and top_k < mk.shape[2]:
+        weight, index, usage = affinity_topk(mk, ms, qk, qe, top_k=top_k, return_usage=True)
+        readout = readout_topk(mv, weight, index)
+    else:
+        affinity = _readable(similarity(mk, ms, qk, qe)).softmax(1)
+        readout = mv @ affinity[:, None].to(mv.dtype)
+        usage = _usage_dtype(affinity.nan_to_num(0.0).sum(2))
+    return (readout, usage) if return_usage else readout
+
+
+def select_prototypes(usage: Tensor, num_prototypes: int) -> Tensor:
+    """:func:`xmemk.select_prototypes`: the P most used tokens (Sec. 2.3, prototype selection). Returns [B, P]."""
+    return _by_usage(usage, descending=True)[:, :num_prototypes]
+
+
+def consolidate(
+    mk: Tensor,
+    ms: Optional[Tensor],
+    me: Optional[Tensor],
+    mv: Tensor,
+    usage: Tensor,
+    num_prototypes: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`xmemk.consolidate`: prototype selection and potentiation, Sec. 2.3 and Eq. 3. Returns pk, ps, pv."""
+    index = select_prototypes(usage, num_prototypes)
+    row = index[:, None].expand(-1, mk.shape[1], -1)
+    pk = mk.gather(2, row)
+    pe = None if me is None else me.gather(2, row)
+    if ms is None:
+        ms = mk.new_ones(mk.shape[0], 1, mk.shape[2])
+    # The shrinkage is potentiated as one more value channel ("updated in the same way as the value", footnote 2).
+    pv = memory_read(mk, ms, mv, pk, pe)
+    ps = memory_read(mk, ms, ms[:, None].to(mk.dtype), pk, pe)
+    assert isinstance(pv, Tensor) and isinstance(ps, Tensor)
+    return pk, _usage_dtype(ps[:, 0]), pv
+
+
+def evict_lfu(usage: Tensor, keep: int) -> Tensor:
+    """:func:`xmemk.evict_lfu`: the tokens that survive least-frequently-used eviction (Sec. 2.3). Returns [B, keep]."""
+    # Ascending and stable: among equals the older comes first, and goes first.
+    order = _by_usage(usage, descending=False)
+    return order[:, usage.shape[1] - keep :].sort(dim=1).values
+
+
+def _joined(segments):  # type: ignore[no-untyped-def]
+    """Segments as one tensor; the token axis is the last. The oracle may copy, the backends may not."""
+    if segments is None or isinstance(segments, Tensor):
+        return segments
+    return torch.cat(list(segments), dim=-1)
+
+
+def _readable(score: Tensor) -> Tensor:
+    return torch.where(score.isnan() | (score == math.inf), -math.inf, score)
+
+
+def _by_usage(usage: Tensor, *, descending: bool) -> Tensor:
+    """Token order by usage, stable; NaN below -inf, so that it is the first to go and the last to be chosen."""
+    number = torch.sort(usage.nan_to_num(-math.inf, math.inf, -math.inf), dim=1, descending=descending, stable=True)
+    is_number = ~usage.isnan().gather(1, number.indices)
+    rank = torch.sort(is_number.to(torch.uint8), dim=1, descending=descending, stable=True).indices
+    return number.indices.gather(1, rank)
+
+
+def _usage_dtype(usage: Tensor) -> Tensor:
+    """Usage and shrinkage are float32 whatever the rest is; the float64 oracle keeps its digits."""
+    return usage if usage.dtype == torch.float64 else usage.float()
