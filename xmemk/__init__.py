@@ -1,1 +1,27 @@
-__version__ = "0.1.0"
+"""xmemk: exact, fused kernels for XMem's memory, and a pure PyTorch reference that is the truth."""
+
+from .api import (
+    affinity_topk,
+    consolidate,
+    evict_lfu,
+    explain,
+    memory_read,
+    readout_topk,
+    select_prototypes,
+    similarity,
+)
+from .reference.config import MemoryConfig
+from .version import __version__
+
+__all__ = [
+    "MemoryConfig",
+    "__version__",
+    "affinity_topk",
+    "consolidate",
+    "evict_lfu",
+    "explain",
+    "memory_read",
+    "readout_topk",
+    "select_prototypes",
+    "similarity",
+]

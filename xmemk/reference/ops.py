@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
-Segments = Union[Tensor, Sequence[Tensor]]
-OptionalSegments = Union[Tensor, Sequence[Tensor], None]
+Segments = Tensor | Sequence[Tensor]
+OptionalSegments = Tensor | Sequence[Tensor] | None
 
 
-def similarity(mk: Segments, ms: OptionalSegments, qk: Tensor, qe: Optional[Tensor]) -> Tensor:
+def similarity(mk: Segments, ms: OptionalSegments, qk: Tensor, qe: Tensor | None) -> Tensor:
     """:func:`xmemk.similarity`: Eq. 2, scaled by 1/sqrt(CK) as in the released code. Returns [B, N, Q]."""
-    mk, ms = _joined(mk), _joined(ms)
+    mk, ms = _joined(mk), _maybe_joined(ms)
     if qe is None:  # Eq. 2 with e = 1: plain L2
         qe = torch.ones_like(qk)
     # sum_c e (k - q)^2 = e.k^2 - 2 k.(e q) + e.q^2
@@ -40,7 +39,7 @@ def affinity_topk(
     mk: Segments,
     ms: OptionalSegments,
     qk: Tensor,
-    qe: Optional[Tensor],
+    qe: Tensor | None,
     *,
     top_k: int,
     return_usage: bool = False,
@@ -76,13 +75,13 @@ def memory_read(
     ms: OptionalSegments,
     mv: Segments,
     qk: Tensor,
-    qe: Optional[Tensor],
+    qe: Tensor | None,
     *,
-    top_k: Optional[int] = None,
+    top_k: int | None = None,
     return_usage: bool = False,
-) -> Union[Tensor, tuple[Tensor, Tensor]]:
+) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`xmemk.memory_read`: F = v W(k, q), Eq. 1, W the softmax of Eq. 2 over all tokens or the k best."""
-    mk, ms, mv = _joined(mk), _joined(ms), _joined(mv)
+    mk, ms, mv = _joined(mk), _maybe_joined(ms), _joined(mv)
     if top_k is not None and top_k < mk.shape[2]:
         weight, index, usage = affinity_topk(mk, ms, qk, qe, top_k=top_k, return_usage=True)
         readout = readout_topk(mv, weight, index)
@@ -95,13 +94,14 @@ def memory_read(
 
 def select_prototypes(usage: Tensor, num_prototypes: int) -> Tensor:
     """:func:`xmemk.select_prototypes`: the P most used tokens (Sec. 2.3, prototype selection). Returns [B, P]."""
-    return _by_usage(usage, descending=True)[:, :num_prototypes]
+    # Negated, so that a stable ascending sort puts the most used first, the older of equals first, and NaN last.
+    return torch.sort(-usage, dim=1, stable=True).indices[:, :num_prototypes]
 
 
 def consolidate(
     mk: Tensor,
-    ms: Optional[Tensor],
-    me: Optional[Tensor],
+    ms: Tensor | None,
+    me: Tensor | None,
     mv: Tensor,
     usage: Tensor,
     num_prototypes: int,
@@ -122,28 +122,22 @@ def consolidate(
 
 def evict_lfu(usage: Tensor, keep: int) -> Tensor:
     """:func:`xmemk.evict_lfu`: the tokens that survive least-frequently-used eviction (Sec. 2.3). Returns [B, keep]."""
-    # Ascending and stable: among equals the older comes first, and goes first.
-    order = _by_usage(usage, descending=False)
-    return order[:, usage.shape[1] - keep :].sort(dim=1).values
+    # As in select_prototypes, but newest first, so that the older of equals goes.
+    newest_first = torch.sort(-usage.flip(1), dim=1, stable=True).indices[:, :keep]
+    return (usage.shape[1] - 1 - newest_first).sort(dim=1).values
 
 
-def _joined(segments):  # type: ignore[no-untyped-def]
+def _joined(segments: Segments) -> Tensor:
     """Segments as one tensor; the token axis is the last. The oracle may copy, the backends may not."""
-    if segments is None or isinstance(segments, Tensor):
-        return segments
-    return torch.cat(list(segments), dim=-1)
+    return segments if isinstance(segments, Tensor) else torch.cat(list(segments), dim=-1)
+
+
+def _maybe_joined(segments: OptionalSegments) -> Tensor | None:
+    return None if segments is None else _joined(segments)
 
 
 def _readable(score: Tensor) -> Tensor:
     return torch.where(score.isnan() | (score == math.inf), -math.inf, score)
-
-
-def _by_usage(usage: Tensor, *, descending: bool) -> Tensor:
-    """Token order by usage, stable; NaN below -inf, so that it is the first to go and the last to be chosen."""
-    number = torch.sort(usage.nan_to_num(-math.inf, math.inf, -math.inf), dim=1, descending=descending, stable=True)
-    is_number = ~usage.isnan().gather(1, number.indices)
-    rank = torch.sort(is_number.to(torch.uint8), dim=1, descending=descending, stable=True).indices
-    return number.indices.gather(1, rank)
 
 
 def _usage_dtype(usage: Tensor) -> Tensor:

@@ -1,0 +1,49 @@
+# make demo, make test: all the set-up, then the run. See CONTRIBUTING.md for the others.
+#
+# PYTHON   the interpreter the environment is made with; or, with VENV= (empty), the one to use as it is
+# VENV     the environment: made if it does not exist, else used with what it has, without a network if it has all
+# PIP_ARGS more arguments for pip, such as an index with CPU builds of torch
+
+PYTHON   ?= python3
+VENV     ?= .venv
+PIP_ARGS ?=
+
+PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+STATE := $(if $(VENV),$(VENV),build)
+READY := $(STATE)/.xmemk-ready
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+
+.PHONY: demo test lint format bench wheel clean
+
+demo: $(READY)
+	$(PY) -m xmemk demo
+
+test: $(READY)
+	$(PY) -m pytest --min-passed=$(or $(MIN_PASSED),$(shell cat tests/min-passed)) $(PYTEST_ARGS)
+
+lint: $(STATE)/.xmemk-lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m clang_format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+
+format: $(STATE)/.xmemk-lint
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(PY) -m clang_format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+
+wheel: $(READY)
+	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist out xmemk/*.so *.egg-info
+
+# Packages first, then the extension: an installed torch is what it is built against, hence no build isolation.
+$(READY): $(SOURCES) constraints.txt tools/setup.sh
+	sh tools/setup.sh "$(PYTHON)" "$(VENV)" dev "$(PIP_ARGS)"
+	mkdir -p $(STATE)
+	touch $@
+
+$(STATE)/.xmemk-lint: $(READY)
+	sh tools/setup.sh "$(PYTHON)" "$(VENV)" lint "$(PIP_ARGS)"
+	touch $@

@@ -1,0 +1,49 @@
+// The module xmemk._C. Importing it registers the kernels of csrc/cpu and csrc/cuda with the dispatcher; the schemas
+// are defined in Python (xmemk/ops.py).
+#include <string>
+#include <vector>
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
+
+namespace {
+
+#if defined(_MSC_VER)
+constexpr long kStandard = _MSVC_LANG;
+#else
+constexpr long kStandard = __cplusplus;
+#endif
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+  return "msvc " + std::to_string(_MSC_VER);
+#else
+  return "unknown";
+#endif
+}
+
+pybind11::dict build_info() {
+  pybind11::dict info;
+  info["torch"] = TORCH_VERSION;
+  info["compiler"] = compiler();
+  info["cxx_standard"] = kStandard;
+#if defined(XMEMK_WITH_CUDA)
+  info["cuda"] = true;
+#else
+  info["cuda"] = false;
+#endif
+  info["cpu_ops"] = std::vector<std::string>{"evict_lfu", "gather_tokens", "select_prototypes"};
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "C++ and CUDA kernels of xmemk.";
+  m.def("build_info", &build_info, "What this module was built with, and the operators it has CPU kernels for.");
+}

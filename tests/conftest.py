@@ -1,0 +1,22 @@
+"""A run in which too few tests passed is red: a suite that skips itself must not look like success."""
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--min-passed", type=int, default=0, help="fail the run if fewer tests than this passed")
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    wanted = config.getoption("--min-passed")
+    passed = len(terminalreporter.stats.get("passed", ()))
+    if passed < wanted:
+        terminalreporter.write_line(f"ERROR: {passed} tests passed, at least {wanted} were expected", red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    passed = len(reporter.stats.get("passed", ())) if reporter else 0
+    if exitstatus == pytest.ExitCode.OK and passed < session.config.getoption("--min-passed"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,132 @@
+"""Gradients of memory_read against the oracle's own autograd, and that they need no N x Q matrix."""
+
+import gc
+
+import pytest
+import torch
+
+import xmemk
+from xmemk import reference
+from xmemk.testing import make_inputs
+
+
+def leaves(n=40, q=13, dtype=torch.float64, **options):
+    x = make_inputs(n, q, objects=2, key_channels=6, value_channels=5, batch=2, dtype=dtype, **options)
+    for t in x.read:
+        if t is not None:
+            t.requires_grad_()
+    return x
+
+
+def gradients(read, x, upstream):
+    inputs = [t for t in x.read if t is not None]
+    return torch.autograd.grad(read(), inputs, upstream)
+
+
+def relative(got, wanted):
+    return ((got - wanted).abs().max() / wanted.abs().max()).item()
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 7, 40, 99])
+@pytest.mark.parametrize("optional", [{}, {"shrinkage": False}, {"selection": False}])
+def test_equal_to_the_oracle(top_k, optional):
+    x = leaves(**optional)
+    upstream = torch.randn(2, 2, 5, 13, dtype=torch.float64), torch.randn(2, 40, dtype=torch.float64)
+    options = {"top_k": top_k, "return_usage": True}
+    ours = gradients(lambda: xmemk.memory_read(*x.read, **options), x, upstream)
+    truth = gradients(lambda: reference.memory_read(*x.read, **options), x, upstream)
+    for got, wanted in zip(ours, truth):
+        if wanted.abs().max() < 1e-12:  # one token: the softmax is constant
+            assert got.abs().max() < 1e-12
+        else:
+            assert relative(got, wanted) < 1e-12
+
+
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_segments(top_k):
+    x = leaves()
+    upstream = torch.randn(2, 2, 5, 13, dtype=torch.float64), torch.randn(2, 40, dtype=torch.float64)
+
+    def cut(t):
+        return [t[..., :11], t[..., 11:11], t[..., 11:]]
+
+    ours = gradients(
+        lambda: xmemk.memory_read(cut(x.mk), cut(x.ms), cut(x.mv), x.qk, x.qe, top_k=top_k, return_usage=True),
+        x,
+        upstream,
+    )
+    truth = gradients(lambda: reference.memory_read(*x.read, top_k=top_k, return_usage=True), x, upstream)
+    assert max(map(relative, ours, truth)) < 1e-12
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_gradcheck(top_k):
+    x = make_inputs(9, 4, objects=2, key_channels=3, value_channels=2, dtype=torch.float64)
+    inputs = [t.contiguous().requires_grad_() for t in x.read]
+    assert torch.autograd.gradcheck(lambda *a: xmemk.memory_read(*a, top_k=top_k, return_usage=True), inputs)
+
+
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_float32_gradients_are_as_good_as_plain_autograd(top_k):
+    x = leaves(dtype=torch.float32)
+    upstream = torch.randn(2, 2, 5, 13)
+    ours = gradients(lambda: xmemk.memory_read(*x.read, top_k=top_k), x, upstream)
+    plain = gradients(lambda: reference.memory_read(*x.read, top_k=top_k), x, upstream)
+    exact = x.double()
+    for t in exact.read:
+        t.requires_grad_()
+    truth = gradients(lambda: reference.memory_read(*exact.read, top_k=top_k), exact, upstream.double())
+    for got, usual, wanted in zip(ours, plain, truth):
+        error, usual_error = ((g.double() - wanted).abs().max() for g in (got, usual))
+        assert error <= 2 * usual_error + 1e-6 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_half_inputs_get_half_gradients(top_k):
+    x = leaves(dtype=torch.float16)
+    readout = xmemk.memory_read(*x.read, top_k=top_k)
+    readout.float().square().mean().backward()
+    assert [t.grad.dtype for t in x.read] == [t.dtype for t in x.read]
+    assert all(t.grad.isfinite().all() for t in x.read)
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    x = make_inputs(20, 5, value_channels=3)
+    x.mv.requires_grad_()
+    xmemk.memory_read(*x.read, top_k=4).sum().backward()
+    assert x.mv.grad is not None
+    assert x.mk.grad is None
+
+
+def test_usage_alone_has_a_gradient():
+    x = leaves()
+    _, usage = xmemk.memory_read(*x.read, return_usage=True)
+    (got,) = torch.autograd.grad(usage[:, 0].sum(), x.qk)
+    _, usage = reference.memory_read(*x.read, return_usage=True)
+    (wanted,) = torch.autograd.grad(usage[:, 0].sum(), x.qk)
+    assert relative(got, wanted) < 1e-12
+
+
+def test_readout_topk_and_similarity_are_differentiable():
+    x = leaves()
+    weight, index = xmemk.affinity_topk(x.mk, x.ms, x.qk, x.qe, top_k=5)
+    assert not weight.requires_grad
+    weight.requires_grad_()
+    assert torch.autograd.gradcheck(lambda v, w: xmemk.readout_topk(v, w, index), (x.mv, weight))
+    (got,) = torch.autograd.grad(xmemk.similarity(x.mk, x.ms, x.qk, x.qe).sum(), x.mk)
+    (wanted,) = torch.autograd.grad(reference.similarity(x.mk, x.ms, x.qk, x.qe).sum(), x.mk)
+    assert relative(got, wanted) < 1e-12
+
+
+@pytest.mark.parametrize("top_k", [None, 30])
+def test_nothing_of_size_n_times_q_is_kept_for_the_backward(top_k):
+    n, q = 3000, 1000
+    x = make_inputs(n, q, value_channels=8)
+    for t in x.read:
+        t.requires_grad_()
+    gc.collect()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        xmemk.memory_read(*x.read, top_k=top_k)
+    assert kept
+    assert max(kept) < n * q // 10

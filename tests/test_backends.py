@@ -1,0 +1,81 @@
+"""The choice of backend: a pure function, and what explain() says of it."""
+
+import pytest
+import torch
+
+import xmemk
+from xmemk import backends
+from xmemk.backends import BACKENDS, Call, choose, explain
+from xmemk.testing import make_inputs
+
+
+def test_auto_prefers_native_code_and_always_finds_something():
+    assert choose(Call("evict_lfu", "cpu", False), "auto", None) == "cpu"
+    assert choose(Call("evict_lfu", "cpu", False), "auto", "the C++ extension is not built") == "torch"
+    assert choose(Call("evict_lfu", "cuda", False), "auto", None) == "torch"
+    assert choose(Call("consolidate", "cpu", True), "auto", None) == "torch"
+    for device in ("cpu", "cuda", "mps", "meta"):
+        for op in ("memory_read", "affinity_topk", "readout_topk", "similarity", "consolidate"):
+            assert choose(Call(op, device, True), "auto", "not built") in BACKENDS
+
+
+@pytest.mark.parametrize(
+    ("call", "native_error", "words"),
+    [
+        (Call("memory_read", "cpu", False), None, "'cpu' has no kernel for memory_read.*Would do: 'torch'"),
+        (Call("evict_lfu", "cuda", False), None, "'cpu' needs cpu tensors, these are on cuda"),
+        (Call("consolidate", "cpu", True), None, "'cpu' has no gradient for consolidate"),
+        (Call("evict_lfu", "cpu", False), "the C++ extension is not built", "not built; `xmemk doctor` says how"),
+    ],
+)
+def test_a_backend_asked_for_by_name_never_falls_back(call, native_error, words):
+    with pytest.raises(ValueError, match=words):
+        choose(call, "cpu", native_error)
+
+
+def test_explain_gives_the_choice_and_every_reason():
+    x = make_inputs(9, 3, value_channels=2)
+    said = xmemk.explain(xmemk.memory_read, *x.read, top_k=3)
+    assert said.chosen == "torch"
+    assert set(said.refusals) == set(BACKENDS) - {"torch"}
+    assert "has no kernel for memory_read" in str(said)
+    refused = xmemk.explain("memory_read", *x.read, backend="triton")
+    assert refused.chosen is None
+    assert "refused" in str(refused)
+    with pytest.raises(ValueError, match="function: wanted one of"):
+        xmemk.explain(torch.topk, x.mk)
+    with pytest.raises(ValueError, match="backend: wanted"):
+        xmemk.explain(xmemk.memory_read, *x.read, backend="metal")
+    with pytest.raises(ValueError, match="at least one tensor"):
+        xmemk.explain(xmemk.memory_read)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_explain_agrees_with_what_the_call_does(gradient):
+    x = make_inputs(20, 3, value_channels=2)
+    for t in x.read:
+        t.requires_grad_(gradient)
+    calls = {
+        xmemk.memory_read: x.read,
+        xmemk.select_prototypes: (x.usage, 3),
+        xmemk.evict_lfu: (x.usage, 3),
+        xmemk.consolidate: (x.mk, x.ms, x.me, x.mv, x.usage, 3),
+        xmemk.similarity: (x.mk, x.ms, x.qk, x.qe),
+    }
+    for function, arguments in calls.items():
+        for name in BACKENDS:
+            said = xmemk.explain(function, *arguments, backend=name)
+            if said.chosen is None:
+                with pytest.raises(ValueError, match="backend:"):
+                    function(*arguments, backend=name)
+            else:
+                function(*arguments, backend=name)
+
+
+def test_every_backend_has_a_device_and_a_set_of_ops():
+    assert set(backends._KERNELS) == set(backends._DEVICE) == set(BACKENDS) - {"torch"}
+    assert set().union(*backends._KERNELS.values()) <= set(xmemk.__all__)
+
+
+def test_explain_of_a_pure_call_needs_no_tensor_of_that_device():
+    assert explain(Call("evict_lfu", "cuda", False), "auto", None).chosen == "torch"

@@ -1,0 +1,99 @@
+"""torch.compile without graph breaks, and a memory that grows from call to call without a recompilation per frame."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import xmemk
+from xmemk import ops
+from xmemk.testing import compare_close, make_inputs
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def growing(function, sizes, backend="aot_eager"):
+    """Runs ``function(inputs)`` compiled and plain over memories of the given sizes; returns the number of
+    compilations.
+    """
+    whole = make_inputs(max(sizes), 17, objects=2, value_channels=6)
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    for n in sizes:
+        memory = [t[..., :n] for t in (whole.mk, whole.ms, whole.mv, whole.me, whole.usage)]
+        got, wanted = compiled(*memory, whole.qk, whole.qe), function(*memory, whole.qk, whole.qe)
+        for g, w in zip(got, wanted):
+            assert g.dtype == w.dtype
+            compare_close("compiled", g, w, 2e-5).check()
+    return counter.frame_count
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_memory_read_compiles_twice_for_any_number_of_sizes(top_k):
+    def read(mk, ms, mv, me, usage, qk, qe):
+        return xmemk.memory_read(mk, ms, mv, qk, qe, top_k=top_k, return_usage=True)
+
+    # Once for the first size, once for all others.
+    assert growing(read, range(20, 120, 9)) <= 2
+
+
+def test_segments_of_growing_size():
+    def read(mk, ms, mv, me, usage, qk, qe):
+        cut = mk.shape[2] // 2
+        mk, ms, mv = ([t[..., :cut], t[..., cut:]] for t in (mk, ms, mv))
+        return xmemk.memory_read(mk, ms, mv, qk, qe, top_k=5, return_usage=True)
+
+    assert growing(read, range(20, 120, 10)) <= 2
+
+
+def test_the_other_functions():
+    def upkeep(mk, ms, mv, me, usage, qk, qe):
+        weight, index = xmemk.affinity_topk(mk, ms, qk, qe, top_k=5)
+        return (
+            weight,
+            xmemk.readout_topk(mv, weight, index),
+            xmemk.similarity(mk, ms, qk, qe),
+            xmemk.select_prototypes(usage, 7),
+            xmemk.evict_lfu(usage, 9),
+            *xmemk.consolidate(mk, ms, me, mv, usage, 7),
+        )
+
+    assert growing(upkeep, range(20, 120, 9)) <= 2
+
+
+def test_gradients_through_a_compiled_read():
+    x = make_inputs(50, 9, value_channels=4)
+    for t in x.read:
+        t.requires_grad_()
+
+    def loss(*a):
+        return xmemk.memory_read(*a, top_k=6).square().sum()
+
+    wanted = torch.autograd.grad(loss(*x.read), x.read)
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(*x.read), x.read)
+    for g, w in zip(got, wanted):
+        compare_close("gradient", g, w, 1e-4 * w.abs().max().item()).check()
+
+
+@pytest.mark.slow
+def test_inductor():
+    def read(mk, ms, mv, me, usage, qk, qe):
+        return xmemk.memory_read(mk, ms, mv, qk, qe, top_k=5, return_usage=True)
+
+    assert growing(read, (30, 45, 60), backend="inductor") <= 2
+
+
+@pytest.mark.skipif(ops.native_error() is not None, reason=f"xmemk._C: {ops.native_error()}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_operators_pass_opcheck(dtype):
+    usage = torch.rand(2, 30, dtype=dtype)
+    index = torch.randint(30, (2, 5))
+    torch.library.opcheck(torch.ops.xmemk.select_prototypes, (usage, 4))
+    torch.library.opcheck(torch.ops.xmemk.evict_lfu, (usage, 12))
+    torch.library.opcheck(torch.ops.xmemk.gather_tokens, (torch.rand(2, 3, 30, dtype=dtype), index))
+    torch.library.opcheck(torch.ops.xmemk.gather_tokens, (torch.rand(2, 2, 3, 30, dtype=dtype), index))
+    torch.library.opcheck(torch.ops.xmemk.gather_tokens, (torch.rand(2, 30, 3, dtype=dtype).transpose(1, 2), index))

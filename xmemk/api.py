@@ -1,0 +1,260 @@
+"""The public stateless functions: signature, shapes, checks, choice of backend.
+
+B batch, O objects, CK key channels, CV value channels, N memory tokens, Q query tokens, P prototypes. Tensors may have
+any strides; channel stride 1 ("token-major") is the fast layout. Keys, values and queries are float32, float16,
+bfloat16 or float64; arithmetic is float32 at least. Shrinkage and usage are float32. The memory may be given as a list
+of segments (permanent, long-term, working, some of them empty), read as one memory without concatenating.
+
+Every function takes ``backend``: "auto", or one of "cuda", "triton", "cpu", "torch" by name, which then serves the call
+or raises ValueError. TypeError and ValueError name the argument, what was wanted and what came.
+
+Rules where the paper is silent, the same for every backend:
+
+* A similarity that is NaN or +inf (a key or shrinkage that is not finite) counts as -inf: that token has weight 0.
+* A query without any finite similarity reads NaN, and adds nothing to usage.
+* Values must be finite: one that is not spreads to all queries of a dense read, to those that select it in a top-k
+  read.
+* Equal scores at rank k, and equal usage: the lower index is preferred. NaN usage ranks below every number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from . import autograd, backends, checks, ops, plain
+from .backends import Call, Explanation
+
+Segments = Tensor | Sequence[Tensor]
+
+
+@overload
+def memory_read(
+    mk: Segments,
+    ms: Segments | None,
+    mv: Segments,
+    qk: Tensor,
+    qe: Tensor | None,
+    *,
+    top_k: int | None = ...,
+    return_usage: Literal[False] = ...,
+    backend: str = ...,
+) -> Tensor: ...
+@overload
+def memory_read(
+    mk: Segments,
+    ms: Segments | None,
+    mv: Segments,
+    qk: Tensor,
+    qe: Tensor | None,
+    *,
+    top_k: int | None = ...,
+    return_usage: Literal[True],
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
+def memory_read(
+    mk: Segments,
+    ms: Segments | None,
+    mv: Segments,
+    qk: Tensor,
+    qe: Tensor | None,
+    *,
+    top_k: int | None = None,
+    return_usage: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """F = v W(k, q): Eq. 1, with W the softmax over memory tokens of the anisotropic L2 similarity S, Eq. 2:
+
+        S[n, q] = -(ms[n] / sqrt(CK)) * sum_c qe[c, q] (mk[c, n] - qk[c, q])^2
+
+    Args:
+        mk: keys [B, CK, N], or a list of segments [B, CK, N_i].
+        ms: shrinkage [B, 1, N] (a list if mk is one), or None for 1.
+        mv: values [B, O, CV, N] (a list if mk is one); any floating dtype.
+        qk: query keys [B, CK, Q], in mk's dtype.
+        qe: selection [B, CK, Q] in mk's dtype, or None for 1 (plain L2).
+        top_k: restrict the softmax to the k most similar tokens of each query, exactly; None, or k >= N, means all.
+        return_usage: also return the probability mass each token received (Sec. 2.3, prototype selection).
+
+    Returns:
+        readout [B, O, CV, Q] in mv's dtype, with channel stride 1; with ``return_usage`` also usage [B, N] float32
+        (float64 for float64 keys), which sums to Q over N.
+
+    Differentiable in mk, ms, mv, qk and qe; the backward pass does not store the N x Q affinity either.
+    Raises TypeError or ValueError for wrong types, shapes, dtypes or devices, and for an empty memory.
+    """
+    memory = checks.memory(mk, ms, mv, qk, qe, with_values=True)
+    if top_k is not None:
+        checks.top_k(top_k)
+    assert memory.mv is not None
+    tensors = (*memory.mk, *(memory.ms or ()), *memory.mv, qk, qe)
+    gradient = _wants_gradient(tensors)
+    _choose("memory_read", qk, gradient, backend)
+    read = autograd.memory_read if gradient and not torch.compiler.is_compiling() else plain.memory_read
+    with _full_precision(qk):
+        readout, usage = read(memory.mk, memory.ms, memory.mv, qk, qe, top_k, return_usage)
+    return readout if usage is None else (readout, usage)
+
+
+def affinity_topk(
+    mk: Segments,
+    ms: Segments | None,
+    qk: Tensor,
+    qe: Tensor | None,
+    *,
+    top_k: int,
+    return_usage: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+    """The sparse affinity W of a top-k read (see :func:`memory_read` for the arguments and Eq. 2).
+
+    Returns:
+        weight [B, Q, k] float32 (float64 for float64 keys), descending, and index [B, Q, k] int64 into the N tokens of
+        all segments, k = min(top_k, N); with ``return_usage`` also usage [B, N].
+
+    Where fewer than k tokens have a finite similarity, the slots left over repeat the best token with weight 0.
+    Differentiable in nothing: weights are for looking, testing and several readouts.
+    """
+    memory = checks.memory(mk, ms, None, qk, qe, with_values=False)
+    checks.top_k(top_k)
+    _choose("affinity_topk", qk, False, backend)
+    with _full_precision(qk), torch.no_grad():
+        weight, index = plain.affinity_topk(memory.mk, memory.ms, qk, qe, top_k)
+        if not return_usage:
+            return weight, index
+        return weight, index, plain.usage_topk(weight, index, memory.tokens)
+
+
+def readout_topk(mv: Segments, weight: Tensor, index: Tensor, *, backend: str = "auto") -> Tensor:
+    """Eq. 1 over selected tokens: readout[b, o, c, q] = sum_j weight[b, q, j] * mv[b, o, c, index[b, q, j]].
+
+    Args:
+        mv: values [B, O, CV, N], or a list of segments.
+        weight, index: [B, Q, k] as :func:`affinity_topk` returns them.
+
+    Returns:
+        readout [B, O, CV, Q] in mv's dtype. Differentiable in mv and weight.
+
+    Raises IndexError for an index outside 0 .. N - 1.
+    """
+    values = checks.affinity(mv, weight, index)
+    _choose("readout_topk", weight, _wants_gradient((*values, weight)), backend)
+    _check_index(index, sum(v.shape[3] for v in values))
+    with _full_precision(weight):
+        return plain.readout_topk(values, weight, index)
+
+
+def similarity(mk: Segments, ms: Segments | None, qk: Tensor, qe: Tensor | None, *, backend: str = "auto") -> Tensor:
+    """S of Eq. 2 (see :func:`memory_read`), [B, N, Q] float32 (float64 for float64 keys): for looking and testing.
+
+    It is the matrix that every other function avoids. Differentiable.
+    """
+    memory = checks.memory(mk, ms, None, qk, qe, with_values=False)
+    _choose("similarity", qk, _wants_gradient((*memory.mk, *(memory.ms or ()), qk, qe)), backend)
+    with _full_precision(qk):
+        return plain.similarity(memory.mk, memory.ms, qk, qe)
+
+
+def select_prototypes(usage: Tensor, num_prototypes: int, *, backend: str = "auto") -> Tensor:
+    """The P most used of N candidates (Sec. 2.3, prototype selection): usage [B, N] -> index [B, P] int64.
+
+    By usage, descending; of equal usage the lower index first. Raises ValueError unless 0 <= P <= N.
+    """
+    checks.usage(usage, num_prototypes, "num_prototypes")
+    if _choose("select_prototypes", usage, False, backend) == "cpu":
+        return ops.select_prototypes(usage.detach(), num_prototypes)
+    return plain.select_prototypes(usage.detach(), num_prototypes)
+
+
+def consolidate(
+    mk: Tensor,
+    ms: Tensor | None,
+    me: Tensor | None,
+    mv: Tensor,
+    usage: Tensor,
+    num_prototypes: int,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory consolidation of N candidates into P prototypes (Sec. 2.3): selection by usage, then potentiation, Eq. 3.
+
+    Args:
+        mk, ms, me, mv: the candidates' keys [B, CK, N], shrinkage [B, 1, N] or None, selection [B, CK, N] or None, and
+            values [B, O, CV, N].
+        usage: [B, N], normalised by the time each candidate was in memory.
+        num_prototypes: P, 0 <= P <= N.
+
+    Returns:
+        pk [B, CK, P] the chosen candidates' keys, most used first; ps [B, 1, P] float32 and pv [B, O, CV, P], shrinkage
+        and values of all candidates averaged with the softmax of their similarity to each prototype.
+    """
+    checks.consolidation(mk, ms, me, mv, usage, num_prototypes)
+    gradient = _wants_gradient((mk, ms, me, mv))
+    steps: tuple[Callable[..., Tensor], ...] = (plain.select_prototypes, plain.gather_tokens)
+    if _choose("consolidate", mk, gradient, backend) == "cpu":
+        steps = (ops.select_prototypes, ops.gather_tokens)
+    with _full_precision(mk):
+        return plain.consolidate(mk, ms, me, mv, usage.detach(), num_prototypes, *steps)
+
+
+def evict_lfu(usage: Tensor, keep: int, *, backend: str = "auto") -> Tensor:
+    """Least-frequently-used eviction (Sec. 2.3, removing obsolete features): usage [B, N] -> index [B, keep] int64.
+
+    The indices of the survivors, ascending. Exactly ``keep`` survive; of equal usage the older (lower index) goes
+    first.
+    Raises ValueError unless 0 <= keep <= N.
+    """
+    checks.usage(usage, keep, "keep")
+    if _choose("evict_lfu", usage, False, backend) == "cpu":
+        return ops.evict_lfu(usage.detach(), keep)
+    return plain.evict_lfu(usage.detach(), keep)
+
+
+def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto", **kwargs: Any) -> Explanation:
+    """Which backend a call would use, and why each other one would not; ``print`` the result.
+
+    ``explain(xmemk.memory_read, mk, ms, mv, qk, qe, top_k=30)``: the call's function (or its name) and its arguments,
+    of which only device and need for gradients matter. Nothing is computed.
+    """
+    op = function if isinstance(function, str) else getattr(function, "__name__", "")
+    if op not in backends.OPS:
+        raise ValueError(f"function: wanted one of {', '.join(backends.OPS)}, got {function!r}")
+    tensors = []
+    for argument in (*args, *kwargs.values()):
+        tensors += [
+            t for t in (argument if isinstance(argument, (list, tuple)) else [argument]) if isinstance(t, Tensor)
+        ]
+    if not tensors:
+        raise ValueError(f"explain: wanted {op}'s arguments, with at least one tensor")
+    # As each function itself decides: selection has no gradient to offer, whatever is asked of its input.
+    gradient = op not in ("affinity_topk", "select_prototypes", "evict_lfu") and _wants_gradient(tensors)
+    return backends.explain(Call(op, tensors[0].device.type, gradient), backend, ops.native_error())
+
+
+def _choose(op: str, like: Tensor, gradient: bool, backend: str) -> str:
+    return backends.choose(Call(op, like.device.type, gradient), backend, ops.native_error())
+
+
+def _wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Under autocast, matrix products would fall to 16 bits, which the cancellation in Eq. 2 does not bear."""
+    if torch.is_autocast_enabled(like.device.type):
+        return torch.autocast(like.device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _check_index(index: Tensor, tokens: int) -> None:
+    # On a GPU the gather itself traps; looking here would wait for the device. A compiler's kernels check on their own.
+    if index.device.type != "cpu" or torch.compiler.is_compiling() or index.numel() == 0:
+        return
+    low, high = index.aminmax()
+    if low < 0 or high >= tokens:
+        bad = int(low) if low < 0 else int(high)
+        raise IndexError(f"index: wanted 0 to {tokens - 1} (N = {tokens} tokens), got {bad}")

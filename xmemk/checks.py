@@ -1,0 +1,187 @@
+"""Checks at the public border: ValueError or TypeError that name the argument, what was wanted and what came.
+
+They read metadata only (types, shapes, dtypes, devices), so they cost microseconds, never wait for a device, and are
+traced away by torch.compile. What they let through is safe for every backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Segments = Tensor | Sequence[Tensor]
+
+_FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Memory(NamedTuple):
+    """The memory of a read as equally long lists of segments; ``ms`` and ``mv`` are None where there are none."""
+
+    mk: list[Tensor]
+    ms: list[Tensor] | None
+    mv: list[Tensor] | None
+
+    @property
+    def tokens(self) -> int:
+        return sum(k.shape[2] for k in self.mk)
+
+
+def memory(
+    mk: Segments, ms: Segments | None, mv: Segments | None, qk: Tensor, qe: Tensor | None, *, with_values: bool
+) -> Memory:
+    """Keys, shrinkage and values of a read, and the query they are read with.
+
+    Raises TypeError for what is not a floating tensor or mixes dtypes, ValueError for shapes, devices and an empty
+    memory.
+    """
+    keys = _segments("mk", mk)
+    values = _segments("mv", mv) if with_values else None  # None is then no memory, and says so
+    shrinkage = None if ms is None else _segments("ms", ms)
+    _tensor("qk", qk, "[B, CK, Q]")
+    b, ck, _ = qk.shape
+    for i, k in enumerate(keys):
+        name = _name("mk", mk, i)
+        _tensor(name, k, "[B, CK, N]")
+        if k.shape[0] != b or k.shape[1] != ck:
+            raise ValueError(f"{name}: wanted [B={b}, CK={ck}, N] to go with qk {_shape(qk)}, got {_shape(k)}")
+        _same(name, k, "qk", qk)
+    for name, listed in (("ms", shrinkage), ("mv", values)):
+        if listed is not None and len(listed) != len(keys):
+            raise ValueError(f"{name}: wanted {len(keys)} segments as in mk, got {len(listed)}")
+    if shrinkage is not None:
+        for i, (s, k) in enumerate(zip(shrinkage, keys)):
+            name = _name("ms", ms, i)
+            _tensor(name, s, "[B, 1, N]")
+            if s.shape[0] != b or s.shape[1] != 1 or s.shape[2] != k.shape[2]:
+                raise ValueError(f"{name}: wanted [B={b}, 1, N={k.shape[2]}] as in mk, got {_shape(s)}")
+            _device(name, s, "qk", qk)
+    if values is not None:
+        first = values[0]
+        for i, (v, k) in enumerate(zip(values, keys)):
+            name = _name("mv", mv, i)
+            _tensor(name, v, "[B, O, CV, N]")
+            if v.shape[0] != b or v.shape[3] != k.shape[2]:
+                raise ValueError(f"{name}: wanted [B={b}, O, CV, N={k.shape[2]}] as in mk, got {_shape(v)}")
+            if v.shape[1] != first.shape[1] or v.shape[2] != first.shape[2]:
+                raise ValueError(f"{name}: wanted the O and CV of the first segment {_shape(first)}, got {_shape(v)}")
+            _device(name, v, "qk", qk)
+            if v.dtype != first.dtype:
+                raise TypeError(f"{name}: wanted {first.dtype} as in the first segment, got {v.dtype}")
+    if qe is not None:
+        _tensor("qe", qe, "[B, CK, Q]")
+        if qe.shape != qk.shape:
+            raise ValueError(f"qe: wanted {_shape(qk)} as qk, got {_shape(qe)}")
+        _same("qe", qe, "qk", qk)
+    checked = Memory(keys, shrinkage, values)
+    if checked.tokens == 0:
+        raise ValueError("mk: the memory is empty (N = 0); there is nothing to read")
+    return checked
+
+
+def affinity(mv: Segments, weight: Tensor, index: Tensor) -> list[Tensor]:
+    """Values and the sparse affinity they are read out with. Index values are not looked at here (see readout_topk)."""
+    values = _segments("mv", mv)
+    _tensor("weight", weight, "[B, Q, k]")
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        raise TypeError(f"index: wanted an int64 tensor [B, Q, k], got {_what(index)}")
+    if index.shape != weight.shape:
+        raise ValueError(f"index: wanted {_shape(weight)} as weight, got {_shape(index)}")
+    _device("index", index, "weight", weight)
+    for i, v in enumerate(values):
+        name = _name("mv", mv, i)
+        _tensor(name, v, "[B, O, CV, N]")
+        if v.shape[0] != weight.shape[0] or v.shape[1:3] != values[0].shape[1:3]:
+            wanted = [weight.shape[0], *values[0].shape[1:3]]
+            raise ValueError(f"{name}: wanted [B, O, CV, N] with B, O, CV = {wanted}, got {_shape(v)}")
+        _device(name, v, "weight", weight)
+        if v.dtype != values[0].dtype:
+            raise TypeError(f"{name}: wanted {values[0].dtype} as in the first segment, got {v.dtype}")
+    if sum(v.shape[3] for v in values) == 0:
+        raise ValueError("mv: the memory is empty (N = 0); there is nothing to read")
+    return values
+
+
+def consolidation(
+    mk: Tensor, ms: Tensor | None, me: Tensor | None, mv: Tensor, usage_: Tensor, num_prototypes: int
+) -> None:
+    """The candidates of a consolidation."""
+    for name, given in (("mk", mk), ("ms", ms), ("mv", mv)):
+        if given is not None and not isinstance(given, Tensor):
+            raise TypeError(f"{name}: wanted one tensor (candidates are one segment), got {_what(given)}")
+    memory(mk, ms, mv, mk, None, with_values=True)
+    if me is not None:
+        _tensor("me", me, "[B, CK, N]")
+        if me.shape != mk.shape:
+            raise ValueError(f"me: wanted {_shape(mk)} as mk, got {_shape(me)}")
+        _same("me", me, "mk", mk)
+    usage(usage_, num_prototypes, "num_prototypes")
+    if usage_.shape != (mk.shape[0], mk.shape[2]):
+        raise ValueError(f"usage: wanted [B={mk.shape[0]}, N={mk.shape[2]}] as in mk, got {_shape(usage_)}")
+    _device("usage", usage_, "mk", mk)
+
+
+def usage(usage: Tensor, count: int, name: str) -> None:
+    """A usage vector per batch element and how many tokens to take from it."""
+    _tensor("usage", usage, "[B, N]")
+    _integer(name, count)
+    if not 0 <= count <= usage.shape[1]:
+        raise ValueError(f"{name}: wanted 0 to N = {usage.shape[1]} (usage is {_shape(usage)}), got {count}")
+
+
+def top_k(value: int) -> None:
+    _integer("top_k", value)
+    if value < 1:
+        raise ValueError(f"top_k: wanted at least 1, got {value}")
+
+
+def _segments(name: str, given: Segments | None) -> list[Tensor]:
+    if isinstance(given, Tensor):
+        return [given]
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"{name}: wanted a tensor or a list of tensors, got {_what(given)}")
+    if len(given) == 0:
+        raise ValueError(f"{name}: wanted at least one segment, got an empty {type(given).__name__}")
+    return list(given)
+
+
+def _tensor(name: str, given: object, wanted: str) -> None:
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name}: wanted a tensor {wanted}, got {_what(given)}")
+    if given.dtype not in _FLOATING:
+        raise TypeError(f"{name}: wanted float32, float16, bfloat16 or float64, got {given.dtype}")
+    if given.dim() != wanted.count(",") + 1:
+        raise ValueError(f"{name}: wanted {wanted}, got {_shape(given)}")
+
+
+def _same(name: str, given: Tensor, like_name: str, like: Tensor) -> None:
+    _device(name, given, like_name, like)
+    if given.dtype != like.dtype:
+        raise TypeError(f"{name}: wanted {like.dtype} as {like_name}, got {given.dtype}")
+
+
+def _device(name: str, given: Tensor, like_name: str, like: Tensor) -> None:
+    if given.device != like.device:
+        raise ValueError(f"{name}: wanted device {like.device} as {like_name}, got {given.device}")
+
+
+def _integer(name: str, value: object) -> None:
+    # A size read off a tensor is a SymInt while torch.compile traces.
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: wanted an int, got {_what(value)}")
+
+
+def _name(name: str, given: object, i: int) -> str:
+    return name if isinstance(given, Tensor) else f"{name}[{i}]"
+
+
+def _shape(t: Tensor) -> list[int]:
+    return list(t.shape)
+
+
+def _what(given: object) -> str:
+    if isinstance(given, Tensor):
+        return f"{given.dtype} {_shape(given)}"
+    return f"{type(given).__name__} {given!r}"[:60]

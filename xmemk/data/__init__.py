@@ -1,0 +1,6 @@
+"""Video and masks in and out, and the bundled clip."""
+
+from pathlib import Path
+
+# The clip of the demo; its README.md beside it names its authors and licence.
+BUNNY = Path(__file__).parent / "bunny"

@@ -1,0 +1,58 @@
+"""Label masks as palette PNGs, in the colours of the DAVIS datasets."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+
+class MaskError(ValueError):
+    """A mask that is missing, unreadable or unfit; the message is one sentence for the person who named it."""
+
+
+@functools.cache
+def palette() -> tuple[tuple[int, int, int], ...]:
+    """256 colours: the bits of the label, three at a time, fill the colour's bits from the top (PASCAL VOC and DAVIS)."""
+    colours = []
+    for label in range(256):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                channels[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
+        colours.append((channels[0], channels[1], channels[2]))
+    return tuple(colours)
+
+
+def read_mask(path: str | Path) -> Tensor:
+    """Labels [H, W] uint8, 0 the background. Palette and grey images are read as labels; raises MaskError for others."""
+    if not Path(path).is_file():
+        raise MaskError(f"{path}: no such mask file")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode not in ("P", "L", "1"):
+                raise MaskError(f"{path}: wanted a palette or grey image of labels, got an image of mode {image.mode}")
+            labels = np.array(image if image.mode != "1" else image.convert("L").point(lambda v: v // 255))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise MaskError(f"{path}: not an image that can be read") from error
+    return torch.from_numpy(labels)
+
+
+def read_object_mask(path: str | Path) -> Tensor:
+    """:func:`read_mask`, and a MaskError if there is no object in it."""
+    labels = read_mask(path)
+    if not bool((labels > 0).any()):
+        raise MaskError(f"{path}: has no object, every pixel is background (label 0)")
+    return labels
+
+
+def write_mask(path: str | Path, labels: Tensor) -> None:
+    """Writes labels [H, W] uint8 as a palette PNG."""
+    image = Image.fromarray(labels.numpy(), mode="P")
+    image.putpalette([value for colour in palette() for value in colour])
+    image.save(path, optimize=False)

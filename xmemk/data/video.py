@@ -1,0 +1,105 @@
+"""Video in and out through PyAV, as a stream: one frame in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import torch
+from torch import Tensor
+
+
+class VideoError(ValueError):
+    """A video that is missing, unreadable or without frames; the message is one sentence for the person who named it."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """``frames`` is what the file says of itself, None where it does not."""
+
+    width: int
+    height: int
+    frames: int | None
+    rate: Fraction
+
+
+def _open(path: str | Path) -> av.container.InputContainer:
+    if not Path(path).is_file():
+        raise VideoError(f"{path}: no such video file")
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: not a video that can be read ({_reason(error)})") from error
+    if not container.streams.video:
+        container.close()
+        raise VideoError(f"{path}: has no video stream")
+    return container
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Size, length and rate. Raises VideoError."""
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        if not stream.width or not stream.height:
+            raise VideoError(f"{path}: not a video that can be read (it says nothing of its size)")
+        return VideoInfo(stream.width, stream.height, stream.frames or None, rate)
+
+
+def read_frames(path: str | Path, size: tuple[int, int] | None = None, start: int = 0) -> Iterator[Tensor]:
+    """Frames in decode order from number ``start`` (0-based), as RGB uint8 [H, W, 3].
+
+    ``size`` is (width, height) to resize to, by area averaging; None keeps the video's own. Raises VideoError, also in the
+    middle where the file is damaged, or if there is no frame ``start``.
+    """
+    width, height = size or (None, None)
+    count = 0
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        try:
+            for frame in container.decode(stream):
+                count += 1
+                if count <= start:
+                    continue
+                picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
+                yield torch.from_numpy(picture.to_ndarray())
+        except av.FFmpegError as error:
+            raise VideoError(f"{path}: cannot be read beyond frame {count} ({_reason(error)})") from error
+    if count <= start:
+        raise VideoError(f"{path}: has {count} frames, so there is no frame {start}")
+
+
+class VideoWriter:
+    """Writes RGB frames [H, W, 3] uint8 as H.264 in MP4, which browsers play. A context manager."""
+
+    def __init__(self, path: str | Path, width: int, height: int, rate: Fraction) -> None:
+        self._container = av.open(str(path), "w", options={"movflags": "faststart"})
+        codec = next((c for c in ("libx264", "libopenh264", "mpeg4") if c in av.codecs_available), "mpeg4")
+        self._stream = self._container.add_stream(codec, rate=rate)
+        # Colour is stored at half the size: an odd last row or column is left out.
+        self._stream.width, self._stream.height = width // 2 * 2, height // 2 * 2
+        self._stream.pix_fmt = "yuv420p"
+        if codec == "libx264":
+            self._stream.options = {"crf": "21", "preset": "veryfast"}
+
+    def write(self, frame: Tensor) -> None:
+        """frame: RGB uint8 [H, W, 3], at least of the writer's size."""
+        picture = frame[: self._stream.height, : self._stream.width].contiguous().numpy()
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,32 @@
+"""The machine a figure was measured on, in words."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def describe() -> dict[str, str]:
+    """Processor, threads, accelerator if there is one, and versions."""
+    said = {
+        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(torch.get_num_threads()),
+        "cores": str(os.cpu_count()),
+        "system": platform.platform(),
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
+    if torch.cuda.is_available():
+        said["GPU"] = torch.cuda.get_device_name()
+    return said
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,54 @@
+"""How much more memory a piece of work took at its peak than there was in use when it began."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+_CLEAR = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+class Peak:
+    """A context manager; afterwards ``bytes`` is the peak above the start, or None where it cannot be measured.
+
+    On a GPU what PyTorch allocated; on the CPU the process's resident memory, of which Linux keeps the high-water mark.
+    """
+
+    def __init__(self, device: torch.device, wanted: bool = True) -> None:
+        self.bytes: int | None = None
+        self._device = device
+        self._start: int | None = None
+        self._wanted = wanted
+
+    def __enter__(self) -> Peak:
+        if not self._wanted:
+            return self
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._start = torch.cuda.memory_allocated(self._device)
+            return self
+        try:
+            _CLEAR.write_text("5")  # sets the high-water mark back to what is resident now
+            self._start = _resident("VmRSS")
+        except OSError:
+            self._start = None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._start is None:
+            return
+        if self._device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self._device) - self._start
+        else:
+            self.bytes = max(0, _resident("VmHWM") - self._start)
+
+
+def _resident(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"/proc/self/status does not tell {name}")
+    return int(found[1]) * 1024

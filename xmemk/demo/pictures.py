@@ -1,0 +1,90 @@
+"""What the demo shows a person: the masks drawn over the frames, a contact sheet, the plots."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..data.masks import palette
+from .measure import Read
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the choice of backend)
+
+_INK = "#123457"  # replaced by the page's own text colour, light or dark
+
+
+def overlay(image: Tensor, labels: Tensor, opacity: float = 0.45) -> Tensor:
+    """image [H, W, 3] uint8 with labels [H, W] as tints with a light outline -> [H, W, 3] uint8."""
+    colours = torch.tensor(palette(), dtype=torch.float32)
+    colours[1] = torch.tensor([235.0, 64.0, 52.0])  # the first object, in a red that shows on grey fur
+    tint = colours[labels.long()]
+    inside = (labels > 0).unsqueeze(2)
+    mixed = torch.where(inside, (1 - opacity) * image.float() + opacity * tint, image.float())
+    return torch.where(_outline(labels).unsqueeze(2), torch.tensor([255.0, 255.0, 255.0]), mixed).round().to(torch.uint8)
+
+
+def _outline(labels: Tensor) -> Tensor:
+    """Pixels of an object that touch another label, [H, W] bool."""
+    edge = torch.zeros_like(labels, dtype=torch.bool)
+    across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    return edge & (labels > 0)
+
+
+def contact_sheet(pictures: list[tuple[int, Tensor]], columns: int = 4, width: int = 420) -> Image.Image:
+    """Frames [H, W, 3] uint8 with their numbers, in reading order."""
+    thumbs = []
+    font = ImageFont.load_default(size=16)
+    for number, picture in pictures:
+        image = Image.fromarray(picture.numpy())
+        image = image.resize((width, max(1, round(width * image.height / image.width))), Image.Resampling.LANCZOS)
+        draw = ImageDraw.Draw(image)
+        draw.rectangle((0, 0, 92, 24), fill=(0, 0, 0))
+        draw.text((8, 3), f"frame {number}", font=font, fill=(255, 255, 255))
+        thumbs.append(image)
+    gap, height = 6, max(t.height for t in thumbs)
+    rows = -(-len(thumbs) // columns)
+    columns = min(columns, len(thumbs))
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (24, 24, 24))
+    for i, thumb in enumerate(thumbs):
+        sheet.paste(thumb, (gap + i % columns * (width + gap), gap + i // columns * (height + gap)))
+    return sheet
+
+
+def plots(reads: list[Read], first_frame: int) -> str:
+    """Seconds per read and tokens in memory over the video, as SVG in the page's own text colour."""
+    frames = np.arange(first_frame, first_frame + len(reads))
+    with plt.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "text.color": _INK, "axes.edgecolor": _INK}):
+        figure, (time_axis, size_axis) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+        ours = [1000 * r.seconds for r in reads]
+        time_axis.plot(frames, ours, color="#2a9d8f", lw=1.8, label="xmemk")
+        beside = [(f, 1000 * r.original_seconds) for f, r in zip(frames, reads) if r.original_seconds is not None]
+        if beside:
+            time_axis.plot(*zip(*beside), "o", color="#e76f51", ms=5, label="the original's formulation")
+        time_axis.set_yscale("log")
+        time_axis.set_title("time of a memory read, ms", loc="left", color=_INK, fontsize=11)
+        time_axis.legend(frameon=False, labelcolor=_INK, fontsize=9)
+        size_axis.plot(frames, [r.tokens for r in reads], color="#8a6fc0", lw=1.8)
+        size_axis.set_ylim(bottom=0)
+        size_axis.set_title("tokens read: working and long-term memory", loc="left", color=_INK, fontsize=11)
+        for axis in (time_axis, size_axis):
+            axis.set_xlabel("frame", color=_INK)
+            axis.tick_params(colors=_INK, which="both")
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.patch.set_visible(False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+        plt.close(figure)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"', r"\1", re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S))

@@ -1,0 +1,198 @@
+"""The demo as one job: decode, follow, measure, and write what a person looks at."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..data import BUNNY
+from ..data.masks import MaskError, read_object_mask, write_mask
+from ..data.video import VideoInfo, VideoWriter, probe, read_frames
+from ..reference import Memory
+from ..version import __version__
+from . import machine
+from .measure import MeasuredOps, Totals, Upkeep, totals
+from .page import write_page
+from .pictures import contact_sheet, overlay, plots
+from .tracker import FEATURES, Tracker, memory_config
+
+Progress = Callable[[int, int | None, MeasuredOps], None]
+
+ATTRIBUTION = (
+    "The clip is cut from Big Buck Bunny, (c) 2008 Blender Foundation, www.bigbuckbunny.org, licensed CC BY 3.0; "
+    "the red tint is ours."
+)
+_SHOWN = 12
+_PRODUCTS = ("masks", "overlay.mp4", "contact.png", "index.html", "report.json")
+
+
+@dataclass
+class Job:
+    """What to do. The mask belongs to frame ``start`` (0-based) and sets the size at which the video is worked on."""
+
+    video: Path = BUNNY / "clip.mp4"
+    mask: Path = BUNNY / "00040.png"
+    start: int = 40
+    out: Path = Path("out")
+    backend: str = "auto"
+    original_every: int = 8
+    command: str = "xmemk demo"
+
+
+@dataclass
+class Report:
+    """What was done and measured; ``report.json`` holds the same."""
+
+    version: str
+    command: str
+    video: str
+    attribution: str
+    objects: int
+    first_frame: int
+    last_frame: int
+    frames: int
+    shown: int
+    read_backend: str
+    oracle_verdict: str
+    features: str
+    memory: str
+    machine: dict[str, str]
+    stages: dict[str, float]
+    check_seconds: float
+    frames_per_second: float
+    upkeep: dict[str, Upkeep]
+
+
+class Stages:
+    """Seconds per part of the job."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, name: str, start: float) -> float:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - start
+        return now
+
+
+def prepare(job: Job) -> tuple[VideoInfo, Tensor]:
+    """The video's data and the labels [H, W]. Raises VideoError or MaskError, or ValueError where they do not fit."""
+    info = probe(job.video)
+    labels = read_object_mask(job.mask)
+    height, width = labels.shape
+    # A mask may be smaller than the video: the video is then worked on at the mask's size. Its shape must be the same.
+    if abs(width - info.width * height / info.height) > 1.0:
+        raise MaskError(
+            f"{job.mask}: is {width}x{height}, which is not the size of the video ({info.width}x{info.height}) nor that "
+            "size scaled"
+        )
+    if job.start < 0 or (info.frames is not None and job.start >= info.frames):
+        raise ValueError(f"frame {job.start}: {job.video} has frames 0 to {(info.frames or 0) - 1}")
+    return info, labels
+
+
+def run(job: Job, progress: Progress = lambda done, total, ops: None) -> tuple[Report, Totals]:
+    """Does the job. What was in ``job.out`` before is replaced only when all of the new is complete."""
+    info, labels = prepare(job)
+    job.out.mkdir(parents=True, exist_ok=True)
+    if not os.access(job.out, os.W_OK):
+        raise PermissionError(f"{job.out}: cannot be written to")
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=job.out) as folder:
+        result = _run(job, info, labels, Path(folder), progress)
+        for name in _PRODUCTS:
+            target = job.out / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(Path(folder) / name, target)
+    return result
+
+
+def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Progress) -> tuple[Report, Totals]:
+    height, width = labels.shape
+    total = None if info.frames is None else info.frames - job.start
+    (folder / "masks").mkdir()
+    ops = MeasuredOps(job.backend, job.original_every)
+    memory = Memory(memory_config(), ops=ops)
+    stages = Stages()
+    kept: list[tuple[int, Tensor]] = []
+    tracker: Tracker | None = None
+    count = 0
+    began = time.perf_counter()
+    with VideoWriter(folder / "overlay.mp4", width, height, info.rate) as writer:
+        for number, image in _numbered(job, (width, height), stages):
+            inside = sum(r.seconds for r in ops.reads) + ops.check_seconds
+            start = time.perf_counter()
+            if tracker is None:
+                tracker = Tracker(memory, image, labels)
+            else:
+                labels = tracker.step(image)
+            now = time.perf_counter()
+            read_or_checked = sum(r.seconds for r in ops.reads) + ops.check_seconds - inside
+            stages.seconds["features, upkeep, edges"] = (
+                stages.seconds.get("features, upkeep, edges", 0.0) + now - start - read_or_checked
+            )
+            write_mask(folder / "masks" / f"{number:05d}.png", labels)
+            picture = overlay(image, labels)
+            writer.write(picture)
+            kept.append((number, picture))
+            stages.timed("writing masks and video", now)
+            count += 1
+            progress(count, total, ops)
+    stages.seconds["memory reads"] = sum(r.seconds for r in ops.reads)
+    done = totals(ops.reads)
+    chosen = sorted({round(i * (count - 1) / max(1, _SHOWN - 1)) for i in range(_SHOWN)})
+    contact_sheet([kept[i] for i in chosen]).save(folder / "contact.png")
+    wall = time.perf_counter() - began - ops.check_seconds
+    report = Report(
+        version=__version__,
+        command=job.command,
+        video=job.video.name,
+        attribution=ATTRIBUTION if job.video == BUNNY / "clip.mp4" else "",
+        objects=len(memory.objects),
+        first_frame=job.start,
+        last_frame=job.start + count - 1,
+        frames=count,
+        shown=len(chosen),
+        read_backend=ops.read_backend,
+        oracle_verdict=f"the largest error used {100 * done.share:.0f} % of what is allowed",
+        features=FEATURES,
+        memory=_describe(memory),
+        machine=machine.describe(),
+        stages=stages.seconds,
+        check_seconds=ops.check_seconds,
+        frames_per_second=count / wall,
+        upkeep=ops.upkeep,
+    )
+    (folder / "report.json").write_text(json.dumps(asdict(report) | {"totals": asdict(done)}, indent=2))
+    write_page(folder / "index.html", report, done, folder / "overlay.mp4", folder / "contact.png", plots(done.reads, job.start + 1))
+    return report, done
+
+
+def _numbered(job: Job, size: tuple[int, int], stages: Stages) -> Iterator[tuple[int, Tensor]]:
+    frames = read_frames(job.video, size, job.start)
+    number = job.start
+    while True:
+        start = time.perf_counter()
+        image = next(frames, None)
+        stages.timed("decoding and resizing", start)
+        if image is None:
+            return
+        yield number, image
+        number += 1
+
+
+def _describe(memory: Memory) -> str:
+    c = memory.config
+    return (
+        f"a frame every {c.mem_every}; {c.min_mid_term_frames} to {c.max_mid_term_frames} frames of working memory; "
+        f"{c.num_prototypes} prototypes a consolidation, at most {c.max_long_term_elements} long-term tokens; "
+        f"top-k {c.top_k}; {memory.consolidations} consolidations and {memory.evictions} evictions happened"
+    )

@@ -1,0 +1,82 @@
+"""The memory's parameters, under XMem's own names and with its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral
+from typing import Any
+
+GROUPS = ("exact", "xmem")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """How much the three memory stores hold and when they change (Sec. 2.3 and 2.4). Raises ValueError or TypeError.
+
+    top_k: how many tokens a query reads, at least 1; None reads them all.
+    mem_every: r, a memory frame every r-th frame. deep_update_every: the same for the deep update of the sensory
+        memory; negative means on every memory frame. Both are for the frame loop, the stores do not count frames.
+    max_mid_term_frames, min_mid_term_frames: T_max and T_min, the frames in working memory before and after a
+        consolidation; 1 <= T_min < T_max.
+    num_prototypes: P, the tokens that one consolidation adds to long-term memory.
+    max_long_term_elements: the most tokens long-term memory may hold, at least P: room for P is made first.
+    enable_long_term: without it working memory grows without end, and no usage is counted.
+    enable_long_term_count_usage: without it nothing can be evicted, and reaching the maximum is an error.
+    hidden_dim: channels of the sensory memory; 0 for a network that has none.
+    groups: how objects that appear later are kept. "exact": each with the keys of its own frames. "xmem": the
+        released code's bookkeeping, see :mod:`xmemk.reference.groups_xmem`.
+    """
+
+    top_k: int | None = 30
+    mem_every: int = 5
+    deep_update_every: int = -1
+    max_mid_term_frames: int = 10
+    min_mid_term_frames: int = 5
+    num_prototypes: int = 128
+    max_long_term_elements: int = 10000
+    enable_long_term: bool = True
+    enable_long_term_count_usage: bool = True
+    hidden_dim: int = 64
+    groups: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None:
+            self._whole("top_k", at_least=1, wanted="None or a whole number >= 1")
+        self._whole("mem_every", at_least=1)
+        self._whole("deep_update_every", at_least=None)
+        self._whole("min_mid_term_frames", at_least=1)
+        self._whole("max_mid_term_frames", at_least=1)
+        self._whole("num_prototypes", at_least=1)
+        self._whole("max_long_term_elements", at_least=1)
+        self._whole("hidden_dim", at_least=0)
+        for name in ("enable_long_term", "enable_long_term_count_usage"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: wanted a bool, got {getattr(self, name)!r}")
+        if self.max_mid_term_frames <= self.min_mid_term_frames:
+            raise ValueError(
+                f"max_mid_term_frames: wanted more than min_mid_term_frames = {self.min_mid_term_frames}, so that a "
+                f"consolidation has at least one candidate frame, got {self.max_mid_term_frames}"
+            )
+        if self.max_long_term_elements < self.num_prototypes:
+            raise ValueError(
+                f"max_long_term_elements: wanted at least num_prototypes = {self.num_prototypes}, "
+                f"got {self.max_long_term_elements}"
+            )
+        if self.groups not in GROUPS:
+            raise ValueError(f"groups: wanted one of {', '.join(map(repr, GROUPS))}, got {self.groups!r}")
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> MemoryConfig:
+        """From XMem's own dictionary. Keys that are not ours (``key_dim``, ``size``, ...) are ignored."""
+        if not isinstance(config, Mapping):
+            raise TypeError(f"config: wanted a mapping, got {type(config).__name__}")
+        return cls(**{field.name: config[field.name] for field in fields(cls) if field.name in config})
+
+    def _whole(self, name: str, *, at_least: int | None, wanted: str | None = None) -> None:
+        value = getattr(self, name)
+        wanted = wanted or ("a whole number" if at_least is None else f"a whole number >= {at_least}")
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name}: wanted {wanted}, got {value!r}")
+        if at_least is not None and value < at_least:
+            raise ValueError(f"{name}: wanted {wanted}, got {value!r}")

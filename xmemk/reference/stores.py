@@ -1,0 +1,158 @@
+"""What every store of the feature memory is made of: tokens, how often each was read, and the rules that move them.
+
+A store is never changed in place. Every step returns a new one, so that a call that raises has changed nothing.
+Shapes: B batch, O objects, CK key channels, CV value channels, N tokens, Q query tokens, HW tokens per frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .config import MemoryConfig
+
+LIFE_OF_A_NEW_TOKEN = 1e-7  # not 0, so that a token that was never read has usage 0 / 1e-7 = 0
+
+
+class Ops(Protocol):
+    """The stateless functions the stores are built on, with the signatures of :mod:`xmemk.reference.ops`."""
+
+    @property
+    def memory_read(self) -> Callable[..., Any]: ...
+    @property
+    def select_prototypes(self) -> Callable[..., Any]: ...
+    @property
+    def consolidate(self) -> Callable[..., Any]: ...
+    @property
+    def evict_lfu(self) -> Callable[..., Any]: ...
+
+
+@dataclass(frozen=True)
+class Store:
+    """The tokens of one store, oldest first, all but their values: those are kept beside it, per group of objects."""
+
+    key: Tensor  # [B, CK, N]
+    shrinkage: Tensor  # [B, 1, N]
+    selection: Tensor | None  # [B, CK, N]; working memory only, for potentiation
+    use: Tensor | None  # [B, N] probability mass received so far; None where usage is not counted
+    life: Tensor | None  # [B, N] number of reads since the token came
+
+    @classmethod
+    def new(cls, key: Tensor, shrinkage: Tensor, selection: Tensor | None, *, count_usage: bool) -> Store:
+        """Tokens that nothing has read yet. Counters and shrinkage are float32, or float64 with float64 keys."""
+        number = torch.promote_types(key.dtype, torch.float32)
+        use = life = None
+        if count_usage:
+            use = torch.zeros(key.shape[0], key.shape[2], dtype=number, device=key.device)
+            life = torch.full_like(use, LIFE_OF_A_NEW_TOKEN)
+        return cls(key, shrinkage.to(number), selection, use, life)
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return self.key.shape[-1]
+
+    @property
+    def usage(self) -> Tensor:
+        """[B, N] mass per read, "normalized by the duration" in memory (Sec. 2.3). RuntimeError if not counted."""
+        if self.use is None or self.life is None:
+            raise RuntimeError(
+                "long-term memory is full and usage was not counted, so nothing can be evicted: "
+                "set enable_long_term_count_usage=True or a larger max_long_term_elements"
+            )
+        return self.use / self.life
+
+    def read_once(self, usage: Tensor) -> Store:
+        """After a read that gave these tokens the mass ``usage`` [B, N]."""
+        if self.use is None or self.life is None:
+            return self
+        return replace(self, use=self.use + usage.to(self.use.dtype), life=self.life + 1)
+
+    def followed_by(self, other: Store) -> Store:
+        """These tokens, then those of ``other``."""
+        ours, theirs = self._fields(), other._fields()
+        return Store(*(None if a is None else torch.cat([a, b], -1) for a, b in zip(ours, theirs)))  # type: ignore
+
+    def each(self, choose: Callable[[Tensor], Tensor]) -> Store:
+        """The tokens that ``choose`` picks, from every [B, ..., N]."""
+        return Store(*(None if x is None else choose(x) for x in self._fields()))  # type: ignore[arg-type]
+
+    def _fields(self) -> tuple[Tensor | None, ...]:
+        return self.key, self.shrinkage, self.selection, self.use, self.life
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When the stores change, counted in tokens once the size of a frame is known."""
+
+    config: MemoryConfig
+    ops: Ops
+    frame: int  # HW, tokens per frame
+
+    def is_full(self, working: Store) -> bool:
+        """Whether working memory has reached T_max frames."""
+        return self.config.enable_long_term and working.size >= self.config.max_mid_term_frames * self.frame
+
+    def candidates(self, size: int) -> tuple[int, int]:
+        """Of ``size`` tokens in working memory, where the candidates start and stop.
+
+        "The first frame (with user-provided ground-truth) and the most recent T_min - 1 memory frames will be kept"
+        (Sec. 2.3), so that T_min frames remain.
+        """
+        return self.frame, size - (self.config.min_mid_term_frames - 1) * self.frame
+
+    def prototypes(self, candidates: int) -> int:
+        """P, or all of the candidates where they are fewer."""
+        return min(self.config.num_prototypes, candidates)
+
+    @property
+    def long_term_before_prototypes(self) -> int:
+        """The most tokens long-term memory may hold when P prototypes are about to be appended."""
+        return self.config.max_long_term_elements - self.config.num_prototypes
+
+    def new_prototypes(self, key: Tensor, shrinkage: Tensor) -> Store:
+        """Prototypes as new tokens for long-term memory. They have no selection, and nothing has read them yet."""
+        return Store.new(key, shrinkage, None, count_usage=self.config.enable_long_term_count_usage)
+
+    def read(
+        self, stores: Sequence[Store], values: Sequence[Tensor], qk: Tensor, qe: Tensor | None, *, count_usage: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Eq. 1 over several stores as one memory. Values [B, O, CV, V] belong to the last V tokens of their store.
+
+        Returns the readout [B, O, CV, Q] and, on request, the usage [B, sum of V].
+        """
+        mk = [last(store.key, value.shape[-1]) for store, value in zip(stores, values)]
+        ms = [last(store.shrinkage, value.shape[-1]) for store, value in zip(stores, values)]
+        top_k = self.config.top_k
+        if not count_usage:
+            return self.ops.memory_read(mk, ms, list(values), qk, qe, top_k=top_k), None
+        readout, usage = self.ops.memory_read(mk, ms, list(values), qk, qe, top_k=top_k, return_usage=True)
+        return readout, usage.detach()
+
+
+def record(stores: Sequence[Store], usage: Tensor | None) -> list[Store]:
+    """The stores after a read with this usage [B, sum of N]; None where usage is not counted at all."""
+    if usage is None:
+        return list(stores)
+    parts = usage.split([store.size for store in stores], dim=1)
+    return [store.read_once(part) for store, part in zip(stores, parts)]
+
+
+def last(x: Tensor, n: int) -> Tensor:
+    """The last n tokens of [B, ..., N], as a view; ``x[..., -n:]`` would be all of them for n = 0."""
+    return x[..., x.shape[-1] - n :]
+
+
+def outside(x: Tensor, start: int, stop: int) -> Tensor:
+    """The tokens of [B, ..., N] before ``start`` and from ``stop`` on."""
+    return torch.cat([x[..., :start], x[..., stop:]], -1)
+
+
+def pick(x: Tensor, index: Tensor) -> Tensor:
+    """The tokens ``index`` [B, n] of [B, ..., N], for each batch element its own."""
+    between = (1,) * (x.dim() - 2)
+    return x.gather(-1, index.reshape(index.shape[0], *between, -1).expand(*x.shape[:-1], -1))

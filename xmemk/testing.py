@@ -1,0 +1,276 @@
+"""Inputs and comparators for validating a memory read against the float64 oracle; public, for other projects too.
+
+The measuring stick is float64. A result may be off by a small factor times what plain PyTorch in the same dtype is off
+by, plus an epsilon that grows with the length of the sums. Top-k choices are judged by the scores of what was chosen,
+never by index: within the rounding of a score, another choice is as right.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+
+@dataclass
+class Inputs:
+    """Arguments of a memory read; for consolidation also the memory tokens' selection ``me`` and ``usage``."""
+
+    mk: Tensor
+    ms: Tensor | None
+    mv: Tensor
+    qk: Tensor
+    qe: Tensor | None
+    me: Tensor
+    usage: Tensor
+
+    @property
+    def read(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+        return self.mk, self.ms, self.mv, self.qk, self.qe
+
+    def double(self) -> Inputs:
+        """The same numbers in float64, for the oracle."""
+        fields = (self.mk, self.ms, self.mv, self.qk, self.qe, self.me, self.usage)
+        return Inputs(*(None if t is None else t.detach().double() for t in fields))  # type: ignore[arg-type]
+
+
+def make_inputs(
+    n: int,
+    q: int,
+    *,
+    batch: int = 1,
+    objects: int = 1,
+    key_channels: int = 64,
+    value_channels: int = 512,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    shrinkage: bool = True,
+    selection: bool = True,
+    token_major: bool = True,
+    seed: int = 0,
+) -> Inputs:
+    """Random features of a video's statistics: each query resembles some memory tokens and differs from most.
+
+    mk [B, CK, N], ms [B, 1, N] in 1 .. 10, mv [B, O, CV, N], qk and qe [B, CK, Q], me [B, CK, N], usage [B, N].
+    Token-major tensors have channel stride 1; otherwise they are contiguous.
+    """
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=g)
+
+    mk = normal(batch, n, key_channels) + 0.5 * normal(1, 1, key_channels)
+    source = torch.randint(max(n, 1), (batch, q), generator=g)
+    near = mk.gather(1, source.unsqueeze(2).expand(-1, -1, key_channels)) if n else mk.new_zeros(batch, q, key_channels)
+    qk = near + 0.3 * normal(batch, q, key_channels)
+    mv = normal(batch, n, objects, value_channels)
+    ms = 1 + 9 * uniform(batch, n, 1) ** 2
+    qe, me = uniform(batch, q, key_channels), uniform(batch, n, key_channels)
+    usage = uniform(batch, n) ** 4
+
+    def placed(x: Tensor, as_dtype: torch.dtype = dtype) -> Tensor:
+        x = x.movedim(1, -1).to(device, as_dtype)
+        return x if token_major else x.contiguous()
+
+    return Inputs(
+        mk=placed(mk),
+        ms=placed(ms, _float32_or_more(dtype)) if shrinkage else None,
+        mv=placed(mv),
+        qk=placed(qk),
+        qe=placed(qe) if selection else None,
+        me=placed(me),
+        usage=usage.to(device),
+    )
+
+
+def _float32_or_more(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass
+class Comparison:
+    """How far ``error`` is from what is ``allowed``; both absolute and in the units of what was compared."""
+
+    what: str
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed  # NaN fails
+
+    def __str__(self) -> str:
+        return f"{self.what}: error {self.error:.3g}, allowed {self.allowed:.3g}"
+
+    def check(self) -> None:
+        """Raises AssertionError when the comparison failed."""
+        if not self.passed:
+            raise AssertionError(str(self))
+
+
+def score_tolerance(inputs: Inputs) -> Tensor:
+    """How far a float32 score may be from its float64 value: [B, 1, Q], from the terms that cancel in Eq. 2.
+
+    n = 2 CK + 2 products, each rounded by u = 2^-24 (2^-53 for float64 input), of the size of the largest term of any
+    token: sqrt(n) u times that size, which is some ten times what random roundings add up to.
+    """
+    exact = inputs.double()
+    mean = exact.mk.mean(2, keepdim=True)
+    k, q = exact.mk - mean, exact.qk - mean
+    e = torch.ones_like(q) if exact.qe is None else exact.qe
+    s = k.new_ones(k.shape[0], 1, k.shape[2]) if exact.ms is None else exact.ms
+    ck = k.shape[1]
+    largest = (s.transpose(1, 2) * (k.square().transpose(1, 2) @ e)).amax(1, keepdim=True)
+    largest = largest + s.amax() * (q.square() * e).sum(1, keepdim=True)
+    return math.sqrt(2 * ck + 2) * _unit(inputs.mk.dtype) * largest / math.sqrt(ck)
+
+
+def _unit(dtype: torch.dtype) -> float:
+    """Unit roundoff of the arithmetic: float32 for the 16-bit types."""
+    return 2.0**-53 if dtype == torch.float64 else 2.0**-24
+
+
+def compare_topk(inputs: Inputs, weight: Tensor, index: Tensor, top_k: int) -> Comparison:
+    """Judges an affinity [B, Q, k]: k different tokens, each no worse than the true k-th best, weighed by their scores.
+
+    The figure is the larger of two ratios, of which 1 is allowed: how far a chosen token's float64 score falls short of
+    the k-th best, over twice :func:`score_tolerance`; and how far a weight is from the softmax of the chosen float64
+    scores, over four times that tolerance (score, largest score and sum each carry it) and the roundings of the
+    softmax.
+    """
+    exact = inputs.double()
+    score = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe).transpose(1, 2)
+    k = min(top_k, score.shape[2])
+    what = f"top-{k} affinity"
+    if index.shape != (*score.shape[:2], k) or weight.shape != index.shape:
+        return Comparison(f"{what} of shape {list(index.shape)}", math.inf, 1.0)
+    if k > 1 and bool((index.sort(2).values.diff(dim=2) == 0).any()):
+        return Comparison(f"{what} that selects a token twice", math.inf, 1.0)
+    tolerance = score_tolerance(inputs).transpose(1, 2)  # [B, Q, 1]
+    chosen = score.gather(2, index)
+    kth = score.topk(k, dim=2).values[..., -1:]
+    shortfall = ((kth - chosen) / (2 * tolerance)).amax()
+    wanted = chosen.softmax(2)
+    rounding = (8 + k) * _unit(weight.dtype)  # of exp and of the sum; a weight below 1e-30 may be flushed to 0
+    drift = ((weight.double() - wanted).abs() / (wanted * (4 * tolerance + rounding) + 1e-30)).amax()
+    return Comparison(what, float(torch.maximum(shortfall, drift)), 1.0)
+
+
+def compare_read(
+    inputs: Inputs, readout: Tensor, usage: Tensor | None = None, top_k: int | None = None, factor: float = 2.0
+) -> Comparison:
+    """Judges a readout [B, O, CV, Q] (and usage [B, N]) against the float64 oracle.
+
+    Allowed is ``factor`` times the error of Eq. 1 and 2 written out in plain PyTorch, plus the rounding of the result
+    and of a sum of its length. Where rank k is decided by less than :func:`score_tolerance`, any of the tokens in
+    question may have been chosen: such a readout must lie between the extremes that these choices allow.
+    """
+    exact = inputs.double()
+    low, high = _readout_range(inputs, exact, top_k)
+    got = readout.double()
+    if got.shape != low.shape:
+        return Comparison(f"readout of shape {list(got.shape)}", math.inf, 0.0)
+    outside = torch.maximum(low - got, got - high).clamp_min(0)
+    error = float(outside.nan_to_num(math.inf).amax()) if got.numel() else 0.0
+    allowed = factor * _plain_error(inputs, exact) + _readout_epsilon(inputs, readout.dtype, top_k)
+    comparison = Comparison("readout", error, allowed)
+    if usage is None or not comparison.passed:
+        return comparison
+    return compare_usage(inputs, usage, top_k)
+
+
+def compare_usage(inputs: Inputs, usage: Tensor, top_k: int | None = None) -> Comparison:
+    """Judges usage [B, N]: each token within what the choice at rank k leaves open, and Q in sum."""
+    exact = inputs.double()
+    b, q, n = inputs.qk.shape[0], inputs.qk.shape[2], inputs.mk.shape[2]
+    if usage.shape != (b, n):
+        return Comparison(f"usage of shape {list(usage.shape)}", math.inf, 0.0)
+    if n == 0 or q == 0:
+        return Comparison("usage", float(usage.abs().sum()), 0.0)
+    tolerance = score_tolerance(inputs)
+    weight, open_mass = _affinity_and_open(exact, tolerance, top_k)
+    low, high = (weight - open_mass).clamp_min(0).sum(2), (weight + open_mass).sum(2)
+    # Each of Q weights has a relative error of some score tolerances, and Q of them are added up.
+    unit = _unit(usage.dtype)
+    relative = 4 * tolerance.amax(2) + (8 + math.sqrt(q)) * unit
+    outside = torch.maximum(low - usage, usage - high).clamp_min(0)
+    ratio = (outside / (high * relative + 1e-30)).nan_to_num(math.inf).amax()
+    total = (usage.double().sum(1) - q).abs().amax() / (q * unit * (8 + math.sqrt(n)))
+    return Comparison("usage", float(torch.maximum(ratio, total)), 1.0)
+
+
+def compare_close(what: str, got: Tensor, wanted: Tensor, allowed: float) -> Comparison:
+    """Largest absolute difference; shapes must agree, NaN only where NaN is wanted."""
+    if got.shape != wanted.shape:
+        return Comparison(f"{what} of shape {list(got.shape)}, wanted {list(wanted.shape)}", math.inf, allowed)
+    if not torch.equal(got.isnan(), wanted.isnan()):
+        return Comparison(f"{what} with NaN in other places", math.inf, allowed)
+    difference = (got.double() - wanted.double()).abs().nan_to_num(0.0)
+    return Comparison(what, float(difference.amax()) if difference.numel() else 0.0, allowed)
+
+
+def _affinity_and_open(exact: Inputs, tolerance: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
+    """The float64 affinity [B, N, Q]; and the mass of tokens whose choice the rounding of scores leaves open, else 0."""
+    score = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe)
+    n = score.shape[1]
+    if top_k is None or top_k >= n:
+        weight = score.softmax(1)
+        return weight, torch.zeros_like(weight)
+    best, order = score.sort(dim=1, descending=True, stable=True)
+    kth, next_best = best[:, top_k - 1 : top_k], best[:, top_k : top_k + 1]
+    settled = kth - next_best > 2 * tolerance
+    total = best[:, :top_k].logsumexp(1, keepdim=True)
+    weight = torch.zeros_like(score).scatter(1, order[:, :top_k], (best[:, :top_k] - total).exp())
+    near = ((score - kth).abs() <= 2 * tolerance) & ~settled
+    return weight, torch.where(near, (kth - total).exp(), 0.0)
+
+
+def _readout_range(inputs: Inputs, exact: Inputs, top_k: int | None) -> tuple[Tensor, Tensor]:
+    """Smallest and largest readout [B, O, CV, Q] that the open choices at rank k allow; equal where there are none."""
+    tolerance = score_tolerance(inputs)
+    weight, open_mass = _affinity_and_open(exact, tolerance, top_k)
+    middle = exact.mv @ weight.unsqueeze(1)
+    low, high = middle.clone(), middle.clone()
+    for b, q in (open_mass > 0).any(1).nonzero().tolist():
+        near = open_mass[b, :, q] > 0
+        mass = float(open_mass[b, near, q][0])
+        w = weight[b, :, q]
+        room = int((w[near] > 0).sum())  # how many of the near ones are chosen
+        values = exact.mv[b, :, :, near].sort(dim=-1).values
+        sure = exact.mv[b] @ torch.where(near, 0.0, w)
+        slack = 4 * tolerance[b, 0, q] * mass * values.abs().sum(-1)  # their masses differ within the tolerance, too
+        low[b, :, :, q] = sure + mass * values[..., :room].sum(-1) - slack
+        high[b, :, :, q] = sure + mass * values[..., values.shape[-1] - room :].sum(-1) + slack
+    return torch.minimum(low, middle), torch.maximum(high, middle)
+
+
+def _plain_error(inputs: Inputs, exact: Inputs) -> float:
+    """Error of Eq. 1 and 2 as XMem writes them, in float32: the dense read's, which no choice at rank k blurs.
+
+    For float64 input, whose truth is float64 itself, the same error scaled to its unit roundoff.
+    """
+    mk, ms, mv, qk, qe = (None if t is None else t.float() for t in inputs.read)
+    assert mk is not None and mv is not None and qk is not None
+    plain = reference.memory_read(mk, ms, mv, qk, qe)
+    truth = reference.memory_read(*exact.read)
+    assert isinstance(plain, Tensor) and isinstance(truth, Tensor)
+    error = (plain.double() - truth).abs()
+    largest = float(error.nan_to_num(0.0).amax()) if error.numel() else 0.0
+    if inputs.mk.dtype == torch.float64:
+        return largest * _unit(torch.float64) / _unit(torch.float32)
+    return largest
+
+
+def _readout_epsilon(inputs: Inputs, dtype: torch.dtype, top_k: int | None) -> float:
+    if inputs.mv.numel() == 0 or inputs.qk.numel() == 0:
+        return 0.0
+    n = inputs.mk.shape[2] if top_k is None else min(top_k, inputs.mk.shape[2])
+    largest = float(inputs.mv.abs().amax())
+    return largest * ((8 + math.sqrt(n)) * _unit(inputs.mk.dtype) + torch.finfo(dtype).eps)
