@@ -1,0 +1,178 @@
+"""The demo as a job: on a small made-up video to the end, and on input that does not fit."""
+
+import json
+from fractions import Fraction
+
+import pytest
+
+pytest.importorskip("av")
+pytest.importorskip("jinja2")
+pytest.importorskip("typer")
+import torch
+from PIL import Image
+
+from xmemk import api
+from xmemk.cli.app import run
+from xmemk.data.masks import read_mask, write_mask
+from xmemk.data.video import VideoWriter, read_frames
+from xmemk.demo.measure import MeasuredOps
+from xmemk.demo.original import memory_read as original_read
+from xmemk.demo.run import Job
+from xmemk.demo.run import run as run_job
+from xmemk.reference import Memory, MemoryConfig
+from xmemk.testing import compare_read, make_inputs
+
+WIDTH, HEIGHT, FRAMES = 128, 96, 14
+
+
+def square(i):
+    """Labels of frame i: a square that wanders to the right."""
+    labels = torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8)
+    labels[32:64, 16 + 3 * i : 48 + 3 * i] = 1
+    return labels
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    g = torch.Generator().manual_seed(0)
+    ground = (60 + 40 * torch.rand(HEIGHT // 8, WIDTH // 8, 3, generator=g)).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    with VideoWriter(folder / "clip.mp4", WIDTH, HEIGHT, Fraction(10)) as writer:
+        for i in range(FRAMES):
+            image = torch.where(square(i).bool().unsqueeze(2), torch.tensor([230.0, 40.0, 40.0]), ground)
+            writer.write(image.to(torch.uint8))
+    write_mask(folder / "00002.png", square(2))
+    return folder
+
+
+def arguments(clip, out, *more):
+    return ["demo", "--video", f"{clip}/clip.mp4", "--mask", f"{clip}/00002.png", "--frame", "2", "--out", f"{out}", *more]
+
+
+def test_the_whole_job(clip, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(arguments(clip, out, "--original-every", "3")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "12 frames" in said
+    assert "largest error against the float64 oracle" in said
+    assert {p.name for p in out.iterdir()} == {"masks", "overlay.mp4", "contact.png", "index.html", "report.json"}
+    masks = sorted((out / "masks").iterdir())
+    assert [m.name for m in masks] == [f"{i:05d}.png" for i in range(2, FRAMES)]
+    found, wanted = read_mask(masks[-1]) > 0, square(FRAMES - 1) > 0
+    assert (found & wanted).sum() / (found | wanted).sum() > 0.8
+    assert len(list(read_frames(out / "overlay.mp4"))) == 12
+    with Image.open(out / "contact.png") as sheet:
+        assert sheet.width > 1000
+    page = (out / "index.html").read_text()
+    assert "data:video/mp4;base64," in page
+    assert 'src="http' not in page
+    assert 'href="http' not in page
+    report = json.loads((out / "report.json").read_text())
+    assert report["frames"] == 12
+    assert len(report["totals"]["reads"]) == 11
+    assert report["totals"]["compared"] == 4
+    assert report["totals"]["share"] <= 1
+    assert all(read["error"] <= read["allowed"] for read in report["totals"]["reads"])
+
+
+def test_an_interrupted_run_leaves_the_earlier_one_whole(clip, tmp_path):
+    out = tmp_path / "out"
+    job = Job(clip / "clip.mp4", clip / "00002.png", 2, out, original_every=0)
+    run_job(job)
+    before = {p: p.stat().st_mtime_ns for p in sorted(out.rglob("*")) if p.is_file()}
+
+    def stop(done, total, ops):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, stop)
+    assert {p: p.stat().st_mtime_ns for p in sorted(out.rglob("*")) if p.is_file()} == before
+    assert not list(out.glob(".unfinished*"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"--video": "absent.mp4"}, "absent.mp4: no such video file"),
+        ({"--video": "00002.txt"}, "not a video that can be read"),
+        ({"--mask": "absent.png"}, "absent.png: no such mask file"),
+        ({"--mask": "empty.png"}, "empty.png: has no object"),
+        ({"--mask": "tall.png"}, "tall.png: is 96x128, which is not the size of the video (128x96) nor that size scaled"),
+        ({"--frame": "14"}, "frame 14: .*has frames 0 to 13"),
+        ({"--frame": "-1"}, "frame -1"),
+        ({"--backend": "metal"}, "backend: wanted 'auto' or one of"),
+        ({"--backend": "triton"}, "backend: 'triton' has no kernel for memory_read"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(clip, tmp_path, capsys, changed, words):
+    import re
+
+    (clip / "00002.txt").write_text("text")
+    write_mask(clip / "empty.png", torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8))
+    write_mask(clip / "tall.png", square(0).t().contiguous())
+    typed = arguments(clip, tmp_path / "out")
+    for option, value in changed.items():
+        typed[typed.index(option) + 1] = f"{clip / value}" if option in ("--video", "--mask") else value
+    if "--backend" in changed:
+        typed += ["--backend", changed["--backend"]]
+    typed = [w for w in typed if w is not None]
+    assert run(typed) == 1
+    said = capsys.readouterr().err
+    line = [text for text in said.splitlines() if "error" in text]
+    assert len(line) == 1
+    assert re.search(words.replace("(", r"\(").replace(")", r"\)"), line[0])
+    out = tmp_path / "out"
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_video_needs_its_mask(clip, capsys):
+    assert run(["demo", "--video", f"{clip}/clip.mp4"]) == 1
+    assert "--video needs --mask" in capsys.readouterr().err
+
+
+def test_the_original_formulation_is_the_same_function():
+    x = make_inputs(300, 40, objects=2, value_channels=8)
+    x.qk *= 0.9
+    readout, usage = original_read([x.mk], [x.ms], [x.mv], x.qk, x.qe, top_k=10)
+    compare_read(x, readout, usage, top_k=10).check()
+
+
+def frames(memory, count=7):
+    g = torch.Generator().manual_seed(0)
+    for i in range(count):
+        key, selection = torch.randn(1, 8, 6, 8, generator=g), torch.rand(1, 8, 6, 8, generator=g)
+        if i:
+            memory.read(key, selection)
+        memory.add(key, torch.ones(1, 1, 6, 8), torch.rand(1, 1, 1, 6, 8, generator=g), [1], selection)
+
+
+CONFIG = MemoryConfig(
+    top_k=5, max_mid_term_frames=3, min_mid_term_frames=2, num_prototypes=16, max_long_term_elements=40, hidden_dim=0
+)
+
+
+def test_measured_ops_check_every_call():
+    ops = MeasuredOps(original_every=2)
+    memory = Memory(CONFIG, ops=ops)
+    frames(memory)
+    assert memory.consolidations > 0
+    assert memory.evictions > 0
+    assert len(ops.reads) == 6
+    assert sum(r.original_seconds is not None for r in ops.reads) == 3
+    assert set(ops.upkeep) == {"consolidate", "evict_lfu"}
+    assert all(r.error <= r.allowed for r in ops.reads)
+
+
+@pytest.mark.parametrize("op", ["memory_read", "consolidate", "evict_lfu"])
+def test_a_wrong_backend_stops_the_demo(monkeypatch, op):
+    right = getattr(api, op)
+    wrong = {
+        "memory_read": lambda mk, ms, mv, qk, qe, **o: right(mk, [2 * s for s in ms], mv, qk, qe, **o),
+        "consolidate": lambda mk, ms, me, mv, u, p, **o: right(mk, ms, None, mv, u, p, **o),
+        "evict_lfu": lambda u, keep, **o: right(u.flip(1), keep, **o),
+    }[op]
+    wrong.__name__ = op
+    monkeypatch.setattr(api, op, wrong)
+    with pytest.raises(RuntimeError, match="fails the oracle"):
+        frames(Memory(CONFIG, ops=MeasuredOps(original_every=0)))
