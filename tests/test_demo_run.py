@@ -36,7 +36,9 @@ def square(i):
 def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     g = torch.Generator().manual_seed(0)
-    ground = (60 + 40 * torch.rand(HEIGHT // 8, WIDTH // 8, 3, generator=g)).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    ground = (
+        (60 + 40 * torch.rand(HEIGHT // 8, WIDTH // 8, 3, generator=g)).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    )
     with VideoWriter(folder / "clip.mp4", WIDTH, HEIGHT, Fraction(10)) as writer:
         for i in range(FRAMES):
             image = torch.where(square(i).bool().unsqueeze(2), torch.tensor([230.0, 40.0, 40.0]), ground)
@@ -46,7 +48,18 @@ def clip(tmp_path_factory):
 
 
 def arguments(clip, out, *more):
-    return ["demo", "--video", f"{clip}/clip.mp4", "--mask", f"{clip}/00002.png", "--frame", "2", "--out", f"{out}", *more]
+    return [
+        "demo",
+        "--video",
+        f"{clip}/clip.mp4",
+        "--mask",
+        f"{clip}/00002.png",
+        "--frame",
+        "2",
+        "--out",
+        f"{out}",
+        *more,
+    ]
 
 
 def test_the_whole_job(clip, tmp_path, capsys):
@@ -98,7 +111,10 @@ def test_an_interrupted_run_leaves_the_earlier_one_whole(clip, tmp_path):
         ({"--video": "00002.txt"}, "not a video that can be read"),
         ({"--mask": "absent.png"}, "absent.png: no such mask file"),
         ({"--mask": "empty.png"}, "empty.png: has no object"),
-        ({"--mask": "tall.png"}, "tall.png: is 96x128, which is not the size of the video (128x96) nor that size scaled"),
+        (
+            {"--mask": "tall.png"},
+            "tall.png: is 96x128, which is not the size of the video (128x96) nor that size scaled",
+        ),
         ({"--frame": "14"}, "frame 14: .*has frames 0 to 13"),
         ({"--frame": "-1"}, "frame -1"),
         ({"--backend": "metal"}, "backend: wanted 'auto' or one of"),

@@ -217,7 +217,7 @@ def compare_close(what: str, got: Tensor, wanted: Tensor, allowed: float) -> Com
 
 
 def _affinity_and_open(exact: Inputs, tolerance: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
-    """The float64 affinity [B, N, Q]; and the mass of tokens whose choice the rounding of scores leaves open, else 0."""
+    """The float64 affinity [B, N, Q]; and the mass of tokens whose choice the rounding of scores leaves open."""
     score = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe)
     n = score.shape[1]
     if top_k is None or top_k >= n:

@@ -48,8 +48,8 @@ FULL = (
     Shape(29, 257),
     Shape(128, 128, objects=5, value_channels=512),
     Shape(1000, 1, batch=3, shrinkage=False),
-    Shape(4099, 333, value_channels=256, selection=False),
-    Shape(9000, 200, objects=2, value_channels=512),
+    Shape(4099, 150, value_channels=128, selection=False),
+    Shape(7000, 100, objects=2, value_channels=256),
 )
 
 

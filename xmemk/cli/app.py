@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _debug = False
+_INTERRUPTED = 130  # what shells call an interrupt, and typer returns for one
 
 
 def _version(wanted: bool) -> None:
@@ -52,10 +53,11 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         outcome = app(arguments, standalone_mode=False)
     except KeyboardInterrupt:
-        errors.print("xmemk: interrupted")
-        return 130
+        outcome = _INTERRUPTED
     except Exception as error:
         return _report(error, errors)
+    if outcome == _INTERRUPTED:
+        errors.print("xmemk: interrupted")
     return outcome if isinstance(outcome, int) else 0
 
 
@@ -65,9 +67,6 @@ def _report(error: Exception, errors: Console) -> int:
     if callable(show) and isinstance(code, int):
         show()
         return code
-    if type(error).__name__ == "Abort":
-        errors.print("xmemk: interrupted")
-        return 130
     if _debug:
         errors.print(traceback.format_exc(), markup=False)
     expected = isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ImportError))

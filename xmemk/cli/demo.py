@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +29,9 @@ def demo(
         from ..demo.run import Job, run
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"the demo needs {missing.name}: pip install 'xmemk[demo]'") from missing
-    job = Job(out=out, backend=backend, original_every=original_every, command=_command(video, mask, frame, out, backend))
+    job = Job(
+        out=out, backend=backend, original_every=original_every, command=_command(video, mask, frame, out, backend)
+    )
     if video is not None:
         if mask is None:
             raise ValueError("--video needs --mask, the objects to follow at --frame (default 0)")
@@ -78,7 +79,9 @@ def _print(console: Console, report: Any, totals: Any, out: Path) -> None:
         f"largest error against the float64 oracle {totals.error:.2g}, {100 * totals.share:.0f} % of what is allowed; "
         f"{report.memory.rsplit(';', 1)[1].strip()}"
     )
-    console.print(f"look at {out / 'index.html'}, {out / 'contact.png'}, {out / 'overlay.mp4'}; masks are in {out / 'masks'}")
+    console.print(
+        f"look at {out / 'index.html'}, {out / 'contact.png'}, {out / 'overlay.mp4'}; masks are in {out / 'masks'}"
+    )
 
 
 def _command(video: Path | None, mask: Path | None, frame: int | None, out: Path, backend: str) -> str:

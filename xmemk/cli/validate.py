@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..validate import Row
 
 
 def validate(
@@ -33,27 +36,58 @@ def validate(
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"--device: wanted {'cpu or cuda' if torch.cuda.is_available() else 'cpu'}, got {device!r}")
     shapes = validation.QUICK if quick else validation.FULL
-    table = Table(title=f"xmemk validate on {device}", title_justify="left", box=None, pad_edge=False)
-    for name in ("op", "backend", "dtype", "checks", "worst", "result"):
-        table.add_column(name, justify="right" if name in ("checks", "worst") else "left", no_wrap=name != "result")
     rows = []
     # On a terminal the table grows while the work goes on; in a file it comes whole.
-    with Live(table, console=Console(highlight=False, stderr=json_), transient=json_, refresh_per_second=8):
+    console = Console(highlight=False, stderr=json_)
+    with Live(console=console, transient=True, refresh_per_second=8, auto_refresh=console.is_terminal) as live:
         for row in validation.validate(shapes, device, backend):
             rows.append(row)
-            if row.unavailable is not None:
-                table.add_row(row.op, row.backend, "", "", "", f"[dim]{row.unavailable}[/]")
-            else:
-                verdict = "[green]passed[/]" if row.passed else f"[bold red]FAILED[/] {row.failures[0]}"
-                table.add_row(row.op, row.backend, row.dtype, str(row.checks), f"{row.worst:.2f}", verdict)
+            live.update(_table(rows, device))
     tested = [row for row in rows if row.unavailable is None]
     failed = [row for row in tested if not row.passed]
-    checks = sum(row.checks for row in tested)
     if json_:
-        typer.echo(
-            json.dumps({"device": device, "rows": [row.as_dict() for row in rows], "passed": not failed}, indent=2)
-        )
+        report = {"device": device, "passed": bool(tested) and not failed, "rows": [row.as_dict() for row in rows]}
+        typer.echo(json.dumps(report, indent=2))
     else:
-        typer.echo(f"{checks} comparisons, {len(tested) - len(failed)} of {len(tested)} rows passed")
+        console.print(_table(rows, device))
+        _print_rest(console, rows)
     if failed or not tested:
         raise typer.Exit(1)
+
+
+def _table(rows: list[Row], device: str) -> Table:
+    """An op and backend a line; the share of the allowed error that each dtype used, at most 1 to pass."""
+    table = Table(title=f"share of the allowed error that was used, on {device}", title_justify="left", box=None)
+    table.add_column("function", no_wrap=True)
+    table.add_column("backend", no_wrap=True)
+    dtypes = list(dict.fromkeys(row.dtype for row in rows if row.dtype))
+    for name in (*dtypes, "checks"):
+        table.add_column(name, justify="right", no_wrap=True)
+    lines: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        if row.unavailable is None:
+            lines.setdefault((row.op, row.backend), {})[row.dtype] = row
+    for (op, backend), line in lines.items():
+        cells = [_cell(line[d]) if d in line else "" for d in dtypes]
+        table.add_row(op, backend, *cells, str(sum(row.checks for row in line.values())))
+    return table
+
+
+def _cell(row: Row) -> str:
+    return f"[green]{row.worst:.2f}[/]" if row.passed else f"[bold red]FAILED {row.worst:.3g}[/]"
+
+
+def _print_rest(console: Console, rows: list[Row]) -> None:
+    absent: dict[str, list[str]] = {}
+    for row in rows:
+        if row.unavailable is not None:
+            absent.setdefault(f"{row.backend} {row.unavailable.replace(row.op, '...')}", []).append(row.op)
+    for why, ops in absent.items():
+        console.print(f"[dim]not tested: {why.replace('...', ', '.join(ops))}[/]")
+    for row in rows:
+        for failure in row.failures[:3]:
+            console.print(f"[bold red]FAILED[/] {row.op} {row.backend} {row.dtype}: ", end="")
+            console.print(failure, markup=False)
+    tested = [row for row in rows if row.unavailable is None]
+    checks, passed = sum(row.checks for row in tested), sum(row.passed for row in tested)
+    console.print(f"{checks} comparisons; {passed} of {len(tested)} combinations of function, backend and dtype passed")

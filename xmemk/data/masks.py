@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 class MaskError(ValueError):
-    """A mask that is missing, unreadable or unfit; the message is one sentence for the person who named it."""
+    """A mask that is missing, unreadable or unfit. The message is one sentence for who named it."""
 
 
 @functools.cache
 def palette() -> tuple[tuple[int, int, int], ...]:
-    """256 colours: the bits of the label, three at a time, fill the colour's bits from the top (PASCAL VOC and DAVIS)."""
+    """256 colours: a label's bits, three at a time, fill the colour's bits from the top (PASCAL VOC and DAVIS)."""
     colours = []
     for label in range(256):
         channels = [0, 0, 0]
@@ -29,7 +29,7 @@ def palette() -> tuple[tuple[int, int, int], ...]:
 
 
 def read_mask(path: str | Path) -> Tensor:
-    """Labels [H, W] uint8, 0 the background. Palette and grey images are read as labels; raises MaskError for others."""
+    """Labels [H, W] uint8, 0 the background. Palette and grey images are read as labels, others are a MaskError."""
     if not Path(path).is_file():
         raise MaskError(f"{path}: no such mask file")
     try:

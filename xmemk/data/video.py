@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, cast
 
 import av
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from av.video.stream import VideoStream
+
 
 class VideoError(ValueError):
-    """A video that is missing, unreadable or without frames; the message is one sentence for the person who named it."""
+    """A video that is missing, unreadable or without frames. The message is one sentence for who named it."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ def probe(path: str | Path) -> VideoInfo:
 def read_frames(path: str | Path, size: tuple[int, int] | None = None, start: int = 0) -> Iterator[Tensor]:
     """Frames in decode order from number ``start`` (0-based), as RGB uint8 [H, W, 3].
 
-    ``size`` is (width, height) to resize to, by area averaging; None keeps the video's own. Raises VideoError, also in the
-    middle where the file is damaged, or if there is no frame ``start``.
+    ``size`` is (width, height) to resize to, by area averaging; None keeps the video's own. Raises VideoError, also in
+    the middle where the file is damaged, or if there is no frame ``start``.
     """
     width, height = size or (None, None)
     count = 0
@@ -80,7 +84,7 @@ class VideoWriter:
     def __init__(self, path: str | Path, width: int, height: int, rate: Fraction) -> None:
         self._container = av.open(str(path), "w", options={"movflags": "faststart"})
         codec = next((c for c in ("libx264", "libopenh264", "mpeg4") if c in av.codecs_available), "mpeg4")
-        self._stream = self._container.add_stream(codec, rate=rate)
+        self._stream = cast("VideoStream", self._container.add_stream(codec, rate=rate))
         # Colour is stored at half the size: an odd last row or column is left out.
         self._stream.width, self._stream.height = width // 2 * 2, height // 2 * 2
         self._stream.pix_fmt = "yuv420p"

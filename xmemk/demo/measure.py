@@ -75,9 +75,7 @@ class MeasuredOps:
         beside = self._original_every > 0 and len(self.reads) % self._original_every == self._original_every // 2
         with Peak(qk.device, beside) as peak:
             start = time.perf_counter()
-            readout, usage = api.memory_read(
-                mk, ms, mv, qk, qe, top_k=top_k, return_usage=True, backend=self.backend
-            )
+            readout, usage = api.memory_read(mk, ms, mv, qk, qe, top_k=top_k, return_usage=True, backend=self.backend)
             _wait(qk.device)
             seconds = time.perf_counter() - start
         checking = time.perf_counter()
@@ -124,10 +122,12 @@ class MeasuredOps:
     def consolidate(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         result, record = self._timed("consolidate", *arguments)
         start = time.perf_counter()
-        exact = [a.double() if isinstance(a, Tensor) else a for a in arguments]
+        exact: list[Any] = [a.double() if isinstance(a, Tensor) else a for a in arguments]
         for got, wanted, source in zip(result, reference.consolidate(*exact), (exact[0], exact[1], exact[3])):
             # An average of the source: some roundings of its largest number.
-            self._compare("consolidate", record, got, wanted, 64 * torch.finfo(got.dtype).eps * float(source.abs().amax()))
+            self._compare(
+                "consolidate", record, got, wanted, 64 * torch.finfo(got.dtype).eps * float(source.abs().amax())
+            )
         self.check_seconds += time.perf_counter() - start
         pk, ps, pv = result
         return pk, ps, pv

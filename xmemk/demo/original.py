@@ -1,7 +1,7 @@
 """The memory read as the released XMem formulates it, for timing beside ours: our own words, equal results.
 
-Memory is concatenated, the N x Q similarity is built by two matrix products and four passes over it, top-k runs along the
-strided axis, the k weights are scattered into a dense N x Q affinity, and the readout multiplies by all of that.
+Memory is concatenated, the N x Q similarity is built by two matrix products and four passes over it, top-k runs along
+the strided axis, the k weights are scattered into a dense N x Q affinity, and the readout multiplies by all of that.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from .measure import Totals
 
@@ -18,7 +19,7 @@ def write_page(path: Path, report: Any, totals: Totals, video: Path, sheet: Path
     )
     environment.globals.update(ms=_milliseconds, mb=_megabytes)
     page = environment.get_template("page.html").render(
-        r=report, t=totals, video=_embedded(video), sheet=_embedded(sheet), plots=jinja2.utils.markupsafe.Markup(plots)
+        r=report, t=totals, video=_embedded(video), sheet=_embedded(sheet), plots=Markup(plots)
     )
     path.write_text(page, encoding="utf-8")
 

@@ -15,7 +15,7 @@ from ..data.masks import palette
 from .measure import Read
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the choice of backend)
+import matplotlib.pyplot as plt  # after the choice of backend
 
 _INK = "#123457"  # replaced by the page's own text colour, light or dark
 
@@ -27,7 +27,9 @@ def overlay(image: Tensor, labels: Tensor, opacity: float = 0.45) -> Tensor:
     tint = colours[labels.long()]
     inside = (labels > 0).unsqueeze(2)
     mixed = torch.where(inside, (1 - opacity) * image.float() + opacity * tint, image.float())
-    return torch.where(_outline(labels).unsqueeze(2), torch.tensor([255.0, 255.0, 255.0]), mixed).round().to(torch.uint8)
+    return (
+        torch.where(_outline(labels).unsqueeze(2), torch.tensor([255.0, 255.0, 255.0]), mixed).round().to(torch.uint8)
+    )
 
 
 def _outline(labels: Tensor) -> Tensor:
@@ -64,7 +66,9 @@ def contact_sheet(pictures: list[tuple[int, Tensor]], columns: int = 4, width: i
 def plots(reads: list[Read], first_frame: int) -> str:
     """Seconds per read and tokens in memory over the video, as SVG in the page's own text colour."""
     frames = np.arange(first_frame, first_frame + len(reads))
-    with plt.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "text.color": _INK, "axes.edgecolor": _INK}):
+    with plt.rc_context(
+        {"svg.fonttype": "none", "font.family": "sans-serif", "text.color": _INK, "axes.edgecolor": _INK}
+    ):
         figure, (time_axis, size_axis) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
         ours = [1000 * r.seconds for r in reads]
         time_axis.plot(frames, ours, color="#2a9d8f", lw=1.8, label="xmemk")
@@ -87,4 +91,6 @@ def plots(reads: list[Read], first_frame: int) -> str:
         plt.close(figure)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"', r"\1", re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S))
+    return re.sub(
+        r'(<svg [^>]*?)width="[^"]*" height="[^"]*"', r"\1", re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    )

@@ -88,7 +88,7 @@ def prepare(job: Job) -> tuple[VideoInfo, Tensor]:
     info = probe(job.video)
     labels = read_object_mask(job.mask)
     height, width = labels.shape
-    # A mask may be smaller than the video: the video is then worked on at the mask's size. Its shape must be the same.
+    # A mask may be smaller than the video, which is then worked on at its size. The shape must be the same.
     if abs(width - info.width * height / info.height) > 1.0:
         raise MaskError(
             f"{job.mask}: is {width}x{height}, which is not the size of the video ({info.width}x{info.height}) nor that "
@@ -172,7 +172,14 @@ def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Prog
         upkeep=ops.upkeep,
     )
     (folder / "report.json").write_text(json.dumps(asdict(report) | {"totals": asdict(done)}, indent=2))
-    write_page(folder / "index.html", report, done, folder / "overlay.mp4", folder / "contact.png", plots(done.reads, job.start + 1))
+    write_page(
+        folder / "index.html",
+        report,
+        done,
+        folder / "overlay.mp4",
+        folder / "contact.png",
+        plots(done.reads, job.start + 1),
+    )
     return report, done
 
 

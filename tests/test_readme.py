@@ -1,0 +1,52 @@
+"""The README's code does what it says, and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import torch
+
+import xmemk
+from xmemk.testing import compare_close, make_inputs
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_formula_is_the_function():
+    ours, formula = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    x = make_inputs(80, 20, objects=2, value_channels=6)
+    x.mk, x.ms, x.mv, x.qk, x.qe = x.double().read
+    names = {name: getattr(x, name) for name in ("mk", "ms", "mv", "qk", "qe")} | {"CK": 64, "top_k": 30}
+    exec(ours, names)
+    readout, usage = names["readout"], names["usage"]
+    exec(formula, names)
+    compare_close("readout", readout, names["readout"], 1e-12).check()
+    compare_close("usage", usage, names["usage"], 1e-12).check()
+
+
+def test_every_public_function_is_in_the_table():
+    for name in xmemk.__all__:
+        if callable(getattr(xmemk, name)):
+            assert f"`{name}(" in README or f"{name}(" in README
+
+
+def test_links():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_table_of_backends_is_true():
+    x = make_inputs(9, 3, value_channels=2)
+    calls = {
+        "memory_read": x.read,
+        "affinity_topk": (x.mk, x.ms, x.qk, x.qe),
+        "similarity": (x.mk, x.ms, x.qk, x.qe),
+        "select_prototypes": (x.usage, 3),
+        "consolidate": (x.mk, x.ms, x.me, x.mv, x.usage, 3),
+        "evict_lfu": (x.usage, 3),
+    }
+    row = next(line for line in README.splitlines() if line.startswith("| `cpu` (C++)"))
+    for op, arguments in calls.items():
+        why = {**xmemk.explain(op, *arguments).refusals}.get("cpu", "")
+        assert ("no kernel" in why) == (f"`{op}`" not in row), (op, why)
+    assert torch.equal(xmemk.evict_lfu(x.usage, 3), xmemk.reference.evict_lfu(x.usage, 3))
