@@ -50,7 +50,7 @@ def extension():
     cuda_sources = glob("csrc/cuda/*.cu")
     with_cuda = build_cuda(torch.version.cuda, cpp_extension.CUDA_HOME, cuda_sources)
     # The C++ standard is left to torch, which passes the one its own headers need.
-    flags = {"cxx": ["/O2"] if sys.platform == "win32" else ["-O3"], "nvcc": ["-O3"]}
+    flags = {"cxx": ["/O2"] if sys.platform == "win32" else ["-O3", "-g0"], "nvcc": ["-O3"]}
     link_flags = []
     if sys.platform.startswith("linux"):
         # at::parallel_for is a header: without this it compiles to a serial loop.

@@ -79,12 +79,12 @@ def test_matches_the_oracle(kind, dtype):
             check(usage, keep)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS[::3])
+@pytest.mark.parametrize("num_threads", [2, 3])
 def test_one_row_cut_among_threads(kind, num_threads, threads):
     threads(num_threads)
-    usage = row(kind, 200_003)[None]
-    for keep in (1, 90_000, 199_875):
+    usage = row(kind, 800_003)[None]  # enough for three parts
+    for keep in (400_000, 799_875):
         check(usage, keep)
 
 

@@ -79,12 +79,12 @@ def test_matches_the_oracle(kind, dtype):
             check(usage, p)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS[::3])
+@pytest.mark.parametrize("num_threads", [2, 3])
 def test_one_row_cut_among_threads(kind, num_threads, threads):
     threads(num_threads)
-    usage = row(kind, 200_003)[None]
-    for p in (1, 128, 5000):
+    usage = row(kind, 800_003)[None]  # enough for three parts
+    for p in (128, 5000):
         check(usage, p)
 
 

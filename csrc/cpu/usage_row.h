@@ -13,7 +13,8 @@
 
 namespace xmemk::cpu {
 
-constexpr int64_t kGrain = 32768;  // tokens that are worth a thread
+// Tokens that are worth a thread: some 0.2 ms of work. Fewer would gain less than a busy machine takes to start one.
+constexpr int64_t kGrain = 1 << 18;
 
 template <typename scalar_t>
 using UsageKey =
