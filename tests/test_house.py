@@ -18,7 +18,7 @@ def test_pre_commit_and_ci_use_the_same_versions():
     for tool, repo in (("ruff", "ruff-pre-commit"), ("clang-format", "mirrors-clang-format")):
         pinned = re.search(rf'"{tool}==([\d.]+)"', PYPROJECT)[1]
         assert re.search(rf"{repo}\n\s+rev: v([\d.]+)", config)[1] == pinned
-        assert f"{tool}=={pinned}\n" in (ROOT / "constraints.txt").read_text()
+        assert f"{tool}=={pinned} " in (ROOT / "constraints.txt").read_text()
     assert re.search(r'"mypy==([\d.]+)"', PYPROJECT)[1] in (ROOT / "constraints.txt").read_text()
 
 
