@@ -96,23 +96,37 @@ def _float32_or_more(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass
 class Comparison:
-    """How far ``error`` is from what is ``allowed``; both absolute and in the units of what was compared."""
+    """The largest absolute error, in the units of what was compared, and the largest share of what is allowed that any
+    number used; up to 1 passes.
+    """
 
     what: str
     error: float
-    allowed: float
+    share: float
 
     @property
     def passed(self) -> bool:
-        return self.error <= self.allowed  # NaN fails
+        return self.share <= 1  # NaN fails
 
     def __str__(self) -> str:
-        return f"{self.what}: error {self.error:.3g}, allowed {self.allowed:.3g}"
+        return f"{self.what}: error {self.error:.3g}, {self.share:.3g} times what is allowed"
 
     def check(self) -> None:
         """Raises AssertionError when the comparison failed."""
         if not self.passed:
             raise AssertionError(str(self))
+
+
+def _compared(what: str, error: Tensor, allowed: Tensor) -> Comparison:
+    """error and allowed >= 0 of one shape; where nothing is allowed, any error is infinitely much. NaN fails."""
+    if error.numel() == 0:
+        return Comparison(what, 0.0, 0.0)
+    share = torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
+    return Comparison(what, float(error.nan_to_num(math.inf).amax()), float(share.amax()))
+
+
+def _failed(what: str) -> Comparison:
+    return Comparison(what, math.inf, math.inf)
 
 
 def score_tolerance(inputs: Inputs) -> Tensor:
@@ -140,27 +154,26 @@ def _unit(dtype: torch.dtype) -> float:
 def compare_topk(inputs: Inputs, weight: Tensor, index: Tensor, top_k: int) -> Comparison:
     """Judges an affinity [B, Q, k]: k different tokens, each no worse than the true k-th best, weighed by their scores.
 
-    The figure is the larger of two ratios, of which 1 is allowed: how far a chosen token's float64 score falls short of
-    the k-th best, over twice :func:`score_tolerance`; and how far a weight is from the softmax of the chosen float64
-    scores, over four times that tolerance (score, largest score and sum each carry it) and the roundings of the
-    softmax.
+    A chosen token's float64 score may fall short of the k-th best by twice :func:`score_tolerance`. A weight may differ
+    from the softmax of the chosen float64 scores by four times that tolerance (score, largest score and sum each carry
+    it) and the roundings of the softmax, relatively.
     """
     exact = inputs.double()
     score = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe).transpose(1, 2)
     k = min(top_k, score.shape[2])
     what = f"top-{k} affinity"
     if index.shape != (*score.shape[:2], k) or weight.shape != index.shape:
-        return Comparison(f"{what} of shape {list(index.shape)}", math.inf, 1.0)
+        return _failed(f"{what} of shape {list(index.shape)}")
     if k > 1 and bool((index.sort(2).values.diff(dim=2) == 0).any()):
-        return Comparison(f"{what} that selects a token twice", math.inf, 1.0)
+        return _failed(f"{what} that selects a token twice")
     tolerance = score_tolerance(inputs).transpose(1, 2)  # [B, Q, 1]
     chosen = score.gather(2, index)
     kth = score.topk(k, dim=2).values[..., -1:]
-    shortfall = ((kth - chosen) / (2 * tolerance)).amax()
+    shortfall = _compared(f"choice of the {what}", (kth - chosen).clamp_min(0), 2 * tolerance.expand_as(chosen))
     wanted = chosen.softmax(2)
     rounding = (8 + k) * _unit(weight.dtype)  # of exp and of the sum; a weight below 1e-30 may be flushed to 0
-    drift = ((weight.double() - wanted).abs() / (wanted * (4 * tolerance + rounding) + 1e-30)).amax()
-    return Comparison(what, float(torch.maximum(shortfall, drift)), 1.0)
+    drift = _compared(what, (weight.double() - wanted).abs(), wanted * (4 * tolerance + rounding) + 1e-30)
+    return max(shortfall, drift, key=lambda c: c.share)
 
 
 def compare_read(
@@ -168,19 +181,30 @@ def compare_read(
 ) -> Comparison:
     """Judges a readout [B, O, CV, Q] (and usage [B, N]) against the float64 oracle.
 
-    Allowed is ``factor`` times the error of Eq. 1 and 2 written out in plain PyTorch, plus the rounding of the result
-    and of a sum of its length. Where rank k is decided by less than :func:`score_tolerance`, any of the tokens in
-    question may have been chosen: such a readout must lie between the extremes that these choices allow.
+    Scores that are off by d move a readout by up to d times the spread (standard deviation) of the values it averages.
+    Allowed is ``factor`` times that, with d the largest error that Eq. 2 has when it is written out in plain PyTorch in
+    float32, plus the rounding of the result and of a sum of its length. Where rank k is decided by less than
+    :func:`score_tolerance`, any of the tokens in question may have been chosen: such a readout must lie between the
+    extremes that these choices allow.
     """
     exact = inputs.double()
-    low, high = _readout_range(inputs, exact, top_k)
+    b, o, cv, n = exact.mv.shape
+    if readout.shape != (b, o, cv, exact.qk.shape[2]):
+        return _failed(f"readout of shape {list(readout.shape)}")
+    tolerance = score_tolerance(inputs)
+    weight, open_mass = _affinity_and_open(exact, tolerance, top_k)
+    low, high = _readout_range(exact, weight, open_mass, tolerance)
     got = readout.double()
-    if got.shape != low.shape:
-        return Comparison(f"readout of shape {list(got.shape)}", math.inf, 0.0)
-    outside = torch.maximum(low - got, got - high).clamp_min(0)
-    error = float(outside.nan_to_num(math.inf).amax()) if got.numel() else 0.0
-    allowed = factor * _plain_error(inputs, exact) + _readout_epsilon(inputs, readout.dtype, top_k)
-    comparison = Comparison("readout", error, allowed)
+    mean, mean_square = exact.mv @ weight.unsqueeze(1), exact.mv.square() @ weight.unsqueeze(1)
+    spread = (mean_square - mean.square()).clamp_min(0).sqrt()
+    terms = n if top_k is None else min(top_k, n)
+    rounding = (8 + math.sqrt(terms)) * _unit(inputs.mk.dtype) * mean_square.sqrt()
+    info = torch.finfo(readout.dtype)
+    # Processors may flush what is below the normal float32 numbers; a 16-bit result has its own smallest step.
+    smallest = max(torch.finfo(torch.float32).smallest_normal, info.smallest_normal * info.eps)
+    rounding = rounding + info.eps * mean.abs() + smallest
+    allowed = factor * _plain_score_error(inputs, exact, weight) * spread + rounding
+    comparison = _compared("readout", torch.maximum(low - got, got - high).clamp_min(0), allowed)
     if usage is None or not comparison.passed:
         return comparison
     return compare_usage(inputs, usage, top_k)
@@ -191,9 +215,9 @@ def compare_usage(inputs: Inputs, usage: Tensor, top_k: int | None = None) -> Co
     exact = inputs.double()
     b, q, n = inputs.qk.shape[0], inputs.qk.shape[2], inputs.mk.shape[2]
     if usage.shape != (b, n):
-        return Comparison(f"usage of shape {list(usage.shape)}", math.inf, 0.0)
+        return _failed(f"usage of shape {list(usage.shape)}")
     if n == 0 or q == 0:
-        return Comparison("usage", float(usage.abs().sum()), 0.0)
+        return _compared("usage", usage.abs(), torch.zeros_like(usage))
     tolerance = score_tolerance(inputs)
     weight, open_mass = _affinity_and_open(exact, tolerance, top_k)
     low, high = (weight - open_mass).clamp_min(0).sum(2), (weight + open_mass).sum(2)
@@ -201,19 +225,38 @@ def compare_usage(inputs: Inputs, usage: Tensor, top_k: int | None = None) -> Co
     unit = _unit(usage.dtype)
     relative = 4 * tolerance.amax(2) + (8 + math.sqrt(q)) * unit
     outside = torch.maximum(low - usage, usage - high).clamp_min(0)
-    ratio = (outside / (high * relative + 1e-30)).nan_to_num(math.inf).amax()
-    total = (usage.double().sum(1) - q).abs().amax() / (q * unit * (8 + math.sqrt(n)))
-    return Comparison("usage", float(torch.maximum(ratio, total)), 1.0)
+    tokens = _compared("usage", outside, high * relative + 1e-30)
+    drift = (usage.double().sum(1) - q).abs()
+    total = _compared("sum of usage", drift, torch.full_like(drift, q * unit * (8 + math.sqrt(n))))
+    return max(tokens, total, key=lambda c: c.share)
+
+
+def compare_consolidate(inputs: Inputs, num_prototypes: int, pk: Tensor, ps: Tensor, pv: Tensor) -> Comparison:
+    """Judges prototypes pk [B, CK, P], ps [B, 1, P], pv [B, O, CV, P] of a consolidation against the float64 oracle.
+
+    Keys must be those of the oracle's prototypes, to the bit; shrinkage and values are judged as readouts (Eq. 3).
+    """
+    mk, ms, mv, me = inputs.mk, inputs.ms, inputs.mv, inputs.me
+    index = reference.select_prototypes(inputs.usage, num_prototypes)
+    row = index.unsqueeze(1).expand(-1, mk.shape[1], -1)
+    wanted = mk.gather(2, row)
+    if pk.shape != wanted.shape or not torch.equal(pk, wanted):
+        return _failed("prototype keys")
+    asked = Inputs(mk, ms, mv, wanted, me.gather(2, row), me, inputs.usage)
+    shrinkage = torch.ones_like(mk[:, :1], dtype=ps.dtype) if ms is None else ms
+    asked_shrinkage = Inputs(mk, ms, shrinkage.unsqueeze(1), asked.qk, asked.qe, me, inputs.usage)
+    compared = [compare_read(asked, pv), compare_read(asked_shrinkage, ps.unsqueeze(1))]
+    return max(compared, key=lambda c: c.share)
 
 
 def compare_close(what: str, got: Tensor, wanted: Tensor, allowed: float) -> Comparison:
-    """Largest absolute difference; shapes must agree, NaN only where NaN is wanted."""
+    """No number may differ by more than ``allowed``; shapes must agree, NaN only where NaN is wanted."""
     if got.shape != wanted.shape:
-        return Comparison(f"{what} of shape {list(got.shape)}, wanted {list(wanted.shape)}", math.inf, allowed)
+        return _failed(f"{what} of shape {list(got.shape)}, wanted {list(wanted.shape)}")
     if not torch.equal(got.isnan(), wanted.isnan()):
-        return Comparison(f"{what} with NaN in other places", math.inf, allowed)
-    difference = (got.double() - wanted.double()).abs().nan_to_num(0.0)
-    return Comparison(what, float(difference.amax()) if difference.numel() else 0.0, allowed)
+        return _failed(f"{what} with NaN in other places")
+    difference = (got.double() - wanted.double()).abs().nan_to_num(0.0, math.inf)
+    return _compared(what, difference, torch.full_like(difference, allowed))
 
 
 def _affinity_and_open(exact: Inputs, tolerance: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
@@ -232,10 +275,8 @@ def _affinity_and_open(exact: Inputs, tolerance: Tensor, top_k: int | None) -> t
     return weight, torch.where(near, (kth - total).exp(), 0.0)
 
 
-def _readout_range(inputs: Inputs, exact: Inputs, top_k: int | None) -> tuple[Tensor, Tensor]:
+def _readout_range(exact: Inputs, weight: Tensor, open_mass: Tensor, tolerance: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest readout [B, O, CV, Q] that the open choices at rank k allow; equal where there are none."""
-    tolerance = score_tolerance(inputs)
-    weight, open_mass = _affinity_and_open(exact, tolerance, top_k)
     middle = exact.mv @ weight.unsqueeze(1)
     low, high = middle.clone(), middle.clone()
     for b, q in (open_mass > 0).any(1).nonzero().tolist():
@@ -251,26 +292,14 @@ def _readout_range(inputs: Inputs, exact: Inputs, top_k: int | None) -> tuple[Te
     return torch.minimum(low, middle), torch.maximum(high, middle)
 
 
-def _plain_error(inputs: Inputs, exact: Inputs) -> float:
-    """Error of Eq. 1 and 2 as XMem writes them, in float32: the dense read's, which no choice at rank k blurs.
+def _plain_score_error(inputs: Inputs, exact: Inputs, weight: Tensor) -> float:
+    """Largest error of a score that matters (one with weight), of Eq. 2 as XMem writes it, in float32.
 
     For float64 input, whose truth is float64 itself, the same error scaled to its unit roundoff.
     """
-    mk, ms, mv, qk, qe = (None if t is None else t.float() for t in inputs.read)
-    assert mk is not None and mv is not None and qk is not None
-    plain = reference.memory_read(mk, ms, mv, qk, qe)
-    truth = reference.memory_read(*exact.read)
-    assert isinstance(plain, Tensor) and isinstance(truth, Tensor)
-    error = (plain.double() - truth).abs()
-    largest = float(error.nan_to_num(0.0).amax()) if error.numel() else 0.0
-    if inputs.mk.dtype == torch.float64:
-        return largest * _unit(torch.float64) / _unit(torch.float32)
-    return largest
-
-
-def _readout_epsilon(inputs: Inputs, dtype: torch.dtype, top_k: int | None) -> float:
-    if inputs.mv.numel() == 0 or inputs.qk.numel() == 0:
-        return 0.0
-    n = inputs.mk.shape[2] if top_k is None else min(top_k, inputs.mk.shape[2])
-    largest = float(inputs.mv.abs().amax())
-    return largest * ((8 + math.sqrt(n)) * _unit(inputs.mk.dtype) + torch.finfo(dtype).eps)
+    mk, ms, _, qk, qe = (None if t is None else t.float() for t in inputs.read)
+    assert mk is not None and qk is not None
+    truth = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe)
+    error = (reference.similarity(mk, ms, qk, qe).double() - truth).abs().nan_to_num(0.0, 0.0)
+    largest = float(torch.where(weight > 1e-9, error, 0.0).amax()) if error.numel() else 0.0
+    return largest * _unit(inputs.mk.dtype) / _unit(torch.float32)

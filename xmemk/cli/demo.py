@@ -76,7 +76,8 @@ def _print(console: Console, report: Any, totals: Any, out: Path) -> None:
             line += f"; {totals.original_peak_bytes / 1e6:.0f} MB more memory against {totals.peak_bytes / 1e6:.0f} MB"
         console.print(line)
     console.print(
-        f"largest error against the float64 oracle {totals.error:.2g}, {100 * totals.share:.0f} % of what is allowed; "
+        f"every read checked at {report.checked_queries} queries: largest error against the float64 oracle "
+        f"{totals.error:.2g}, {100 * totals.share:.0f} % of what is allowed; "
         f"{report.memory.rsplit(';', 1)[1].strip()}"
     )
     console.print(

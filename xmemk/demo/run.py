@@ -16,19 +16,23 @@ from torch import Tensor
 from ..data import BUNNY
 from ..data.masks import MaskError, read_object_mask, write_mask
 from ..data.video import VideoInfo, VideoWriter, probe, read_frames
-from ..reference import Memory
+from ..reference import Memory, MemoryConfig
 from ..version import __version__
 from . import machine
 from .measure import MeasuredOps, Totals, Upkeep, totals
 from .page import write_page
 from .pictures import contact_sheet, overlay, plots
-from .tracker import FEATURES, Tracker, memory_config
+from .tracker import MEMORY_CONFIG, DemoTracker
 
 Progress = Callable[[int, int | None, MeasuredOps], None]
 
 ATTRIBUTION = (
     "The clip is cut from Big Buck Bunny, (c) 2008 Blender Foundation, www.bigbuckbunny.org, licensed CC BY 3.0; "
     "the red tint is ours."
+)
+FEATURES = (
+    "none of them trained: colour of the cell and of its surroundings, slopes in four directions, position; the value "
+    "of a cell is its patch of the mask, and a guided filter finds the edge"
 )
 _SHOWN = 12
 _PRODUCTS = ("masks", "overlay.mp4", "contact.png", "index.html", "report.json")
@@ -61,6 +65,7 @@ class Report:
     frames: int
     shown: int
     read_backend: str
+    checked_queries: int
     oracle_verdict: str
     features: str
     memory: str
@@ -91,8 +96,8 @@ def prepare(job: Job) -> tuple[VideoInfo, Tensor]:
     # A mask may be smaller than the video, which is then worked on at its size. The shape must be the same.
     if abs(width - info.width * height / info.height) > 1.0:
         raise MaskError(
-            f"{job.mask}: is {width}x{height}, which is not the size of the video ({info.width}x{info.height}) nor that "
-            "size scaled"
+            f"{job.mask}: is {width}x{height}, which is not the size of the video ({info.width}x{info.height}) "
+            "nor that size scaled"
         )
     if job.start < 0 or (info.frames is not None and job.start >= info.frames):
         raise ValueError(f"frame {job.start}: {job.video} has frames 0 to {(info.frames or 0) - 1}")
@@ -120,10 +125,10 @@ def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Prog
     total = None if info.frames is None else info.frames - job.start
     (folder / "masks").mkdir()
     ops = MeasuredOps(job.backend, job.original_every)
-    memory = Memory(memory_config(), ops=ops)
+    memory = Memory(MemoryConfig.from_dict(MEMORY_CONFIG), ops=ops)
     stages = Stages()
     kept: list[tuple[int, Tensor]] = []
-    tracker: Tracker | None = None
+    tracker: DemoTracker | None = None
     count = 0
     began = time.perf_counter()
     with VideoWriter(folder / "overlay.mp4", width, height, info.rate) as writer:
@@ -131,7 +136,7 @@ def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Prog
             inside = sum(r.seconds for r in ops.reads) + ops.check_seconds
             start = time.perf_counter()
             if tracker is None:
-                tracker = Tracker(memory, image, labels)
+                tracker = DemoTracker(memory, image, labels)
             else:
                 labels = tracker.step(image)
             now = time.perf_counter()
@@ -162,6 +167,7 @@ def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Prog
         frames=count,
         shown=len(chosen),
         read_backend=ops.read_backend,
+        checked_queries=ops.checked_queries,
         oracle_verdict=f"the largest error used {100 * done.share:.0f} % of what is allowed",
         features=FEATURES,
         memory=_describe(memory),
