@@ -115,13 +115,13 @@ def test_grids_are_of_square_cells_and_bounded(size, grid):
 
 
 def test_descriptors_move_with_the_picture():
-    image = texture(1, [120.0, 120.0, 120.0])
-    grid = grid_size(HEIGHT, WIDTH)
+    image = texture(1, [120.0, 120.0, 120.0], 2 * HEIGHT, 2 * WIDTH)
+    grid = grid_size(2 * HEIGHT, 2 * WIDTH)
     here = describe(image, grid)
     there = describe(image.roll((CELL, 2 * CELL), (0, 1)), grid)
     assert here.key.shape == here.selection.shape == (1, 12, *grid)
     assert here.selection.min() >= 0 and here.selection.max() <= 1
-    inner = slice(5, -5)  # away from where rolling or the border shows
+    inner = slice(8, -8)  # away from where rolling or the border shows
     rolled = here.key.roll((1, 2), (2, 3))
     assert torch.allclose(rolled[:, :10, inner, inner], there.key[:, :10, inner, inner], atol=1e-3)
     assert torch.equal(here.key[:, 10:], there.key[:, 10:])
@@ -139,10 +139,10 @@ def test_the_guided_filter_moves_an_edge_to_that_of_the_picture():
     image[:, 100:] = texture(3, [150.0, 150.0, 170.0])[:, 100:]
     true = torch.zeros(HEIGHT, WIDTH)
     true[:, 100:] = 1
-    rough = true.roll(-4, 1)  # the edge 4 pixels off
-    rough[:, :20] = 0
+    rough = torch.zeros(HEIGHT, WIDTH)
+    rough[:, 98:] = 1
     wrong = (labels_of(guided_filter(image, rough[None])) != true).sum()
-    assert wrong < 0.25 * (rough != true).sum()
+    assert wrong < 0.2 * (rough != true).sum()
 
 
 def test_the_guided_filter_keeps_what_is_flat_and_what_adds_up():

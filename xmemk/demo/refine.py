@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RADIUS = 4  # of the windows, in pixels of half resolution: the propagated edge is off by about that much
+RADIUS = 6  # of the windows, in pixels of half resolution; moves edges that are off by half of that
 NOISE = 3e-4  # variance of colour (in [0, 1]) that is no edge
 
 
