@@ -1,0 +1,47 @@
+#include "vec.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <cstring>
+#include <limits>
+
+#include <immintrin.h>
+
+#define XMEMK_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+
+namespace xmemk::cpu {
+namespace {
+
+#include "vec_loops.h"
+
+XMEMK_TARGET Scanned scan(const float* score, int64_t count, uint32_t first, float bar, float* value, uint32_t* index,
+                          int64_t room) {
+  constexpr int64_t kGroup = 16;
+  const __m512 bars = _mm512_set1_ps(bar);
+  const __m512 infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  int64_t found = 0;
+  for (int64_t i = 0; i < count; i += kGroup) {
+    const int64_t left = count - i;
+    const __mmask16 valid = left >= kGroup ? __mmask16(0xffff) : static_cast<__mmask16>((1u << left) - 1);
+    const __m512 s = _mm512_maskz_loadu_ps(valid, score + i);
+    __mmask16 passed = _mm512_mask_cmp_ps_mask(valid, s, bars, _CMP_GT_OQ);
+    if (passed == 0) continue;
+    if (found + kGroup > room) return {i, found};
+    passed = _mm512_mask_cmp_ps_mask(passed, s, infinity, _CMP_LT_OQ);
+    // Compressing in a register and storing all of it is quick everywhere; compressing into memory is not on AMD's.
+    const __m512i at = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(first + static_cast<uint32_t>(i))));
+    _mm512_storeu_ps(value + found, _mm512_maskz_compress_ps(passed, s));
+    _mm512_storeu_si512(index + found, _mm512_maskz_compress_epi32(passed, at));
+    found += __builtin_popcount(passed);
+  }
+  return {count, found};
+}
+
+}  // namespace
+
+const VecKernels kVecAvx512 = {"avx512", scan, largest, exponentials, add_scaled};
+
+}  // namespace xmemk::cpu
+
+#endif
