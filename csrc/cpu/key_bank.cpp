@@ -40,8 +40,8 @@ void Operands::find_middle() {
       values.clear();
       for (const Segment& s : segments_) {
         const int64_t n = s.key.size(2);
-        const scalar_t* key = s.key.const_data_ptr<scalar_t>() + i / channels_ * s.key.stride(0) +
-                              i % channels_ * s.key.stride(1);
+        const scalar_t* key =
+            s.key.const_data_ptr<scalar_t>() + i / channels_ * s.key.stride(0) + i % channels_ * s.key.stride(1);
         for (int64_t j = 0; j < kMiddleSamples; ++j) {
           values.push_back(static_cast<float>(key[j * n / kMiddleSamples * s.key.stride(2)]));
         }
@@ -71,8 +71,8 @@ void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, 
       for (int64_t i = 0; i < group; ++i) {
         const int64_t token = first + (j + i) * step;
         const Segment& from = segment_of(token);
-        key[i] = from.key.const_data_ptr<scalar_t>() + b * from.key.stride(0) +
-                 (token - from.start) * from.key.stride(2);
+        key[i] =
+            from.key.const_data_ptr<scalar_t>() + b * from.key.stride(0) + (token - from.start) * from.key.stride(2);
         stride[i] = from.key.stride(1);
         s[i] = scale;
         if (from.shrinkage.defined()) {
@@ -98,8 +98,7 @@ void Operands::pack_queries(int64_t b, int64_t first, int64_t count, float* out)
   const float* middle = middle_.data() + b * channels_;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "pack_queries", [&] {
     for (int64_t j = 0; j < count; ++j) {
-      const scalar_t* query =
-          qk_.const_data_ptr<scalar_t>() + b * qk_.stride(0) + (first + j) * qk_.stride(2);
+      const scalar_t* query = qk_.const_data_ptr<scalar_t>() + b * qk_.stride(0) + (first + j) * qk_.stride(2);
       const scalar_t* selection = nullptr;
       if (qe_.defined()) {
         selection = qe_.const_data_ptr<scalar_t>() + b * qe_.stride(0) + (first + j) * qe_.stride(2);

@@ -28,9 +28,9 @@ std::tuple<at::Tensor, at::Tensor> memory_read(at::TensorList mk, at::TensorList
   return {read_topk(mv, weight, index), usage};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> affinity_topk(at::TensorList mk, at::TensorList ms,
-                                                             const at::Tensor& qk, const std::optional<at::Tensor>& qe,
-                                                             int64_t top_k, bool return_usage) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> affinity_topk(at::TensorList mk, at::TensorList ms, const at::Tensor& qk,
+                                                             const std::optional<at::Tensor>& qe, int64_t top_k,
+                                                             bool return_usage) {
   check_keys("affinity_topk", mk, ms, qk, qe);
   check_top_k("affinity_topk", top_k);
   auto [weight, index] = select_topk(mk, ms, qk, qe, top_k);
@@ -45,8 +45,8 @@ at::Tensor readout_topk(at::TensorList mv, const at::Tensor& weight, const at::T
   const int64_t tokens = tokens_of(mv);
   const int64_t* i = chosen.const_data_ptr<int64_t>();
   for (int64_t j = 0; j < chosen.numel(); ++j) {
-    TORCH_CHECK_INDEX(0 <= i[j] && i[j] < tokens, "index: wanted 0 to ", tokens - 1, " (N = ", tokens,
-                      " tokens), got ", i[j]);
+    TORCH_CHECK_INDEX(0 <= i[j] && i[j] < tokens, "index: wanted 0 to ", tokens - 1, " (N = ", tokens, " tokens), got ",
+                      i[j]);
   }
   return read_topk(mv, weight.to(at::kFloat).contiguous(), chosen);
 }

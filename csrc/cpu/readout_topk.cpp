@@ -13,8 +13,8 @@
 namespace xmemk::cpu {
 namespace {
 
-constexpr int64_t kAhead = 6;         // tokens to fetch ahead
-constexpr int64_t kChannels = 16;     // of channel-major values at a time: a cache line of the result
+constexpr int64_t kAhead = 6;           // tokens to fetch ahead
+constexpr int64_t kChannels = 16;       // of channel-major values at a time: a cache line of the result
 constexpr int64_t kRowChannels = 4096;  // of a token-major row at a time, so that the sum stays in the first cache
 
 inline void prefetch(const void* p) {
@@ -38,8 +38,7 @@ struct Values {
     int64_t start = 0;
     for (const at::Tensor& v : mv) {
       if (v.size(3) == 0) continue;
-      segments.push_back(
-          {v.const_data_ptr<scalar_t>(), start, v.stride(0), v.stride(1), v.stride(2), v.stride(3)});
+      segments.push_back({v.const_data_ptr<scalar_t>(), start, v.stride(0), v.stride(1), v.stride(2), v.stride(3)});
       start += v.size(3);
     }
   }
@@ -91,8 +90,8 @@ void read_channels(const Values<scalar_t>& values, int64_t b, int64_t o, int64_t
   float sum[kChannels] = {};
   for (int64_t j = 0; j < k; ++j) {
     const auto& from = values.of(index[j]);
-    const scalar_t* v = from.data + b * from.batch + o * from.object + first * from.channel +
-                        (index[j] - from.start) * from.token;
+    const scalar_t* v =
+        from.data + b * from.batch + o * from.object + first * from.channel + (index[j] - from.start) * from.token;
     for (int64_t c = 0; c < n; ++c) sum[c] += weight[j] * static_cast<float>(v[c * from.channel]);
   }
   for (int64_t c = 0; c < n; ++c) out[c] = static_cast<scalar_t>(sum[c]);

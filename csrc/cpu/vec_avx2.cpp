@@ -3,9 +3,8 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <cstring>
-#include <limits>
-
 #include <immintrin.h>
+#include <limits>
 
 #define XMEMK_TARGET __attribute__((target("avx2,fma")))
 
@@ -24,8 +23,8 @@ XMEMK_TARGET Scanned scan(const float* score, int64_t count, uint32_t first, flo
     if (found + kGroup > room) return {i, found};
     const __m256 low = _mm256_cmp_ps(_mm256_loadu_ps(score + i), bars, _CMP_GT_OQ);
     const __m256 high = _mm256_cmp_ps(_mm256_loadu_ps(score + i + 8), bars, _CMP_GT_OQ);
-    uint32_t passed = static_cast<uint32_t>(_mm256_movemask_ps(low)) |
-                      static_cast<uint32_t>(_mm256_movemask_ps(high)) << 8;
+    uint32_t passed = static_cast<uint32_t>(_mm256_movemask_ps(low)) | static_cast<uint32_t>(_mm256_movemask_ps(high))
+                                                                           << 8;
     for (; passed != 0; passed &= passed - 1) {
       const int64_t at = i + __builtin_ctz(passed);
       value[found] = score[at];

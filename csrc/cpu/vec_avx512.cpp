@@ -3,9 +3,8 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <cstring>
-#include <limits>
-
 #include <immintrin.h>
+#include <limits>
 
 #define XMEMK_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 

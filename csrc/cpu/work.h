@@ -16,8 +16,8 @@ template <typename T>
 class Buffer {
  public:
   explicit Buffer(int64_t size)
-      : data_(static_cast<T*>(::operator new(static_cast<size_t>(size > 0 ? size : 1) * sizeof(T),
-                                              std::align_val_t{64}))) {}
+      : data_(static_cast<T*>(
+            ::operator new(static_cast<size_t>(size > 0 ? size : 1) * sizeof(T), std::align_val_t{64}))) {}
   T* get() const { return data_.get(); }
   T& operator[](int64_t i) const { return data_.get()[i]; }
 
@@ -47,6 +47,8 @@ void for_each_task(int64_t count, const F& f) {
   for_each_task(count, [] { return 0; }, [&](int64_t task, int) { f(task); });
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 }  // namespace xmemk::cpu
