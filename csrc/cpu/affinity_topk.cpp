@@ -56,16 +56,17 @@ class TopkRead {
           collect(b, first, count, tile);
         }
         for_each_task(
-            count, [&] { return Buffer<float>(capacity_); },
-            [&](int64_t i, Buffer<float>& spare) { finish(i, count, b * queries + first + i, spare.get()); });
+            count, [&] { return Buffer<int32_t>(capacity_); },
+            [&](int64_t i, Buffer<int32_t>& spare) { finish(i, count, b * queries + first + i, spare.get()); });
       }
     }
   }
 
  private:
   struct Scratch {
-    Buffer<float> query, score, spare;
-    Buffer<uint32_t> spare_index;
+    Buffer<float> query, score, sample;
+    Buffer<uint32_t> sample_index;
+    Buffer<int32_t> spare;
   };
 
   void take_sample(int64_t b) {
@@ -86,8 +87,8 @@ class TopkRead {
     const VecKernels& kernels = vec();
     const auto make = [&] {
       return Scratch{Buffer<float>(kTileQueries * width), Buffer<float>(kTileQueries * kTileKeys * samples),
-                     Buffer<float>(std::max(room_, samples * kTileKeys) + 2 * kScanSlack),
-                     Buffer<uint32_t>(samples * kTileKeys + 2 * kScanSlack)};
+                     Buffer<float>(samples * kTileKeys + 2 * kScanSlack),
+                     Buffer<uint32_t>(samples * kTileKeys + 2 * kScanSlack), Buffer<int32_t>(capacity_)};
     };
     for_each_task(ceil_div(count, kTileQueries) * splits_, make, [&](int64_t task, Scratch& scratch) {
       const int64_t split = task % splits_, at = task / splits_ * kTileQueries;
@@ -119,27 +120,28 @@ class TopkRead {
       float sum = 0;
       for (int64_t c = 0; c < width; ++c) sum += std::abs(scratch.query[r * width + c]);
       const float slack = 4 * static_cast<float>(width) * 0x1p-24f * sum * sample_largest_;
-      of_row[r].bar = bar_of_sample(kernels, scratch.score.get() + r * n, n, k_, slack, scratch.spare.get(),
-                                    scratch.spare_index.get());
+      of_row[r].bar = bar_of_sample(kernels, scratch.score.get() + r * n, n, k_, slack, scratch.sample.get(),
+                                    scratch.sample_index.get());
     }
   }
 
   // The candidates of query i of the block: the best k of all splits, sorted; softmax.
-  void finish(int64_t i, int64_t count, int64_t row, float* spare) {
+  void finish(int64_t i, int64_t count, int64_t row, int32_t* spare) {
+    const VecKernels& kernels = vec();
     Candidates& best = candidates_[i];
     if (splits_ > 1) {
-      best.keep_best(k_, spare);
+      best.keep_best(kernels, k_, k_, spare);
       for (int64_t split = 1; split < splits_; ++split) {  // in order, so that indices keep ascending
         Candidates& more = candidates_[split * count + i];
-        more.keep_best(k_, spare);
+        more.keep_best(kernels, k_, k_, spare);
         for (int64_t j = 0; j < more.count; ++j) {
-          if (best.count == room_) best.keep_best(k_, spare);
+          if (best.count == room_) best.keep_best(kernels, k_, k_, spare);
           best.value[best.count] = more.value[j];
           best.index[best.count++] = more.index[j];
         }
       }
     }
-    best.keep_best(k_, spare);
+    best.keep_best(kernels, k_, k_, spare);
     write(best, weight_ + row * k_, index_ + row * k_);
   }
 

@@ -75,7 +75,7 @@ void read_rows(const VecKernels& kernels, const Values<scalar_t>& values, int64_
       if constexpr (std::is_same_v<scalar_t, float>) {
         kernels.add_scaled(sum, v, weight[j], n);
       } else {
-        for (int64_t c = 0; c < n; ++c) wide[c] = static_cast<float>(v[c]);
+        widen(kernels, v, n, wide);
         kernels.add_scaled(sum, wide, weight[j], n);
       }
     }

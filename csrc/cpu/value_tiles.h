@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "key_bank.h"
+#include "vec.h"
 
 namespace xmemk::cpu {
 
@@ -61,9 +62,7 @@ class ValueTiles {
       const int64_t channel = v.stride(2), token = v.stride(3);
       const scalar_t* in = v.const_data_ptr<scalar_t>() + b * v.stride(0) + o * v.stride(1) + first * token;
       if (channel == 1) {
-        for (int64_t i = 0; i < count; ++i) {
-          for (int64_t c = 0; c < channels_; ++c) out[i * channels_ + c] = static_cast<float>(in[i * token + c]);
-        }
+        for (int64_t i = 0; i < count; ++i) widen(vec(), in + i * token, channels_, out + i * channels_);
         return;
       }
       for (int64_t i0 = 0; i0 < count; i0 += kBlock) {

@@ -4,7 +4,10 @@
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
+
+#include <c10/util/Half.h>
 
 namespace xmemk::cpu {
 
@@ -31,6 +34,12 @@ struct VecKernels {
 
   // y[i] += a x[i]
   void (*add_scaled)(float* y, const float* x, float a, int64_t count);
+
+  // key[i]: an integer in the order of value[i]. No NaN.
+  void (*order_keys)(const float* value, int64_t count, int32_t* key);
+  int64_t (*count_above)(const int32_t* key, int64_t count, int32_t bar);
+
+  void (*widen_half)(const uint16_t* half, int64_t count, float* out);
 };
 
 const VecKernels& vec();
@@ -38,6 +47,16 @@ const VecKernels& vec();
 // For tests: the sets this processor can run, best first, and a way to pin one ("" lets the processor choose).
 std::vector<std::string> vec_names();
 void pin_vec(const std::string& name);
+
+// n numbers of any of the storage types as float32.
+template <typename scalar_t>
+void widen(const VecKernels& vec, const scalar_t* in, int64_t count, float* out) {
+  if constexpr (std::is_same_v<scalar_t, c10::Half>) {
+    vec.widen_half(reinterpret_cast<const uint16_t*>(in), count, out);
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(in[i]);
+  }
+}
 
 extern const VecKernels kVecPortable;
 extern const VecKernels kVecAvx2;    // x86-64 with gcc or clang

@@ -6,7 +6,7 @@
 #include <immintrin.h>
 #include <limits>
 
-#define XMEMK_TARGET __attribute__((target("avx2,fma")))
+#define XMEMK_TARGET __attribute__((target("avx2,fma,f16c")))
 
 namespace xmemk::cpu {
 namespace {
@@ -37,9 +37,17 @@ XMEMK_TARGET Scanned scan(const float* score, int64_t count, uint32_t first, flo
   return {i + rest.seen, found + rest.found};
 }
 
+XMEMK_TARGET void widen_half(const uint16_t* half, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half + i))));
+  }
+  for (; i < count; ++i) out[i] = _cvtsh_ss(half[i]);
+}
+
 }  // namespace
 
-const VecKernels kVecAvx2 = {"avx2", scan, largest, exponentials, add_scaled};
+const VecKernels kVecAvx2 = {"avx2", scan, largest, exponentials, add_scaled, order_keys, count_above, widen_half};
 
 }  // namespace xmemk::cpu
 

@@ -68,3 +68,19 @@ XMEMK_TARGET inline float exponentials(float* score, int64_t count, float shift)
 XMEMK_TARGET inline void add_scaled(float* __restrict y, const float* __restrict x, float a, int64_t count) {
   for (int64_t i = 0; i < count; ++i) y[i] += a * x[i];
 }
+
+// Integers in the order of the numbers; 0.0 and -0.0 are one.
+XMEMK_TARGET inline void order_keys(const float* value, int64_t count, int32_t* key) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float v = value[i] + 0.0f;
+    int32_t bits;
+    std::memcpy(&bits, &v, 4);
+    key[i] = bits ^ ((bits >> 31) & 0x7fffffff);
+  }
+}
+
+XMEMK_TARGET inline int64_t count_above(const int32_t* key, int64_t count, int32_t bar) {
+  int32_t above = 0;
+  for (int64_t i = 0; i < count; ++i) above += key[i] > bar;
+  return above;
+}

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <limits>
 
+#include <c10/util/Half.h>
+
 #include "vec.h"
 
 #if defined(_MSC_VER)
@@ -34,8 +36,13 @@ Scanned scan(const float* score, int64_t count, uint32_t first, float bar, float
   return {count, found};
 }
 
+void widen_half(const uint16_t* half, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = c10::detail::fp16_ieee_to_fp32_value(half[i]);
+}
+
 }  // namespace
 
-const VecKernels kVecPortable = {"portable", scan, largest, exponentials, add_scaled};
+const VecKernels kVecPortable = {"portable", scan,       largest,     exponentials,
+                                 add_scaled, order_keys, count_above, widen_half};
 
 }  // namespace xmemk::cpu
