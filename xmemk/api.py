@@ -204,6 +204,8 @@ def consolidate(
     gradient = _wants_gradient((mk, ms, me, mv))
     steps: tuple[Callable[..., Tensor], ...] = (plain.select_prototypes, plain.gather_tokens)
     if _choose("consolidate", (mk, ms, me, mv, usage), gradient, backend) == "cpu":
+        if torch.float64 not in (mk.dtype, mv.dtype):
+            return ops.consolidate(mk, ms, me, mv, usage.detach(), num_prototypes)
         steps = (ops.select_prototypes, ops.gather_tokens)
     with _full_precision(mk):
         return plain.consolidate(mk, ms, me, mv, usage.detach(), num_prototypes, *steps)

@@ -2,6 +2,7 @@
 #include "../memory_read.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
 #include <torch/library.h>
 
 #include "memory_read_cpu.h"
@@ -51,12 +52,23 @@ at::Tensor readout_topk(at::TensorList mv, const at::Tensor& weight, const at::T
   return read_topk(mv, weight.to(at::kFloat).contiguous(), chosen);
 }
 
+std::tuple<at::Tensor, at::Tensor> potentiate(const at::Tensor& mk, const std::optional<at::Tensor>& ms,
+                                              const at::Tensor& mv, const at::Tensor& pk,
+                                              const std::optional<at::Tensor>& pe) {
+  const at::Tensor shrinkage =
+      ms ? ms->to(at::kFloat) : at::ones({mk.size(0), 1, mk.size(-1)}, mk.options().dtype(at::kFloat));
+  check_keys("potentiate", mk, shrinkage, pk, pe);
+  check_values_of_keys("potentiate", mv, mk);
+  return read_potentiated(mk, shrinkage, mv, pk, pe);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(xmemk, CPU, m) {
   m.impl("memory_read", &memory_read);
   m.impl("affinity_topk", &affinity_topk);
   m.impl("readout_topk", &readout_topk);
+  m.impl("potentiate", &potentiate);
 }
 
 }  // namespace xmemk::cpu

@@ -23,4 +23,8 @@ std::tuple<at::Tensor, at::Tensor> read_dense(at::TensorList mk, at::TensorList 
                                               const at::Tensor& qk, const std::optional<at::Tensor>& qe,
                                               bool return_usage);
 
+// Shrinkage [B, 1, N] float32 and values averaged for prototypes pk [B, CK, P] -> ps [B, 1, P], pv [B, O, CV, P]
+std::tuple<at::Tensor, at::Tensor> read_potentiated(const at::Tensor& mk, const at::Tensor& ms, const at::Tensor& mv,
+                                                    const at::Tensor& pk, const std::optional<at::Tensor>& pe);
+
 }  // namespace xmemk::cpu

@@ -41,12 +41,15 @@ struct Softmax {
 
 class DenseRead {
  public:
-  DenseRead(const Operands& operands, const ValueTiles& values, float* usage)
+  // `more`: one more channel to average, or none.
+  DenseRead(const Operands& operands, const ValueTiles& values, const ValueTiles* more, float* usage)
       : operands_(operands),
         values_(values),
+        more_(more),
         bank_(operands),
         kernels_(vec()),
-        row_(values.objects() * values.channels()),
+        read_(values.objects() * values.channels()),
+        row_(read_ + (more != nullptr)),
         usage_(usage) {
     const int64_t tiles = ceil_div(operands.queries(), kTileQueries), threads = at::get_num_threads();
     splits_ = std::clamp<int64_t>(kParts / tiles, 1, bank_.chunk_tiles());
@@ -56,9 +59,9 @@ class DenseRead {
     kept_ = splits_ == 1 && bank_.whole() && bank_.tiles() * kScores * 4 <= kKeptBytes;
   }
 
-  // out [Q, O * CV] of each batch element
+  // out [B, Q, O * CV]; more_out [B, Q] of the additional channel
   template <typename scalar_t>
-  void run(scalar_t* out) {
+  void run(scalar_t* out, float* more_out) {
     const int64_t queries = operands_.queries(), tokens = operands_.tokens(), block = block_tiles_ * kTileQueries;
     Buffer<float> sums(splits_ * block * row_), used(usage_ == nullptr ? 0 : block_tiles_ * tokens);
     sums_ = sums.get();
@@ -79,7 +82,10 @@ class DenseRead {
           find_softmax();
           read_in_parts();
         }
-        for_each_task(count_, [&](int64_t i) { finish(i, out + ((b * queries) + first + i) * row_); });
+        for_each_task(count_, [&](int64_t i) {
+          const int64_t query = b * queries + first + i;
+          finish(i, out + query * read_, more_out + query);
+        });
         add_usage(usage_ + b * tokens, first == 0);
       }
     }
@@ -91,7 +97,7 @@ class DenseRead {
   struct Scratch {
     Buffer<float> query, score, value;
     Scratch(int64_t width, int64_t channels, int64_t tiles)
-        : query(kTileQueries * width), score(tiles * kScores), value(kTileKeys * channels) {}
+        : query(kTileQueries * width), score(tiles * kScores), value(kTileKeys * std::max<int64_t>(channels, 1)) {}
   };
 
   int64_t rows_at(int64_t at) const { return std::min(kTileQueries, count_ - at); }
@@ -197,6 +203,9 @@ class DenseRead {
       gemm_tile(rows, values_.channels(), kTileKeys, weight, kTileKeys, value.data, value.stride,
                 sums + o * values_.channels(), row_, add);
     }
+    if (more_ == nullptr) return;
+    const ValueTiles::Tile value = more_->get(b_, 0, t, scratch);
+    gemm_tile(rows, 1, kTileKeys, weight, kTileKeys, value.data, value.stride, sums + read_, row_, add);
   }
 
   // What tile t receives from queries [at, at + rows).
@@ -212,13 +221,14 @@ class DenseRead {
   Softmax* softmax_at(int64_t at) { return softmax_.data() + at; }
 
   template <typename scalar_t>
-  void finish(int64_t i, scalar_t* out) const {
+  void finish(int64_t i, scalar_t* out, float* more_out) const {
     float* sum = sums_ + i * row_;
     for (int64_t split = 1; split < splits_; ++split) {
       kernels_.add_scaled(sum, sums_ + (split * count_ + i) * row_, 1.0f, row_);
     }
     const float scale = softmax_[i].sum > 0 ? softmax_[i].scale() : std::numeric_limits<float>::quiet_NaN();
-    for (int64_t c = 0; c < row_; ++c) out[c] = static_cast<scalar_t>(sum[c] * scale);
+    for (int64_t c = 0; c < read_; ++c) out[c] = static_cast<scalar_t>(sum[c] * scale);
+    if (more_ != nullptr) *more_out = sum[read_] * scale;
   }
 
   void add_usage(float* usage, bool first) const {
@@ -236,9 +246,10 @@ class DenseRead {
 
   const Operands& operands_;
   const ValueTiles& values_;
+  const ValueTiles* const more_;
   KeyBank bank_;
   const VecKernels& kernels_;
-  const int64_t row_;
+  const int64_t read_, row_;  // channels of a query's readout, and of its sums
   float* const usage_;
   int64_t splits_, block_tiles_;
   bool kept_;
@@ -264,11 +275,26 @@ std::tuple<at::Tensor, at::Tensor> read_dense(at::TensorList mk, at::TensorList 
   std::fill_n(usage.mutable_data_ptr<float>(), used, 0.0f);
   if (operands.batch() * operands.queries() > 0) {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, out.scalar_type(), "memory_read", [&] {
-      DenseRead(operands, values, usage_data).run(out.mutable_data_ptr<scalar_t>());
+      DenseRead(operands, values, nullptr, usage_data).run(out.mutable_data_ptr<scalar_t>(), nullptr);
     });
   }
   if (return_usage) usage = usage.view({operands.batch(), operands.tokens()});
   return {out.permute({0, 2, 3, 1}), usage};
+}
+
+std::tuple<at::Tensor, at::Tensor> read_potentiated(const at::Tensor& mk, const at::Tensor& ms, const at::Tensor& mv,
+                                                    const at::Tensor& pk, const std::optional<at::Tensor>& pe) {
+  const Operands operands(mk, ms, pk, pe);
+  const ValueTiles values(mv), shrinkage(ms.unsqueeze(1));
+  at::Tensor pv = at::empty({operands.batch(), operands.queries(), values.objects(), values.channels()}, mv.options());
+  at::Tensor ps = at::empty({operands.batch(), 1, operands.queries()}, mk.options().dtype(at::kFloat));
+  if (ps.numel() > 0) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, pv.scalar_type(), "potentiate", [&] {
+      DenseRead(operands, values, &shrinkage, nullptr)
+          .run(pv.mutable_data_ptr<scalar_t>(), ps.mutable_data_ptr<float>());
+    });
+  }
+  return {ps, pv.permute({0, 2, 3, 1})};
 }
 
 }  // namespace xmemk::cpu
