@@ -1,17 +1,19 @@
 """The C++ memory read beside its peers, in one run: `python benchmarks/cpu_read.py [--quick]`.
 
 Peers: the original's formulation, "tidy" PyTorch (one augmented product, torch.topk over the contiguous axis,
-embedding_bag; dense: softmax and one product), this package's plain backend, for the dense read scaled_dot_product_attention
-on augmented keys (which gives no usage). Each is checked against float64 on some queries before it is timed. Rounds go
-through all peers in turn, so that a busy machine slows them alike; medians are printed, and the peak of memory beyond
-the inputs. The last line of each table is the similarity product alone, by torch.mm.
+embedding_bag; dense: softmax and one product), this package's plain backend, for the dense read
+scaled_dot_product_attention on augmented keys (which gives no usage). Each is checked against float64 on some queries
+before it is timed. Rounds go through all peers in turn, so that a busy machine slows them alike; medians are printed,
+and the peak of memory beyond the inputs. The last line of each table is the similarity product alone, by torch.mm.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -79,14 +81,19 @@ def peers(x: Inputs, k: int | None) -> dict[str, Read]:
     return found | {"xmemk torch": ours("torch")}
 
 
-def checked(read: Read, x: Inputs, k: int | None) -> str:
-    readout, usage = read()
+def checked(read: Read, x: Inputs, k: int | None) -> tuple[str, str]:
+    """The verdict on a read's result, and the MB it took at its peak."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would hide what this one takes
+    with Peak(torch.device("cpu")) as peak:
+        readout, usage = read()
+    extra = "" if peak.bytes is None else f"{peak.bytes / 1e6:.0f}"
     picked = torch.linspace(0, x.qk.shape[2] - 1, 40).long()
     some = Inputs(x.mk, x.ms, x.mv, x.qk[..., picked], x.qe[..., picked] if x.qe is not None else None, x.me, x.usage)
     compared = compare_read(some, readout[..., picked], top_k=k)
     total = x.qk.shape[2] if usage is None else float(usage.sum())
     right = compared.passed and abs(total - x.qk.shape[2]) < 1e-3 * x.qk.shape[2]
-    return f"{'ok' if right else 'WRONG'} {compared.error:.1e}"
+    return f"{'ok' if right else 'WRONG'} {compared.error:.1e}", extra
 
 
 def table(title: str, x: Inputs, k: int | None, rounds: int, slow_rounds: int) -> None:
@@ -104,19 +111,13 @@ def table(title: str, x: Inputs, k: int | None, rounds: int, slow_rounds: int) -
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    del scores
     base = statistics.median(seconds["xmemk cpu"])
     print(f"{'':20}{'median':>10}{'min':>10}{'ratio':>8}{'extra MB':>10}  error")
     for name in seconds:
-        extra = ""
-        if name in reads:
-            with Peak(torch.device("cpu")) as peak:
-                reads[name]()
-            extra = "" if peak.bytes is None else f"{peak.bytes / 1e6:.0f}"
+        said, extra = verdict.get(name, ("", ""))
         median = statistics.median(seconds[name])
         print(
-            f"{name:20}{1e3 * median:7.1f} ms{1e3 * min(seconds[name]):7.1f} ms{median / base:8.2f}{extra:>10}"
-            f"  {verdict.get(name, '')}"
+            f"{name:20}{1e3 * median:7.1f} ms{1e3 * min(seconds[name]):7.1f} ms{median / base:8.2f}{extra:>10}  {said}"
         )
 
 

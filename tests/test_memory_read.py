@@ -27,7 +27,7 @@ def backend(request):
 def test_agrees_with_the_oracle(backend, dtype, top_k, n, q, objects, batch):
     x = make_inputs(n, q, objects=objects, batch=batch, value_channels=24, dtype=dtype, seed=n + q)
     if backend == "cpu" and dtype == torch.float64:
-        with pytest.raises(ValueError, match="'cpu' has no float64 kernel.*Would do: 'torch'"):
+        with pytest.raises(ValueError, match=r"'cpu' has no float64 kernel.*Would do: 'torch'"):
             xmemk.memory_read(*x.read, top_k=top_k, backend=backend)
         return
     readout, usage = xmemk.memory_read(*x.read, top_k=top_k, return_usage=True, backend=backend)
