@@ -55,6 +55,7 @@ class TopkRead {
           bank_.load(b, tile);
           collect(b, first, count, tile);
         }
+        if (at_once()) continue;
         for_each_task(
             count, [&] { return Buffer<int32_t>(capacity_); },
             [&](int64_t i, Buffer<int32_t>& spare) { finish(i, count, b * queries + first + i, spare.get()); });
@@ -68,6 +69,9 @@ class TopkRead {
     Buffer<uint32_t> sample_index;
     Buffer<int32_t> spare;
   };
+
+  // Whether a task sees all of the memory, so that no other has to wait for it to finish.
+  bool at_once() const { return splits_ == 1 && bank_.whole(); }
 
   void take_sample(int64_t b) {
     if (sample_tiles_ == 0) return;
@@ -105,6 +109,9 @@ class TopkRead {
           of_row[r].add(kernels, scratch.score.get() + r * kTileKeys, keys, static_cast<uint32_t>(t * kTileKeys), k_,
                         scratch.spare.get());
         }
+      }
+      for (int64_t i = at; at_once() && i < at + rows; ++i) {
+        finish(i, count, b * operands_.queries() + first + i, scratch.spare.get());
       }
     });
   }

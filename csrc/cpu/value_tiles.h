@@ -25,6 +25,11 @@ class ValueTiles {
       segments_.push_back({v, tokens_});
       tokens_ += v.size(3);
     }
+    // Converted once if that takes little, else a tile at a time, again for each tile of queries.
+    if (mv[0].size(0) * objects_ * channels_ * tokens_ * 4 > kConvertedBytes) return;
+    for (Segment& s : segments_) {
+      if (!in_place(s.value)) s.value = s.value.permute({0, 1, 3, 2}).to(at::kFloat).contiguous().permute({0, 1, 3, 2});
+    }
   }
 
   int64_t objects() const { return objects_; }
@@ -36,8 +41,7 @@ class ValueTiles {
     const int64_t first = t * kTileKeys, last = std::min(first + kTileKeys, tokens_);
     for (const Segment& s : segments_) {
       const at::Tensor& v = s.value;
-      if (s.start <= first && first + kTileKeys <= s.start + v.size(3) && v.scalar_type() == at::kFloat &&
-          (v.stride(2) == 1 || channels_ == 1) && v.stride(3) >= channels_) {
+      if (s.start <= first && first + kTileKeys <= s.start + v.size(3) && in_place(v)) {
         const float* data = v.const_data_ptr<float>() + b * v.stride(0) + o * v.stride(1);
         return {data + (first - s.start) * v.stride(3), v.stride(3)};
       }
@@ -51,10 +55,17 @@ class ValueTiles {
   }
 
  private:
+  static constexpr int64_t kConvertedBytes = 64 << 20;
+
   struct Segment {
     at::Tensor value;
     int64_t start;
   };
+
+  // Token-major float32: what the matrix product takes as it lies.
+  bool in_place(const at::Tensor& v) const {
+    return v.scalar_type() == at::kFloat && (v.stride(2) == 1 || channels_ == 1) && v.stride(3) >= channels_;
+  }
 
   void copy(const at::Tensor& v, int64_t b, int64_t o, int64_t first, int64_t count, float* out) const {
     constexpr int64_t kBlock = 16;  // tokens and channels: what is read or written out of order stays in the cache
