@@ -17,7 +17,8 @@ namespace xmemk::cpu {
 namespace {
 
 constexpr int64_t kCandidateBytes = 8 << 20;  // of queries that are under way together, unless threads would go idle
-constexpr int64_t kSampleTiles = 8;           // at most, and an eighth of the memory
+constexpr int64_t kRescore = 32;     // tokens per chosen one, from which on rescoring is a small part of the work
+constexpr int64_t kSampleTiles = 8;  // at most, and an eighth of the memory
 
 class TopkRead {
  public:
@@ -57,8 +58,10 @@ class TopkRead {
         }
         if (at_once()) continue;
         for_each_task(
-            count, [&] { return Buffer<int32_t>(capacity_); },
-            [&](int64_t i, Buffer<int32_t>& spare) { finish(i, count, b * queries + first + i, spare.get()); });
+            count, [&] { return std::pair{Buffer<int32_t>(capacity_), Buffer<float>(3 * operands_.width())}; },
+            [&](int64_t i, auto& scratch) {
+              finish(i, count, b, first + i, scratch.first.get(), scratch.second.get());
+            });
       }
     }
   }
@@ -90,7 +93,8 @@ class TopkRead {
     const int64_t samples = std::max<int64_t>(1, sample_tiles_);
     const VecKernels& kernels = vec();
     const auto make = [&] {
-      return Scratch{Buffer<float>(kTileQueries * width), Buffer<float>(kTileQueries * kTileKeys * samples),
+      return Scratch{Buffer<float>(std::max<int64_t>(kTileQueries, 3) * width),
+                     Buffer<float>(kTileQueries * kTileKeys * samples),
                      Buffer<float>(samples * kTileKeys + 2 * kScanSlack),
                      Buffer<uint32_t>(samples * kTileKeys + 2 * kScanSlack), Buffer<int32_t>(capacity_)};
     };
@@ -111,7 +115,7 @@ class TopkRead {
         }
       }
       for (int64_t i = at; at_once() && i < at + rows; ++i) {
-        finish(i, count, b * operands_.queries() + first + i, scratch.spare.get());
+        finish(i, count, b, first + i, scratch.spare.get(), scratch.query.get());
       }
     });
   }
@@ -132,8 +136,8 @@ class TopkRead {
     }
   }
 
-  // The candidates of query i of the block: the best k of all splits, sorted; softmax.
-  void finish(int64_t i, int64_t count, int64_t row, int32_t* spare) {
+  // Candidates i of the block, which are those of `query`: the best k of all splits, sorted; softmax.
+  void finish(int64_t i, int64_t count, int64_t b, int64_t query, int32_t* spare, float* scratch) {
     const VecKernels& kernels = vec();
     Candidates& best = candidates_[i];
     if (splits_ > 1) {
@@ -149,6 +153,10 @@ class TopkRead {
       }
     }
     best.keep_best(kernels, k_, k_, spare);
+    if (k_ * kRescore <= operands_.tokens()) {
+      operands_.rescore(b, query, best.index, best.count, best.value, scratch);
+    }
+    const int64_t row = b * operands_.queries() + query;
     write(best, weight_ + row * k_, index_ + row * k_);
   }
 

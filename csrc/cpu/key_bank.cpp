@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include <ATen/Dispatch.h>
+
+#include "vec.h"
 
 namespace xmemk::cpu {
 namespace {
@@ -113,6 +116,39 @@ void Operands::pack_queries(int64_t b, int64_t first, int64_t count, float* out)
         sum += e * q * q;
       }
       row[2 * channels_] = sum;
+    }
+  });
+}
+
+void Operands::rescore(int64_t b, int64_t query, const uint32_t* token, int64_t count, float* score,
+                       float* scratch) const {
+  const VecKernels& kernels = vec();
+  const float scale = 1 / std::sqrt(static_cast<float>(channels_));
+  float *q = scratch, *e = q + channels_, *k = e + channels_;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "rescore", [&] {
+    const auto row = [&](const at::Tensor& x, int64_t i) {
+      return x.const_data_ptr<scalar_t>() + b * x.stride(0) + i * x.stride(2);
+    };
+    for (int64_t c = 0; c < channels_; ++c) {
+      q[c] = static_cast<float>(row(qk_, query)[c * qk_.stride(1)]);
+      e[c] = qe_.defined() ? static_cast<float>(row(qe_, query)[c * qe_.stride(1)]) : 1.0f;
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      const Segment& from = segment_of(token[j]);
+      const int64_t i = token[j] - from.start, stride = from.key.stride(1);
+      const scalar_t* key = row(from.key, i);
+      float s = scale;
+      if (from.shrinkage.defined()) {
+        s *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) + i * from.shrinkage.stride(2)];
+      }
+      const float* channels = k;
+      if (stride == 1 && std::is_same_v<scalar_t, float>) {
+        channels = reinterpret_cast<const float*>(key);
+      } else {
+        for (int64_t c = 0; c < channels_; ++c) k[c] = static_cast<float>(key[c * stride]);
+      }
+      const float exact = -s * kernels.distance(channels, q, e, channels_);
+      if (std::isfinite(exact)) score[j] = exact;
     }
   });
 }

@@ -30,6 +30,10 @@ class Operands {
   // out[count, width] = (e, e q, sum e q^2)
   void pack_queries(int64_t b, int64_t first, int64_t count, float* out) const;
 
+  // score[j] of query and token[j] by Eq. 2 as it stands, without the cancellation of the product; a score that
+  // overflows is left as it is. `scratch` has 3 CK floats.
+  void rescore(int64_t b, int64_t query, const uint32_t* token, int64_t count, float* score, float* scratch) const;
+
  private:
   struct Segment {
     at::Tensor key, shrinkage;

@@ -39,6 +39,9 @@ struct VecKernels {
   void (*order_keys)(const float* value, int64_t count, int32_t* key);
   int64_t (*count_above)(const int32_t* key, int64_t count, int32_t bar);
 
+  // sum e (k - q)^2
+  float (*distance)(const float* k, const float* q, const float* e, int64_t count);
+
   void (*widen_half)(const uint16_t* half, int64_t count, float* out);
 };
 

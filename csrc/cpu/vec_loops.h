@@ -84,3 +84,21 @@ XMEMK_TARGET inline int64_t count_above(const int32_t* key, int64_t count, int32
   for (int64_t i = 0; i < count; ++i) above += key[i] > bar;
   return above;
 }
+
+// sum e (k - q)^2
+XMEMK_TARGET inline float distance(const float* k, const float* q, const float* e, int64_t count) {
+  constexpr int64_t kLanes = 16;
+  float sum[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const float d = k[i + j] - q[i + j];
+      sum[j] += e[i + j] * d * d;
+    }
+  }
+  for (; i < count; ++i) sum[0] += e[i] * (k[i] - q[i]) * (k[i] - q[i]);
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
+  }
+  return sum[0];
+}
