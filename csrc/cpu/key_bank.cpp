@@ -15,6 +15,8 @@ namespace {
 // it away from the rest.
 constexpr int64_t kMiddleSamples = 64;
 
+constexpr int64_t kAhead = 8;  // keys to fetch ahead
+
 float lower_median(std::vector<float>& values) {
   values.erase(std::remove_if(values.begin(), values.end(), [](float v) { return std::isnan(v); }), values.end());
   if (values.empty()) return 0;
@@ -134,6 +136,10 @@ void Operands::rescore(int64_t b, int64_t query, const uint32_t* token, int64_t 
       e[c] = qe_.defined() ? static_cast<float>(row(qe_, query)[c * qe_.stride(1)]) : 1.0f;
     }
     for (int64_t j = 0; j < count; ++j) {
+      if (j + kAhead < count) {
+        const Segment& next = segment_of(token[j + kAhead]);
+        if (next.key.stride(1) == 1) prefetch(row(next.key, token[j + kAhead] - next.start), channels_);
+      }
       const Segment& from = segment_of(token[j]);
       const int64_t i = token[j] - from.start, stride = from.key.stride(1);
       const scalar_t* key = row(from.key, i);

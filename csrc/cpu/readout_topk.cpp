@@ -17,14 +17,6 @@ constexpr int64_t kAhead = 6;           // tokens to fetch ahead
 constexpr int64_t kChannels = 16;       // of channel-major values at a time: a cache line of the result
 constexpr int64_t kRowChannels = 4096;  // of a token-major row at a time, so that the sum stays in the first cache
 
-inline void prefetch(const void* p) {
-#if defined(__GNUC__)
-  __builtin_prefetch(p);
-#else
-  (void)p;
-#endif
-}
-
 template <typename scalar_t>
 struct Values {
   struct Segment {
@@ -62,15 +54,12 @@ void read_rows(const VecKernels& kernels, const Values<scalar_t>& values, int64_
     const auto& from = values.of(index[j]);
     return from.data + b * from.batch + o * from.object + (index[j] - from.start) * from.token;
   };
-  const auto fetch = [&](const scalar_t* p, int64_t n) {
-    for (int64_t c = 0; c < n; c += 64 / static_cast<int64_t>(sizeof(scalar_t))) prefetch(p + c);
-  };
   for (int64_t first = 0; first < values.channels; first += kRowChannels) {
     const int64_t n = std::min(kRowChannels, values.channels - first);
-    for (int64_t j = 0; j < std::min(kAhead, k); ++j) fetch(row(j) + first, n);
+    for (int64_t j = 0; j < std::min(kAhead, k); ++j) prefetch(row(j) + first, n);
     std::fill_n(sum, n, 0.0f);
     for (int64_t j = 0; j < k; ++j) {
-      if (j + kAhead < k) fetch(row(j + kAhead) + first, n);
+      if (j + kAhead < k) prefetch(row(j + kAhead) + first, n);
       const scalar_t* v = row(j) + first;
       if constexpr (std::is_same_v<scalar_t, float>) {
         kernels.add_scaled(sum, v, weight[j], n);

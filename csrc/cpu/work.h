@@ -47,6 +47,16 @@ void for_each_task(int64_t count, const F& f) {
   for_each_task(count, [] { return 0; }, [&](int64_t task, int) { f(task); });
 }
 
+// Asks for n numbers that will be needed soon.
+template <typename T>
+inline void prefetch(const T* p, int64_t n) {
+#if defined(__GNUC__)
+  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i);
+#else
+  (void)p, (void)n;
+#endif
+}
+
 inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
