@@ -87,8 +87,8 @@ void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, 
         out[2 * channels_ * kTileKeys + j + i] = -s[i];
       }
       for (int64_t c = 0; c < channels_; ++c) {
-        float* square = out + c * kTileKeys + j;
-        float* linear = square + channels_ * kTileKeys;
+        float* square = out + 2 * c * kTileKeys + j;
+        float* linear = square + kTileKeys;
         for (int64_t i = 0; i < group; ++i) {
           const float k = static_cast<float>(key[i][c * stride[i]]) - middle[c];
           square[i] = -(s[i] * k) * k;
@@ -109,15 +109,15 @@ void Operands::pack_queries(int64_t b, int64_t first, int64_t count, float* out)
         selection = qe_.const_data_ptr<scalar_t>() + b * qe_.stride(0) + (first + j) * qe_.stride(2);
       }
       float* row = out + j * width();
-      float sum = 0;
+      double sum = 0;
       for (int64_t c = 0; c < channels_; ++c) {
         const float q = static_cast<float>(query[c * qk_.stride(1)]) - middle[c];
         const float e = selection == nullptr ? 1.0f : static_cast<float>(selection[c * qe_.stride(1)]);
-        row[c] = e;
-        row[channels_ + c] = e * q;
-        sum += e * q * q;
+        row[2 * c] = e;
+        row[2 * c + 1] = e * q;
+        sum += double(e) * q * q;
       }
-      row[2 * channels_] = sum;
+      row[2 * channels_] = static_cast<float>(sum);
     }
   });
 }

@@ -1,5 +1,6 @@
 // The operands of the similarity as one matrix product (see xmemk/plain/scores.py): keys and queries, translated by a
-// middle key, as rows and columns of 2 CK + 1 numbers, packed tile by tile for gemm_tile.
+// middle key, as rows and columns of 2 CK + 1 numbers, packed tile by tile for gemm_tile. Channel by channel, the large
+// term last: in this order the running sum stays small, and with it the rounding.
 #pragma once
 
 #include <optional>
@@ -24,10 +25,11 @@ class Operands {
   int64_t width() const { return 2 * channels_ + 1; }
   int64_t tile_size() const { return width() * kTileKeys; }
 
-  // out[width, kTileKeys] = (-s k^2, 2 s k, -s) of tokens first, first + step, ... The columns beyond `count` are 0.
+  // out[width, kTileKeys] = (-s k^2, 2 s k of each channel, then -s) of tokens first, first + step, ...; the columns
+  // beyond `count` are 0.
   void pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out) const;
 
-  // out[count, width] = (e, e q, sum e q^2)
+  // out[count, width] = (e, e q of each channel, then sum e q^2)
   void pack_queries(int64_t b, int64_t first, int64_t count, float* out) const;
 
   // score[j] of query and token[j] by Eq. 2 as it stands, without the cancellation of the product; a score that
