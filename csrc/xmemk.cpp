@@ -7,6 +7,8 @@
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
+#include "cpu/vec.h"
+
 namespace {
 
 #if defined(_MSC_VER)
@@ -37,7 +39,8 @@ pybind11::dict build_info() {
 #else
   info["cuda"] = false;
 #endif
-  info["cpu_ops"] = std::vector<std::string>{"evict_lfu", "gather_tokens", "select_prototypes"};
+  info["cpu_ops"] = std::vector<std::string>{"affinity_topk", "evict_lfu",    "gather_tokens",    "memory_read",
+                                             "potentiate",    "readout_topk", "select_prototypes"};
   return info;
 }
 
@@ -46,4 +49,6 @@ pybind11::dict build_info() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ and CUDA kernels of xmemk.";
   m.def("build_info", &build_info, "What this module was built with, and the operators it has CPU kernels for.");
+  m.def("_vector_sets", &xmemk::cpu::vec_names, "The vector instruction sets this processor can run, best first.");
+  m.def("_pin_vector_set", &xmemk::cpu::pin_vec, "For tests: use this set from now on; '' gives the choice back.");
 }

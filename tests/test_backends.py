@@ -14,6 +14,9 @@ def test_auto_prefers_native_code_and_always_finds_something():
     assert choose(Call("evict_lfu", "cpu", False), "auto", "the C++ extension is not built") == "torch"
     assert choose(Call("evict_lfu", "cuda", False), "auto", None) == "torch"
     assert choose(Call("consolidate", "cpu", True), "auto", None) == "torch"
+    assert choose(Call("memory_read", "cpu", False), "auto", None) == "cpu"
+    assert choose(Call("memory_read", "cpu", True), "auto", None) == "torch"
+    assert choose(Call("consolidate", "cpu", False, torch.float64), "auto", None) == "cpu"
     for device in ("cpu", "cuda", "mps", "meta"):
         for op in ("memory_read", "affinity_topk", "readout_topk", "similarity", "consolidate"):
             assert choose(Call(op, device, True), "auto", "not built") in BACKENDS
@@ -22,7 +25,9 @@ def test_auto_prefers_native_code_and_always_finds_something():
 @pytest.mark.parametrize(
     ("call", "native_error", "words"),
     [
-        (Call("memory_read", "cpu", False), None, "'cpu' has no kernel for memory_read.*Would do: 'torch'"),
+        (Call("similarity", "cpu", False), None, "'cpu' has no kernel for similarity.*Would do: 'torch'"),
+        (Call("memory_read", "cpu", False, torch.float64), None, "'cpu' has no float64 kernel.*Would do: 'torch'"),
+        (Call("memory_read", "cpu", True), None, "'cpu' has no gradient for memory_read"),
         (Call("evict_lfu", "cuda", False), None, "'cpu' needs cpu tensors, these are on cuda"),
         (Call("consolidate", "cpu", True), None, "'cpu' has no gradient for consolidate"),
         (Call("evict_lfu", "cpu", False), "the C++ extension is not built", "not built; `xmemk doctor` says how"),
@@ -35,10 +40,11 @@ def test_a_backend_asked_for_by_name_never_falls_back(call, native_error, words)
 
 def test_explain_gives_the_choice_and_every_reason():
     x = make_inputs(9, 3, value_channels=2)
-    said = xmemk.explain(xmemk.memory_read, *x.read, top_k=3)
+    said = xmemk.explain(xmemk.similarity, x.mk, x.ms, x.qk, x.qe)
     assert said.chosen == "torch"
     assert set(said.refusals) == set(BACKENDS) - {"torch"}
-    assert "has no kernel for memory_read" in str(said)
+    assert "has no kernel for similarity" in str(said)
+    assert xmemk.explain(xmemk.memory_read, *x.double().read, top_k=3).chosen == "torch"
     refused = xmemk.explain("memory_read", *x.read, backend="triton")
     assert refused.chosen is None
     assert "refused" in str(refused)

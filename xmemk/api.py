@@ -93,8 +93,11 @@ def memory_read(
     assert memory.mv is not None
     tensors = (*memory.mk, *(memory.ms or ()), *memory.mv, qk, qe)
     gradient = _wants_gradient(tensors)
-    _choose("memory_read", qk, gradient, backend)
-    read = autograd.memory_read if gradient and not torch.compiler.is_compiling() else plain.memory_read
+    read = plain.memory_read
+    if _choose("memory_read", tensors, gradient, backend) == "cpu":
+        read = ops.memory_read
+    elif gradient and not torch.compiler.is_compiling():
+        read = autograd.memory_read
     with _full_precision(qk):
         readout, usage = read(memory.mk, memory.ms, memory.mv, qk, qe, top_k, return_usage)
     return readout if usage is None else (readout, usage)
@@ -121,8 +124,11 @@ def affinity_topk(
     """
     memory = checks.memory(mk, ms, None, qk, qe, with_values=False)
     checks.top_k(top_k)
-    _choose("affinity_topk", qk, False, backend)
+    chosen = _choose("affinity_topk", (*memory.mk, *(memory.ms or ()), qk, qe), False, backend)
     with _full_precision(qk), torch.no_grad():
+        if chosen == "cpu":
+            weight, index, usage = ops.affinity_topk(memory.mk, memory.ms, qk, qe, top_k, return_usage)
+            return (weight, index, usage) if return_usage else (weight, index)
         weight, index = plain.affinity_topk(memory.mk, memory.ms, qk, qe, top_k)
         if not return_usage:
             return weight, index
@@ -142,7 +148,8 @@ def readout_topk(mv: Segments, weight: Tensor, index: Tensor, *, backend: str = 
     Raises IndexError for an index outside 0 .. N - 1.
     """
     values = checks.affinity(mv, weight, index)
-    _choose("readout_topk", weight, _wants_gradient((*values, weight)), backend)
+    if _choose("readout_topk", (weight, *values), _wants_gradient((*values, weight)), backend) == "cpu":
+        return ops.readout_topk(values, weight, index)
     _check_index(index, sum(v.shape[3] for v in values))
     with _full_precision(weight):
         return plain.readout_topk(values, weight, index)
@@ -154,7 +161,8 @@ def similarity(mk: Segments, ms: Segments | None, qk: Tensor, qe: Tensor | None,
     It is the matrix that every other function avoids. Differentiable.
     """
     memory = checks.memory(mk, ms, None, qk, qe, with_values=False)
-    _choose("similarity", qk, _wants_gradient((*memory.mk, *(memory.ms or ()), qk, qe)), backend)
+    tensors = (*memory.mk, *(memory.ms or ()), qk, qe)
+    _choose("similarity", tensors, _wants_gradient(tensors), backend)
     with _full_precision(qk):
         return plain.similarity(memory.mk, memory.ms, qk, qe)
 
@@ -165,7 +173,7 @@ def select_prototypes(usage: Tensor, num_prototypes: int, *, backend: str = "aut
     By usage, descending; of equal usage the lower index first. Raises ValueError unless 0 <= P <= N.
     """
     checks.usage(usage, num_prototypes, "num_prototypes")
-    if _choose("select_prototypes", usage, False, backend) == "cpu":
+    if _choose("select_prototypes", (usage,), False, backend) == "cpu":
         return ops.select_prototypes(usage.detach(), num_prototypes)
     return plain.select_prototypes(usage.detach(), num_prototypes)
 
@@ -195,7 +203,9 @@ def consolidate(
     checks.consolidation(mk, ms, me, mv, usage, num_prototypes)
     gradient = _wants_gradient((mk, ms, me, mv))
     steps: tuple[Callable[..., Tensor], ...] = (plain.select_prototypes, plain.gather_tokens)
-    if _choose("consolidate", mk, gradient, backend) == "cpu":
+    if _choose("consolidate", (mk, ms, me, mv, usage), gradient, backend) == "cpu":
+        if torch.float64 not in (mk.dtype, mv.dtype):
+            return ops.consolidate(mk, ms, me, mv, usage.detach(), num_prototypes)
         steps = (ops.select_prototypes, ops.gather_tokens)
     with _full_precision(mk):
         return plain.consolidate(mk, ms, me, mv, usage.detach(), num_prototypes, *steps)
@@ -209,7 +219,7 @@ def evict_lfu(usage: Tensor, keep: int, *, backend: str = "auto") -> Tensor:
     Raises ValueError unless 0 <= keep <= N.
     """
     checks.usage(usage, keep, "keep")
-    if _choose("evict_lfu", usage, False, backend) == "cpu":
+    if _choose("evict_lfu", (usage,), False, backend) == "cpu":
         return ops.evict_lfu(usage.detach(), keep)
     return plain.evict_lfu(usage.detach(), keep)
 
@@ -218,7 +228,7 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
     """Which backend a call would use, and why each other one would not; ``print`` the result.
 
     ``explain(xmemk.memory_read, mk, ms, mv, qk, qe, top_k=30)``: the call's function (or its name) and its arguments,
-    of which only device and need for gradients matter. Nothing is computed.
+    of which only devices, dtypes and the need for gradients matter. Nothing is computed.
     """
     op = function if isinstance(function, str) else getattr(function, "__name__", "")
     if op not in backends.OPS:
@@ -232,11 +242,17 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
         raise ValueError(f"explain: wanted {op}'s arguments, with at least one tensor")
     # As each function itself decides: selection has no gradient to offer, whatever is asked of its input.
     gradient = op not in ("affinity_topk", "select_prototypes", "evict_lfu") and _wants_gradient(tensors)
-    return backends.explain(Call(op, tensors[0].device.type, gradient), backend, ops.native_error())
+    return backends.explain(_call(op, tensors, gradient), backend, ops.native_error())
 
 
-def _choose(op: str, like: Tensor, gradient: bool, backend: str) -> str:
-    return backends.choose(Call(op, like.device.type, gradient), backend, ops.native_error())
+def _choose(op: str, tensors: Sequence[Tensor | None], gradient: bool, backend: str) -> str:
+    return backends.choose(_call(op, tensors, gradient), backend, ops.native_error())
+
+
+def _call(op: str, tensors: Sequence[Tensor | None], gradient: bool) -> Call:
+    given = [t for t in tensors if t is not None]
+    double = any(t.dtype == torch.float64 for t in given)
+    return Call(op, given[0].device.type, gradient, torch.float64 if double else given[0].dtype)
 
 
 def _wants_gradient(tensors: Sequence[Tensor | None]) -> bool:

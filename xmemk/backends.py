@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 OPS = ("memory_read", "affinity_topk", "readout_topk", "similarity", "select_prototypes", "consolidate", "evict_lfu")
 
 # In the order in which "auto" prefers them. "torch" serves every call, so it is last.
@@ -17,17 +19,22 @@ BACKENDS = ("cuda", "triton", "cpu", "torch")
 _KERNELS: dict[str, frozenset[str]] = {
     "cuda": frozenset(),
     "triton": frozenset(),
-    "cpu": frozenset({"select_prototypes", "consolidate", "evict_lfu"}),
+    "cpu": frozenset({"memory_read", "affinity_topk", "readout_topk", "select_prototypes", "consolidate", "evict_lfu"}),
 }
+# Those of them that do their arithmetic in float32.
+_FLOAT32 = frozenset({"memory_read", "affinity_topk", "readout_topk"})
 _DEVICE = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
 
 
 class Call(NamedTuple):
-    """What the choice depends on: the op's name, the tensors' device type, and whether gradients are wanted."""
+    """What the choice depends on: the op's name, the tensors' device type, whether gradients are wanted, and the
+    widest dtype.
+    """
 
     op: str
     device: str
     gradient: bool
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ def refusal(backend: str, call: Call, native_error: str | None) -> str | None:
         return f"has no kernel for {call.op} in this version"
     if call.device != _DEVICE[backend]:
         return f"needs {_DEVICE[backend]} tensors, these are on {call.device}"
+    if call.dtype == torch.float64 and call.op in _FLOAT32:
+        return f"has no float64 kernel for {call.op}"
     if call.gradient:
         return f"has no gradient for {call.op}; detach the inputs or use torch.no_grad()"
     if native_error is not None:

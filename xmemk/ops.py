@@ -17,6 +17,19 @@ _PURE = (torch.Tag.pt2_compliant_tag,)
 _LIBRARY.define("select_prototypes(Tensor usage, SymInt num_prototypes) -> Tensor", tags=_PURE)
 _LIBRARY.define("evict_lfu(Tensor usage, SymInt keep) -> Tensor", tags=_PURE)
 _LIBRARY.define("gather_tokens(Tensor x, Tensor index) -> Tensor", tags=_PURE)
+# The memory as equally long lists of segments; ms is empty for none, usage is empty unless it is wanted.
+_LIBRARY.define(
+    "memory_read(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor qk, Tensor? qe, SymInt? top_k, bool return_usage)"
+    " -> (Tensor, Tensor)",
+    tags=_PURE,
+)
+_LIBRARY.define(
+    "affinity_topk(Tensor[] mk, Tensor[] ms, Tensor qk, Tensor? qe, SymInt top_k, bool return_usage)"
+    " -> (Tensor, Tensor, Tensor)",
+    tags=_PURE,
+)
+_LIBRARY.define("readout_topk(Tensor[] mv, Tensor weight, Tensor index) -> Tensor", tags=_PURE)
+_LIBRARY.define("potentiate(Tensor mk, Tensor? ms, Tensor mv, Tensor pk, Tensor? pe) -> (Tensor, Tensor)", tags=_PURE)
 
 
 @torch.library.register_fake("xmemk::select_prototypes", lib=_LIBRARY)
@@ -32,6 +45,49 @@ def _(usage: Tensor, keep: int) -> Tensor:
 @torch.library.register_fake("xmemk::gather_tokens", lib=_LIBRARY)
 def _(x: Tensor, index: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], index.shape[1]))
+
+
+@torch.library.register_fake("xmemk::memory_read", lib=_LIBRARY)
+def _(
+    mk: list[Tensor],
+    ms: list[Tensor],
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int | None,
+    return_usage: bool,
+) -> tuple[Tensor, Tensor]:
+    return _token_major(mv[0], qk.shape[2]), _fake_usage(mk, qk, return_usage)
+
+
+@torch.library.register_fake("xmemk::affinity_topk", lib=_LIBRARY)
+def _(
+    mk: list[Tensor], ms: list[Tensor], qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (qk.shape[0], qk.shape[2], torch.sym_min(top_k, sum(k.shape[2] for k in mk)))
+    weight = qk.new_empty(shape, dtype=torch.float32)
+    return weight, qk.new_empty(shape, dtype=torch.int64), _fake_usage(mk, qk, return_usage)
+
+
+@torch.library.register_fake("xmemk::readout_topk", lib=_LIBRARY)
+def _(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
+    return _token_major(mv[0], index.shape[1])
+
+
+@torch.library.register_fake("xmemk::potentiate", lib=_LIBRARY)
+def _(mk: Tensor, ms: Tensor | None, mv: Tensor, pk: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor]:
+    ps = pk.new_empty((pk.shape[0], 1, pk.shape[2]), dtype=torch.float32)
+    return ps, _token_major(mv, pk.shape[2])
+
+
+def _token_major(mv: Tensor, queries: int) -> Tensor:
+    b, o, cv, _ = mv.shape
+    return mv.new_empty((b, queries, o, cv)).permute(0, 2, 3, 1)
+
+
+def _fake_usage(mk: list[Tensor], qk: Tensor, wanted: bool) -> Tensor:
+    shape = (qk.shape[0], sum(k.shape[2] for k in mk)) if wanted else (0,)
+    return qk.new_empty(shape, dtype=torch.float32)
 
 
 _native_error: str | None = ""  # "" until the first look
@@ -70,3 +126,42 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """x [B, ..., N], index [B, P] int64 -> [B, ..., P]."""
     result: Tensor = torch.ops.xmemk.gather_tokens(x, index)
     return result
+
+
+def memory_read(
+    mk: list[Tensor],
+    ms: list[Tensor] | None,
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int | None,
+    return_usage: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """-> readout [B, O, CV, Q], usage [B, N] or None."""
+    readout, usage = torch.ops.xmemk.memory_read(mk, ms or [], mv, qk, qe, top_k, return_usage)
+    return readout, usage if return_usage else None
+
+
+def affinity_topk(
+    mk: list[Tensor], ms: list[Tensor] | None, qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> weight [B, Q, k], index [B, Q, k] with k = min(top_k, N), usage [B, N] or empty."""
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.xmemk.affinity_topk(mk, ms or [], qk, qe, top_k, return_usage)
+    return result
+
+
+def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
+    """-> readout [B, O, CV, Q]."""
+    result: Tensor = torch.ops.xmemk.readout_topk(mv, weight, index)
+    return result
+
+
+def consolidate(
+    mk: Tensor, ms: Tensor | None, me: Tensor | None, mv: Tensor, usage: Tensor, num_prototypes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> pk [B, CK, P], ps [B, 1, P] float32, pv [B, O, CV, P]."""
+    index = select_prototypes(usage, num_prototypes)
+    pk = gather_tokens(mk, index)
+    pe = None if me is None else gather_tokens(me, index)
+    ps, pv = torch.ops.xmemk.potentiate(mk, ms, mv, pk, pe)
+    return pk, ps, pv

@@ -104,6 +104,8 @@ def validate(shapes: tuple[Shape, ...], device: str = "cpu", only: str | None = 
                 yield Row(op, backend, "", unavailable=why)
                 continue
             for dtype in DTYPES:
+                if refusal(backend, Call(op, device, False, dtype), ops.native_error()) is not None:
+                    continue
                 row = Row(op, backend, str(dtype).removeprefix("torch."))
                 for i, shape in enumerate(shapes):
                     try:

@@ -1,0 +1,220 @@
+// The k most similar tokens of each query and their weights, in one pass over the memory: a tile of scores is computed,
+// compared with each query's bar, and forgotten. Per query only its candidates are kept.
+//
+// One result for any number of threads: a score depends on its token and query alone, and the k best by (score, index)
+// are one set however the memory is cut.
+#include <cmath>
+#include <vector>
+
+#include <ATen/ops/empty.h>
+
+#include "gemm_tile.h"
+#include "key_bank.h"
+#include "memory_read_cpu.h"
+#include "topk_select.h"
+
+namespace xmemk::cpu {
+namespace {
+
+constexpr int64_t kCandidateBytes = 8 << 20;  // of queries that are under way together, unless threads would go idle
+constexpr int64_t kRescore = 32;     // tokens per chosen one, from which on rescoring is a small part of the work
+constexpr int64_t kSampleTiles = 8;  // at most, and an eighth of the memory
+
+class TopkRead {
+ public:
+  TopkRead(const Operands& operands, int64_t k, at::Tensor& weight, at::Tensor& index)
+      : operands_(operands),
+        bank_(operands),
+        k_(k),
+        room_(Candidates::room(k)),
+        capacity_(Candidates::capacity(k)),
+        weight_(weight.mutable_data_ptr<float>()),
+        index_(index.mutable_data_ptr<int64_t>()) {
+    const int64_t threads = at::get_num_threads(), tiles = ceil_div(operands.queries(), kTileQueries);
+    const int64_t together = kCandidateBytes / (capacity_ * 8 * kTileQueries);
+    block_tiles_ = std::min(tiles, std::max<int64_t>(together, 4 * threads));
+    splits_ = std::clamp<int64_t>(2 * threads / block_tiles_, 1, std::min<int64_t>(bank_.chunk_tiles(), 64));
+    if (threads == 1) splits_ = 1;
+    // Of 4 k evenly spaced tokens the k-th best bars three quarters of the memory, in whatever order it comes.
+    const int64_t sample = ceil_div(4 * k, kTileKeys);
+    sample_tiles_ = sample <= kSampleTiles && 8 * sample <= bank_.tiles() ? sample : 0;
+  }
+
+  void run() {
+    const int64_t queries = operands_.queries(), block = block_tiles_ * kTileQueries;
+    Buffer<float> values(splits_ * std::min(block, queries) * capacity_);
+    Buffer<uint32_t> indices(splits_ * std::min(block, queries) * capacity_);
+    for (int64_t b = 0; b < operands_.batch(); ++b) {
+      take_sample(b);
+      for (int64_t first = 0; first < queries; first += block) {
+        const int64_t count = std::min(block, queries - first);
+        candidates_.clear();
+        for (int64_t i = 0; i < splits_ * count; ++i) {
+          candidates_.push_back({values.get() + i * capacity_, indices.get() + i * capacity_});
+        }
+        for (int64_t tile = 0; tile < bank_.tiles(); tile += bank_.chunk_tiles()) {
+          bank_.load(b, tile);
+          collect(b, first, count, tile);
+        }
+        if (at_once()) continue;
+        for_each_task(
+            count, [&] { return std::pair{Buffer<int32_t>(capacity_), Buffer<float>(3 * operands_.width())}; },
+            [&](int64_t i, auto& scratch) {
+              finish(i, count, b, first + i, scratch.first.get(), scratch.second.get());
+            });
+      }
+    }
+  }
+
+ private:
+  struct Scratch {
+    Buffer<float> query, score, sample;
+    Buffer<uint32_t> sample_index;
+    Buffer<int32_t> spare;
+  };
+
+  // Whether a task sees all of the memory, so that no other has to wait for it to finish.
+  bool at_once() const { return splits_ == 1 && bank_.whole(); }
+
+  void take_sample(int64_t b) {
+    if (sample_tiles_ == 0) return;
+    sample_.resize(sample_tiles_ * operands_.tile_size());
+    const int64_t step = operands_.tokens() / (sample_tiles_ * kTileKeys);
+    for (int64_t t = 0; t < sample_tiles_; ++t) {
+      operands_.pack_keys(b, t * kTileKeys * step, kTileKeys, step, sample_.data() + t * operands_.tile_size());
+    }
+    sample_largest_ = 0;
+    for (const float x : sample_) sample_largest_ = std::abs(x) > sample_largest_ ? std::abs(x) : sample_largest_;
+  }
+
+  // Query tiles [first, first + count) against the loaded tiles of the bank, of which each split takes a part.
+  void collect(int64_t b, int64_t first, int64_t count, int64_t first_tile) {
+    const int64_t tiles = std::min(bank_.chunk_tiles(), bank_.tiles() - first_tile), width = operands_.width();
+    const int64_t samples = std::max<int64_t>(1, sample_tiles_);
+    const VecKernels& kernels = vec();
+    const auto make = [&] {
+      return Scratch{Buffer<float>(std::max<int64_t>(kTileQueries, 3) * width),
+                     Buffer<float>(kTileQueries * kTileKeys * samples),
+                     Buffer<float>(samples * kTileKeys + 2 * kScanSlack),
+                     Buffer<uint32_t>(samples * kTileKeys + 2 * kScanSlack), Buffer<int32_t>(capacity_)};
+    };
+    for_each_task(ceil_div(count, kTileQueries) * splits_, make, [&](int64_t task, Scratch& scratch) {
+      const int64_t split = task % splits_, at = task / splits_ * kTileQueries;
+      const int64_t rows = std::min(kTileQueries, count - at);
+      Candidates* of_row = candidates_.data() + split * count + at;
+      operands_.pack_queries(b, first + at, rows, scratch.query.get());
+      if (first_tile == 0 && sample_tiles_ > 0) set_bars(kernels, rows, of_row, scratch);
+      const int64_t from = first_tile + split * tiles / splits_, to = first_tile + (split + 1) * tiles / splits_;
+      for (int64_t t = from; t < to; ++t) {
+        const int64_t keys = bank_.tile_keys(t);
+        gemm_tile(rows, kTileKeys, width, scratch.query.get(), width, bank_.tile(t), kTileKeys, scratch.score.get(),
+                  kTileKeys, false);
+        for (int64_t r = 0; r < rows; ++r) {
+          of_row[r].add(kernels, scratch.score.get() + r * kTileKeys, keys, static_cast<uint32_t>(t * kTileKeys), k_,
+                        scratch.spare.get());
+        }
+      }
+      for (int64_t i = at; at_once() && i < at + rows; ++i) {
+        finish(i, count, b, first + i, scratch.spare.get(), scratch.query.get());
+      }
+    });
+  }
+
+  void set_bars(const VecKernels& kernels, int64_t rows, Candidates* of_row, Scratch& scratch) const {
+    const int64_t width = operands_.width(), n = sample_tiles_ * kTileKeys;
+    for (int64_t t = 0; t < sample_tiles_; ++t) {
+      gemm_tile(rows, kTileKeys, width, scratch.query.get(), width, sample_.data() + t * operands_.tile_size(),
+                kTileKeys, scratch.score.get() + t * kTileKeys, n, false);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      // A sum of `width` products, in whatever order, is off by at most width * 2^-24 of what it adds up.
+      float sum = 0;
+      for (int64_t c = 0; c < width; ++c) sum += std::abs(scratch.query[r * width + c]);
+      const float slack = 4 * static_cast<float>(width) * 0x1p-24f * sum * sample_largest_;
+      of_row[r].bar = bar_of_sample(kernels, scratch.score.get() + r * n, n, k_, slack, scratch.sample.get(),
+                                    scratch.sample_index.get());
+    }
+  }
+
+  // Candidates i of the block, which are those of `query`: the best k of all splits, sorted; softmax.
+  void finish(int64_t i, int64_t count, int64_t b, int64_t query, int32_t* spare, float* scratch) {
+    const VecKernels& kernels = vec();
+    Candidates& best = candidates_[i];
+    if (splits_ > 1) {
+      best.keep_best(kernels, k_, k_, spare);
+      for (int64_t split = 1; split < splits_; ++split) {  // in order, so that indices keep ascending
+        Candidates& more = candidates_[split * count + i];
+        more.keep_best(kernels, k_, k_, spare);
+        for (int64_t j = 0; j < more.count; ++j) {
+          if (best.count == room_) best.keep_best(kernels, k_, k_, spare);
+          best.value[best.count] = more.value[j];
+          best.index[best.count++] = more.index[j];
+        }
+      }
+    }
+    best.keep_best(kernels, k_, k_, spare);
+    if (k_ * kRescore <= operands_.tokens()) {
+      operands_.rescore(b, query, best.index, best.count, best.value, scratch);
+    }
+    const int64_t row = b * operands_.queries() + query;
+    write(best, weight_ + row * k_, index_ + row * k_);
+  }
+
+  void write(const Candidates& best, float* weight, int64_t* index) const {
+    std::vector<std::pair<float, uint32_t>> sorted(best.count);
+    for (int64_t j = 0; j < best.count; ++j) sorted[j] = {-best.value[j], best.index[j]};
+    std::sort(sorted.begin(), sorted.end());
+    float sum = 0;
+    for (int64_t j = 0; j < best.count; ++j) {
+      weight[j] = std::exp(sorted[0].first - sorted[j].first);
+      index[j] = sorted[j].second;
+      sum += weight[j];
+    }
+    for (int64_t j = 0; j < best.count; ++j) weight[j] /= sum;
+    // A slot left over repeats the best token with weight 0; without any token, the weights are NaN.
+    for (int64_t j = best.count; j < k_; ++j) {
+      weight[j] = best.count > 0 ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+      index[j] = best.count > 0 ? index[0] : 0;
+    }
+  }
+
+  const Operands& operands_;
+  KeyBank bank_;
+  const int64_t k_, room_, capacity_;
+  float* const weight_;
+  int64_t* const index_;
+  int64_t block_tiles_, splits_, sample_tiles_;
+  std::vector<Candidates> candidates_;  // [splits, queries of the block]
+  std::vector<float> sample_;
+  float sample_largest_ = 0;
+};
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> select_topk(at::TensorList mk, at::TensorList ms, const at::Tensor& qk,
+                                               const std::optional<at::Tensor>& qe, int64_t top_k) {
+  const Operands operands(mk, ms, qk, qe);
+  const int64_t k = std::min(top_k, operands.tokens());
+  at::Tensor weight = at::empty({operands.batch(), operands.queries(), k}, qk.options().dtype(at::kFloat));
+  at::Tensor index = at::empty(weight.sizes(), qk.options().dtype(at::kLong));
+  if (weight.numel() > 0) TopkRead(operands, k, weight, index).run();
+  return {weight, index};
+}
+
+at::Tensor usage_of(const at::Tensor& weight, const at::Tensor& index, int64_t tokens) {
+  const int64_t batch = weight.size(0), entries = weight.size(1) * weight.size(2);
+  at::Tensor usage = at::empty({batch, tokens}, weight.options());
+  float* out = usage.mutable_data_ptr<float>();
+  std::fill_n(out, batch * tokens, 0.0f);
+  const float* w = weight.const_data_ptr<float>();
+  const int64_t* i = index.const_data_ptr<int64_t>();
+  // In the order of the queries and on one thread: so few additions that sharing them would not pay.
+  for (int64_t b = 0; b < batch; ++b, out += tokens) {
+    for (int64_t j = 0; j < entries; ++j, ++w, ++i) {
+      if (*w > 0) out[*i] += *w;  // a query that reads NaN adds nothing
+    }
+  }
+  return usage;
+}
+
+}  // namespace xmemk::cpu

@@ -1,0 +1,178 @@
+#include "key_bank.h"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include <ATen/Dispatch.h>
+
+#include "vec.h"
+
+namespace xmemk::cpu {
+namespace {
+
+// Per channel the median of some keys of each segment: neither keys that are not finite nor a few enormous ones move
+// it away from the rest.
+constexpr int64_t kMiddleSamples = 64;
+
+constexpr int64_t kAhead = 8;  // keys to fetch ahead
+
+float lower_median(std::vector<float>& values) {
+  values.erase(std::remove_if(values.begin(), values.end(), [](float v) { return std::isnan(v); }), values.end());
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + (values.size() - 1) / 2;
+  std::nth_element(values.begin(), middle, values.end());
+  return std::isfinite(*middle) ? *middle : 0;
+}
+
+}  // namespace
+
+Operands::Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, const std::optional<at::Tensor>& qe)
+    : qk_(qk), qe_(qe.value_or(at::Tensor())), batch_(qk.size(0)), channels_(qk.size(1)), queries_(qk.size(2)) {
+  for (size_t i = 0; i < mk.size(); ++i) {
+    if (mk[i].size(2) == 0) continue;
+    segments_.push_back({mk[i], ms.empty() ? at::Tensor() : ms[i].to(at::kFloat), tokens_});
+    tokens_ += mk[i].size(2);
+  }
+  find_middle();
+}
+
+void Operands::find_middle() {
+  middle_.resize(batch_ * channels_);
+  std::vector<float> values;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "middle_key", [&] {
+    for (int64_t i = 0; i < batch_ * channels_; ++i) {
+      values.clear();
+      for (const Segment& s : segments_) {
+        const int64_t n = s.key.size(2);
+        const scalar_t* key =
+            s.key.const_data_ptr<scalar_t>() + i / channels_ * s.key.stride(0) + i % channels_ * s.key.stride(1);
+        for (int64_t j = 0; j < kMiddleSamples; ++j) {
+          values.push_back(static_cast<float>(key[j * n / kMiddleSamples * s.key.stride(2)]));
+        }
+      }
+      middle_[i] = lower_median(values);
+    }
+  });
+}
+
+const Operands::Segment& Operands::segment_of(int64_t token) const {
+  size_t i = segments_.size() - 1;
+  while (segments_[i].start > token) --i;
+  return segments_[i];
+}
+
+void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out) const {
+  constexpr int64_t kGroup = 16;  // tokens at a time: a cache line of each row of `out`, and few lines of the keys
+  const float* middle = middle_.data() + b * channels_;
+  const float scale = 1 / std::sqrt(static_cast<float>(channels_));
+  if (count < kTileKeys) std::fill_n(out, tile_size(), 0.0f);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "pack_keys", [&] {
+    for (int64_t j = 0; j < count; j += kGroup) {
+      const int64_t group = std::min(kGroup, count - j);
+      const scalar_t* key[kGroup] = {};
+      int64_t stride[kGroup] = {};
+      float s[kGroup] = {};
+      for (int64_t i = 0; i < group; ++i) {
+        const int64_t token = first + (j + i) * step;
+        const Segment& from = segment_of(token);
+        key[i] =
+            from.key.const_data_ptr<scalar_t>() + b * from.key.stride(0) + (token - from.start) * from.key.stride(2);
+        stride[i] = from.key.stride(1);
+        s[i] = scale;
+        if (from.shrinkage.defined()) {
+          s[i] *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) +
+                                                         (token - from.start) * from.shrinkage.stride(2)];
+        }
+        out[2 * channels_ * kTileKeys + j + i] = -s[i];
+      }
+      for (int64_t c = 0; c < channels_; ++c) {
+        float* square = out + 2 * c * kTileKeys + j;
+        float* linear = square + kTileKeys;
+        for (int64_t i = 0; i < group; ++i) {
+          const float k = static_cast<float>(key[i][c * stride[i]]) - middle[c];
+          square[i] = -(s[i] * k) * k;
+          linear[i] = 2 * (s[i] * k);
+        }
+      }
+    }
+  });
+}
+
+void Operands::pack_queries(int64_t b, int64_t first, int64_t count, float* out) const {
+  const float* middle = middle_.data() + b * channels_;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "pack_queries", [&] {
+    for (int64_t j = 0; j < count; ++j) {
+      const scalar_t* query = qk_.const_data_ptr<scalar_t>() + b * qk_.stride(0) + (first + j) * qk_.stride(2);
+      const scalar_t* selection = nullptr;
+      if (qe_.defined()) {
+        selection = qe_.const_data_ptr<scalar_t>() + b * qe_.stride(0) + (first + j) * qe_.stride(2);
+      }
+      float* row = out + j * width();
+      double sum = 0;
+      for (int64_t c = 0; c < channels_; ++c) {
+        const float q = static_cast<float>(query[c * qk_.stride(1)]) - middle[c];
+        const float e = selection == nullptr ? 1.0f : static_cast<float>(selection[c * qe_.stride(1)]);
+        row[2 * c] = e;
+        row[2 * c + 1] = e * q;
+        sum += double(e) * q * q;
+      }
+      row[2 * channels_] = static_cast<float>(sum);
+    }
+  });
+}
+
+void Operands::rescore(int64_t b, int64_t query, const uint32_t* token, int64_t count, float* score,
+                       float* scratch) const {
+  const VecKernels& kernels = vec();
+  const float scale = 1 / std::sqrt(static_cast<float>(channels_));
+  float *q = scratch, *e = q + channels_, *k = e + channels_;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "rescore", [&] {
+    const auto row = [&](const at::Tensor& x, int64_t i) {
+      return x.const_data_ptr<scalar_t>() + b * x.stride(0) + i * x.stride(2);
+    };
+    for (int64_t c = 0; c < channels_; ++c) {
+      q[c] = static_cast<float>(row(qk_, query)[c * qk_.stride(1)]);
+      e[c] = qe_.defined() ? static_cast<float>(row(qe_, query)[c * qe_.stride(1)]) : 1.0f;
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      if (j + kAhead < count) {
+        const Segment& next = segment_of(token[j + kAhead]);
+        if (next.key.stride(1) == 1) prefetch(row(next.key, token[j + kAhead] - next.start), channels_);
+      }
+      const Segment& from = segment_of(token[j]);
+      const int64_t i = token[j] - from.start, stride = from.key.stride(1);
+      const scalar_t* key = row(from.key, i);
+      float s = scale;
+      if (from.shrinkage.defined()) {
+        s *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) + i * from.shrinkage.stride(2)];
+      }
+      const float* channels = k;
+      if (stride == 1 && std::is_same_v<scalar_t, float>) {
+        channels = reinterpret_cast<const float*>(key);
+      } else {
+        for (int64_t c = 0; c < channels_; ++c) k[c] = static_cast<float>(key[c * stride]);
+      }
+      const float exact = -s * kernels.distance(channels, q, e, channels_);
+      if (std::isfinite(exact)) score[j] = exact;
+    }
+  });
+}
+
+KeyBank::KeyBank(const Operands& operands)
+    : operands_(operands),
+      tiles_(ceil_div(operands.tokens(), kTileKeys)),
+      chunk_tiles_(std::min<int64_t>(tiles_, std::max<int64_t>(1, kBytes / (operands.tile_size() * 4)))),
+      data_(chunk_tiles_ * operands.tile_size()) {}
+
+void KeyBank::load(int64_t b, int64_t first) {
+  if (b == b_ && first == first_) return;
+  b_ = b;
+  first_ = first;
+  for_each_task(std::min(chunk_tiles_, tiles_ - first), [&](int64_t i) {
+    const int64_t token = (first + i) * kTileKeys;
+    operands_.pack_keys(b, token, tile_keys(first + i), 1, data_.get() + i * operands_.tile_size());
+  });
+}
+
+}  // namespace xmemk::cpu

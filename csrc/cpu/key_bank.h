@@ -1,0 +1,77 @@
+// The operands of the similarity as one matrix product (see xmemk/plain/scores.py): keys and queries, translated by a
+// middle key, as rows and columns of 2 CK + 1 numbers, packed tile by tile for gemm_tile. Channel by channel, the large
+// term last: in this order the running sum stays small, and with it the rounding.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "work.h"
+
+namespace xmemk::cpu {
+
+constexpr int64_t kTileKeys = 256;
+constexpr int64_t kTileQueries = 64;
+
+class Operands {
+ public:
+  Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, const std::optional<at::Tensor>& qe);
+
+  int64_t batch() const { return batch_; }
+  int64_t tokens() const { return tokens_; }
+  int64_t queries() const { return queries_; }
+  int64_t width() const { return 2 * channels_ + 1; }
+  int64_t tile_size() const { return width() * kTileKeys; }
+
+  // out[width, kTileKeys] = (-s k^2, 2 s k of each channel, then -s) of tokens first, first + step, ...; the columns
+  // beyond `count` are 0.
+  void pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out) const;
+
+  // out[count, width] = (e, e q of each channel, then sum e q^2)
+  void pack_queries(int64_t b, int64_t first, int64_t count, float* out) const;
+
+  // score[j] of query and token[j] by Eq. 2 as it stands, without the cancellation of the product; a score that
+  // overflows is left as it is. `scratch` has 3 CK floats.
+  void rescore(int64_t b, int64_t query, const uint32_t* token, int64_t count, float* score, float* scratch) const;
+
+ private:
+  struct Segment {
+    at::Tensor key, shrinkage;
+    int64_t start;
+  };
+
+  void find_middle();
+  const Segment& segment_of(int64_t token) const;
+
+  std::vector<Segment> segments_;
+  at::Tensor qk_, qe_;
+  int64_t batch_, channels_, queries_, tokens_ = 0;
+  std::vector<float> middle_;  // [B, CK]
+};
+
+// Some tiles of the memory, packed side by side. At most kBytes of it exist at a time, whatever N is.
+class KeyBank {
+ public:
+  explicit KeyBank(const Operands& operands);
+
+  int64_t tiles() const { return tiles_; }
+  int64_t chunk_tiles() const { return chunk_tiles_; }
+  bool whole() const { return chunk_tiles_ == tiles_; }
+
+  // Makes tiles [first, first + chunk_tiles) of batch element b available; nothing is done where they are already.
+  void load(int64_t b, int64_t first);
+  const float* tile(int64_t t) const { return data_.get() + (t - first_) * operands_.tile_size(); }
+  int64_t tile_keys(int64_t t) const { return std::min(kTileKeys, operands_.tokens() - t * kTileKeys); }
+
+ private:
+  static constexpr int64_t kBytes = 64 << 20;
+
+  const Operands& operands_;
+  int64_t tiles_, chunk_tiles_;
+  int64_t b_ = -1, first_ = -1;
+  Buffer<float> data_;
+};
+
+}  // namespace xmemk::cpu

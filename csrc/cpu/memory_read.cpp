@@ -1,0 +1,74 @@
+// The operators of the memory read: checks, and which way to go.
+#include "../memory_read.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
+#include <torch/library.h>
+
+#include "memory_read_cpu.h"
+
+namespace xmemk::cpu {
+namespace {
+
+int64_t tokens_of(at::TensorList segments) {
+  int64_t tokens = 0;
+  for (const at::Tensor& s : segments) tokens += s.size(-1);
+  return tokens;
+}
+
+std::tuple<at::Tensor, at::Tensor> memory_read(at::TensorList mk, at::TensorList ms, at::TensorList mv,
+                                               const at::Tensor& qk, const std::optional<at::Tensor>& qe,
+                                               std::optional<int64_t> top_k, bool return_usage) {
+  check_keys("memory_read", mk, ms, qk, qe);
+  check_values_of_keys("memory_read", mv, mk);
+  if (top_k) check_top_k("memory_read", *top_k);
+  const int64_t tokens = tokens_of(mk);
+  if (!top_k || *top_k >= tokens) return read_dense(mk, ms, mv, qk, qe, return_usage);
+  const auto [weight, index] = select_topk(mk, ms, qk, qe, *top_k);
+  at::Tensor usage = return_usage ? usage_of(weight, index, tokens) : at::empty({0}, weight.options());
+  return {read_topk(mv, weight, index), usage};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> affinity_topk(at::TensorList mk, at::TensorList ms, const at::Tensor& qk,
+                                                             const std::optional<at::Tensor>& qe, int64_t top_k,
+                                                             bool return_usage) {
+  check_keys("affinity_topk", mk, ms, qk, qe);
+  check_top_k("affinity_topk", top_k);
+  auto [weight, index] = select_topk(mk, ms, qk, qe, top_k);
+  at::Tensor usage = return_usage ? usage_of(weight, index, tokens_of(mk)) : at::empty({0}, weight.options());
+  return {weight, index, usage};
+}
+
+at::Tensor readout_topk(at::TensorList mv, const at::Tensor& weight, const at::Tensor& index) {
+  check_affinity("readout_topk", weight, index);
+  check_values("readout_topk", mv, weight.size(0), weight.device());
+  const at::Tensor chosen = index.contiguous();
+  const int64_t tokens = tokens_of(mv);
+  const int64_t* i = chosen.const_data_ptr<int64_t>();
+  for (int64_t j = 0; j < chosen.numel(); ++j) {
+    TORCH_CHECK_INDEX(0 <= i[j] && i[j] < tokens, "index: wanted 0 to ", tokens - 1, " (N = ", tokens, " tokens), got ",
+                      i[j]);
+  }
+  return read_topk(mv, weight.to(at::kFloat).contiguous(), chosen);
+}
+
+std::tuple<at::Tensor, at::Tensor> potentiate(const at::Tensor& mk, const std::optional<at::Tensor>& ms,
+                                              const at::Tensor& mv, const at::Tensor& pk,
+                                              const std::optional<at::Tensor>& pe) {
+  const at::Tensor shrinkage =
+      ms ? ms->to(at::kFloat) : at::ones({mk.size(0), 1, mk.size(-1)}, mk.options().dtype(at::kFloat));
+  check_keys("potentiate", mk, shrinkage, pk, pe);
+  check_values_of_keys("potentiate", mv, mk);
+  return read_potentiated(mk, shrinkage, mv, pk, pe);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(xmemk, CPU, m) {
+  m.impl("memory_read", &memory_read);
+  m.impl("affinity_topk", &affinity_topk);
+  m.impl("readout_topk", &readout_topk);
+  m.impl("potentiate", &potentiate);
+}
+
+}  // namespace xmemk::cpu

@@ -1,0 +1,30 @@
+// What the parts of the CPU's memory read offer one another.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include <ATen/core/Tensor.h>
+
+namespace xmemk::cpu {
+
+// -> weight [B, Q, k] float32, index [B, Q, k] int64, k = min(top_k, N)
+std::tuple<at::Tensor, at::Tensor> select_topk(at::TensorList mk, at::TensorList ms, const at::Tensor& qk,
+                                               const std::optional<at::Tensor>& qe, int64_t top_k);
+
+// -> usage [B, tokens] float32
+at::Tensor usage_of(const at::Tensor& weight, const at::Tensor& index, int64_t tokens);
+
+// -> readout [B, O, CV, Q] in mv's dtype, with channel stride 1
+at::Tensor read_topk(at::TensorList mv, const at::Tensor& weight, const at::Tensor& index);
+
+// -> readout, usage (empty unless wanted)
+std::tuple<at::Tensor, at::Tensor> read_dense(at::TensorList mk, at::TensorList ms, at::TensorList mv,
+                                              const at::Tensor& qk, const std::optional<at::Tensor>& qe,
+                                              bool return_usage);
+
+// Shrinkage [B, 1, N] float32 and values averaged for prototypes pk [B, CK, P] -> ps [B, 1, P], pv [B, O, CV, P]
+std::tuple<at::Tensor, at::Tensor> read_potentiated(const at::Tensor& mk, const at::Tensor& ms, const at::Tensor& mv,
+                                                    const at::Tensor& pk, const std::optional<at::Tensor>& pe);
+
+}  // namespace xmemk::cpu

@@ -1,0 +1,300 @@
+// The read over all tokens: softmax of a tile of scores at a time, then its product with the values of every object.
+//
+// Where the scores of a tile of queries fit a core's share of the cache, they are computed once and kept until the
+// largest is known; else they are computed twice, first for the largest and the sum of exponentials. Sums are taken in
+// an order that depends on N and Q alone, so the result is the same for any number of threads.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+
+#include "gemm_tile.h"
+#include "key_bank.h"
+#include "memory_read_cpu.h"
+#include "value_tiles.h"
+#include "vec.h"
+
+namespace xmemk::cpu {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kKeptBytes = 8 << 20;    // of scores per thread
+constexpr int64_t kBlockBytes = 32 << 20;  // of sums of queries that are under way together
+constexpr int64_t kParts = 16;             // queries' tiles times parts of the memory, where there are few queries
+
+struct Softmax {
+  float largest = -kInfinity;
+  double sum = 0;  // of exp(score - largest)
+
+  void add(const Softmax& other) {
+    if (other.largest == -kInfinity) return;
+    const float together = std::max(largest, other.largest);
+    sum = sum * std::exp(double(largest) - together) + other.sum * std::exp(double(other.largest) - together);
+    largest = together;
+  }
+  float shift() const { return largest == -kInfinity ? 0 : largest; }
+  float scale() const { return sum > 0 ? static_cast<float>(1 / sum) : 0; }  // of a query that reads NaN: 0
+};
+
+class DenseRead {
+ public:
+  // `more`: one more channel to average, or none.
+  DenseRead(const Operands& operands, const ValueTiles& values, const ValueTiles* more, float* usage)
+      : operands_(operands),
+        values_(values),
+        more_(more),
+        bank_(operands),
+        kernels_(vec()),
+        read_(values.objects() * values.channels()),
+        row_(read_ + (more != nullptr)),
+        usage_(usage) {
+    const int64_t tiles = ceil_div(operands.queries(), kTileQueries), threads = at::get_num_threads();
+    splits_ = std::clamp<int64_t>(kParts / tiles, 1, bank_.chunk_tiles());
+    int64_t bytes = splits_ * kTileQueries * row_ * 4;
+    if (usage != nullptr) bytes += operands.tokens() * 4;
+    block_tiles_ = std::min(tiles, std::max<int64_t>(kBlockBytes / std::max<int64_t>(bytes, 1), 2 * threads));
+    kept_ = splits_ == 1 && bank_.whole() && bank_.tiles() * kScores * 4 <= kKeptBytes;
+  }
+
+  // out [B, Q, O * CV]; more_out [B, Q] of the additional channel
+  template <typename scalar_t>
+  void run(scalar_t* out, float* more_out) {
+    const int64_t queries = operands_.queries(), tokens = operands_.tokens(), block = block_tiles_ * kTileQueries;
+    Buffer<float> sums(splits_ * block * row_), used(usage_ == nullptr ? 0 : block_tiles_ * tokens);
+    sums_ = sums.get();
+    used_ = usage_ == nullptr ? nullptr : used.get();
+    for (int64_t b = 0; b < operands_.batch(); ++b) {
+      for (int64_t first = 0; first < queries; first += block) {
+        b_ = b;
+        first_ = first;
+        count_ = std::min(block, queries - first);
+        softmax_.assign(count_, {});
+        if (kept_) {
+          bank_.load(b, 0);
+          for_each_task(
+              ceil_div(count_, kTileQueries),
+              [&] { return Scratch(operands_.width(), values_.channels(), bank_.tiles()); },
+              [&](int64_t task, Scratch& scratch) { read_kept(task * kTileQueries, scratch); });
+        } else {
+          find_softmax();
+          read_in_parts();
+        }
+        for_each_task(count_, [&](int64_t i) {
+          const int64_t query = b * queries + first + i;
+          finish(i, out + query * read_, more_out + query);
+        });
+        add_usage(usage_ + b * tokens, first == 0);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kScores = kTileQueries * kTileKeys;
+
+  struct Scratch {
+    Buffer<float> query, score, value;
+    Scratch(int64_t width, int64_t channels, int64_t tiles)
+        : query(kTileQueries * width), score(tiles * kScores), value(kTileKeys * std::max<int64_t>(channels, 1)) {}
+  };
+
+  int64_t rows_at(int64_t at) const { return std::min(kTileQueries, count_ - at); }
+
+  void scores(int64_t rows, int64_t t, const float* query, float* out) const {
+    const int64_t width = operands_.width();
+    gemm_tile(rows, kTileKeys, width, query, width, bank_.tile(t), kTileKeys, out, kTileKeys, false);
+  }
+
+  // Queries [at, at + rows) of the block; their scores are kept from the first look to the last.
+  void read_kept(int64_t at, Scratch& scratch) {
+    const int64_t rows = rows_at(at), tiles = bank_.tiles();
+    Softmax softmax[kTileQueries];
+    operands_.pack_queries(b_, first_ + at, rows, scratch.query.get());
+    for (int64_t t = 0; t < tiles; ++t) {
+      float* score = scratch.score.get() + t * kScores;
+      scores(rows, t, scratch.query.get(), score);
+      for (int64_t r = 0; r < rows; ++r) {
+        const float largest = kernels_.largest(score + r * kTileKeys, bank_.tile_keys(t));
+        softmax[r].largest = std::max(softmax[r].largest, largest);
+      }
+    }
+    for (int64_t t = 0; t < tiles; ++t) {
+      float* score = scratch.score.get() + t * kScores;
+      for (int64_t r = 0; r < rows; ++r) softmax[r].sum += exponentials(t, score + r * kTileKeys, softmax[r].shift());
+      multiply(rows, t, score, sums_ + at * row_, t > 0, scratch.value.get());
+    }
+    std::copy_n(softmax, rows, softmax_at(at));
+    if (used_ == nullptr) return;
+    for (int64_t t = 0; t < tiles; ++t) use(at, rows, t, scratch.score.get() + t * kScores);
+  }
+
+  // Largest score and sum of each query of the block, in parts that are put together in order.
+  void find_softmax() {
+    std::vector<Softmax> parts(splits_ * count_);
+    for_each_chunk(
+        [&](int64_t at, int64_t split, int64_t from, int64_t to, Scratch& scratch) {
+          const int64_t rows = rows_at(at);
+          operands_.pack_queries(b_, first_ + at, rows, scratch.query.get());
+          Softmax* part = parts.data() + split * count_ + at;
+          std::fill_n(part, rows, Softmax());
+          for (int64_t t = from; t < to; ++t) {
+            scores(rows, t, scratch.query.get(), scratch.score.get());
+            for (int64_t r = 0; r < rows; ++r) {
+              Softmax tile;
+              float* score = scratch.score.get() + r * kTileKeys;
+              tile.largest = kernels_.largest(score, bank_.tile_keys(t));
+              tile.sum = kernels_.exponentials(score, bank_.tile_keys(t), tile.shift());
+              part[r].add(tile);
+            }
+          }
+        },
+        [&] {
+          for (int64_t i = 0; i < splits_ * count_; ++i) softmax_[i % count_].add(parts[i]);
+        });
+  }
+
+  void read_in_parts() {
+    for_each_chunk(
+        [&](int64_t at, int64_t split, int64_t from, int64_t to, Scratch& scratch) {
+          const int64_t rows = rows_at(at);
+          operands_.pack_queries(b_, first_ + at, rows, scratch.query.get());
+          float* sums = sums_ + (split * count_ + at) * row_;
+          const Softmax* softmax = softmax_at(at);
+          for (int64_t t = from; t < to; ++t) {
+            float* score = scratch.score.get();
+            scores(rows, t, scratch.query.get(), score);
+            for (int64_t r = 0; r < rows; ++r) exponentials(t, score + r * kTileKeys, softmax[r].shift());
+            // Of the first chunk each split has a tile, so its sums begin there.
+            multiply(rows, t, score, sums, t >= bank_.chunk_tiles() || t > from, scratch.value.get());
+            if (used_ != nullptr) use(at, rows, t, score);
+          }
+        },
+        [] {});
+  }
+
+  // f(first query, split, first tile, last tile, scratch) over all of the memory, chunk after chunk of the bank.
+  template <typename F, typename G>
+  void for_each_chunk(const F& f, const G& after) {
+    for (int64_t first = 0; first < bank_.tiles(); first += bank_.chunk_tiles()) {
+      bank_.load(b_, first);
+      const int64_t tiles = std::min(bank_.chunk_tiles(), bank_.tiles() - first);
+      for_each_task(
+          ceil_div(count_, kTileQueries) * splits_, [&] { return Scratch(operands_.width(), values_.channels(), 1); },
+          [&](int64_t task, Scratch& scratch) {
+            const int64_t split = task % splits_, at = task / splits_ * kTileQueries;
+            f(at, split, first + split * tiles / splits_, first + (split + 1) * tiles / splits_, scratch);
+          });
+      after();
+    }
+  }
+
+  // Scores of one query to exp(score - shift), 0 behind the last token.
+  float exponentials(int64_t t, float* score, float shift) const {
+    const int64_t keys = bank_.tile_keys(t);
+    std::fill(score + keys, score + kTileKeys, 0.0f);
+    return kernels_.exponentials(score, keys, shift);
+  }
+
+  void multiply(int64_t rows, int64_t t, const float* weight, float* sums, bool add, float* scratch) const {
+    for (int64_t o = 0; o < values_.objects() && values_.channels() > 0; ++o) {
+      const ValueTiles::Tile value = values_.get(b_, o, t, scratch);
+      gemm_tile(rows, values_.channels(), kTileKeys, weight, kTileKeys, value.data, value.stride,
+                sums + o * values_.channels(), row_, add);
+    }
+    if (more_ == nullptr) return;
+    const ValueTiles::Tile value = more_->get(b_, 0, t, scratch);
+    gemm_tile(rows, 1, kTileKeys, weight, kTileKeys, value.data, value.stride, sums + read_, row_, add);
+  }
+
+  // What tile t receives from queries [at, at + rows).
+  void use(int64_t at, int64_t rows, int64_t t, const float* weight) {
+    float* used = used_ + at / kTileQueries * operands_.tokens() + t * kTileKeys;
+    const int64_t keys = bank_.tile_keys(t);
+    std::fill_n(used, keys, 0.0f);
+    for (int64_t r = 0; r < rows; ++r) {
+      kernels_.add_scaled(used, weight + r * kTileKeys, softmax_at(at)[r].scale(), keys);
+    }
+  }
+
+  Softmax* softmax_at(int64_t at) { return softmax_.data() + at; }
+
+  template <typename scalar_t>
+  void finish(int64_t i, scalar_t* out, float* more_out) const {
+    float* sum = sums_ + i * row_;
+    for (int64_t split = 1; split < splits_; ++split) {
+      kernels_.add_scaled(sum, sums_ + (split * count_ + i) * row_, 1.0f, row_);
+    }
+    const float scale = softmax_[i].sum > 0 ? softmax_[i].scale() : std::numeric_limits<float>::quiet_NaN();
+    for (int64_t c = 0; c < read_; ++c) out[c] = static_cast<scalar_t>(sum[c] * scale);
+    if (more_ != nullptr) *more_out = sum[read_] * scale;
+  }
+
+  void add_usage(float* usage, bool first) const {
+    if (used_ == nullptr) return;
+    constexpr int64_t kTokens = 4096;  // that are worth a task
+    const int64_t tokens = operands_.tokens();
+    for_each_task(ceil_div(tokens, kTokens), [&](int64_t task) {
+      const int64_t from = task * kTokens, count = std::min(kTokens, tokens - from);
+      if (first) std::fill_n(usage + from, count, 0.0f);
+      for (int64_t tile = 0; tile < ceil_div(count_, kTileQueries); ++tile) {
+        kernels_.add_scaled(usage + from, used_ + tile * tokens + from, 1.0f, count);
+      }
+    });
+  }
+
+  const Operands& operands_;
+  const ValueTiles& values_;
+  const ValueTiles* const more_;
+  KeyBank bank_;
+  const VecKernels& kernels_;
+  const int64_t read_, row_;  // channels of a query's readout, and of its sums
+  float* const usage_;
+  int64_t splits_, block_tiles_;
+  bool kept_;
+  // The block of queries under way: queries [first_, first_ + count_) of batch element b_.
+  int64_t b_ = 0, first_ = 0, count_ = 0;
+  std::vector<Softmax> softmax_;
+  float* sums_ = nullptr;  // [splits, count, O * CV]
+  float* used_ = nullptr;  // [tiles of queries, N]
+};
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> read_dense(at::TensorList mk, at::TensorList ms, at::TensorList mv,
+                                              const at::Tensor& qk, const std::optional<at::Tensor>& qe,
+                                              bool return_usage) {
+  const Operands operands(mk, ms, qk, qe);
+  const ValueTiles values(mv);
+  at::Tensor out =
+      at::empty({operands.batch(), operands.queries(), values.objects(), values.channels()}, mv[0].options());
+  const int64_t used = return_usage ? operands.batch() * operands.tokens() : 0;
+  at::Tensor usage = at::empty({used}, qk.options().dtype(at::kFloat));
+  float* usage_data = return_usage ? usage.mutable_data_ptr<float>() : nullptr;
+  std::fill_n(usage.mutable_data_ptr<float>(), used, 0.0f);
+  if (operands.batch() * operands.queries() > 0) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, out.scalar_type(), "memory_read", [&] {
+      DenseRead(operands, values, nullptr, usage_data).run(out.mutable_data_ptr<scalar_t>(), nullptr);
+    });
+  }
+  if (return_usage) usage = usage.view({operands.batch(), operands.tokens()});
+  return {out.permute({0, 2, 3, 1}), usage};
+}
+
+std::tuple<at::Tensor, at::Tensor> read_potentiated(const at::Tensor& mk, const at::Tensor& ms, const at::Tensor& mv,
+                                                    const at::Tensor& pk, const std::optional<at::Tensor>& pe) {
+  const Operands operands(mk, ms, pk, pe);
+  const ValueTiles values(mv), shrinkage(ms.unsqueeze(1));
+  at::Tensor pv = at::empty({operands.batch(), operands.queries(), values.objects(), values.channels()}, mv.options());
+  at::Tensor ps = at::empty({operands.batch(), 1, operands.queries()}, mk.options().dtype(at::kFloat));
+  if (ps.numel() > 0) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, pv.scalar_type(), "potentiate", [&] {
+      DenseRead(operands, values, &shrinkage, nullptr)
+          .run(pv.mutable_data_ptr<scalar_t>(), ps.mutable_data_ptr<float>());
+    });
+  }
+  return {ps, pv.permute({0, 2, 3, 1})};
+}
+
+}  // namespace xmemk::cpu
