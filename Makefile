@@ -11,9 +11,11 @@ PIP_ARGS ?=
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 STATE := $(if $(VENV),$(VENV),build)
 READY := $(STATE)/.xmemk-ready
+C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
+CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint format bench wheel clean
+.PHONY: demo test lint format wheel clean
 
 demo: $(READY)
 	$(PY) -m xmemk demo
@@ -25,12 +27,12 @@ lint: $(STATE)/.xmemk-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m clang_format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+	$(CLANG_FORMAT) --dry-run --Werror $(C_SOURCES)
 
 format: $(STATE)/.xmemk-lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(PY) -m clang_format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+	$(CLANG_FORMAT) -i $(C_SOURCES)
 
 wheel: $(READY)
 	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .

@@ -1,7 +1,7 @@
 """Prototype selection and eviction on the CPU beside what PyTorch offers: `python benchmarks/selection.py [--quick]`.
 
-Each peer's answer is compared with the oracle's before it is timed. Medians; the order of the peers changes from repeat to
-repeat, so that other work on the machine falls on all of them.
+Each peer's answer is compared with the oracle's before it is timed. Medians; the order of the peers changes from repeat
+to repeat, so that other work on the machine falls on all of them.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,10 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._start = torch.cuda.memory_allocated(self._device)
             return self
+        if not _CLEAR.exists():
+            return self
         try:
+            _give_back_free_memory()
             _CLEAR.write_text("5")  # sets the high-water mark back to what is resident now
             self._start = _resident("VmRSS")
         except OSError:
@@ -45,6 +49,13 @@ class Peak:
             self.bytes = torch.cuda.max_memory_allocated(self._device) - self._start
         else:
             self.bytes = max(0, _resident("VmHWM") - self._start)
+
+
+def _give_back_free_memory() -> None:
+    """What was freed before and is kept for reuse would hide what is used again. Only glibc needs to be told."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _resident(name: str) -> int:
