@@ -9,7 +9,8 @@ VENV     ?= .venv
 PIP_ARGS ?=
 
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
-STATE := $(if $(VENV),$(VENV),build)
+# Which interpreter was set up is remembered beside it, or under its own name.
+STATE := $(if $(VENV),$(VENV),build/$(subst /,_,$(shell command -v $(PYTHON))))
 READY := $(STATE)/.xmemk-ready
 C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'

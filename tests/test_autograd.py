@@ -69,7 +69,7 @@ def test_gradcheck(top_k):
 @pytest.mark.parametrize("top_k", [None, 7])
 def test_float32_gradients_are_as_good_as_plain_autograd(top_k):
     x = leaves(dtype=torch.float32)
-    upstream = torch.randn(2, 2, 5, 13)
+    upstream = torch.randn(2, 2, 5, 13, generator=torch.Generator().manual_seed(0))
     ours = gradients(lambda: xmemk.memory_read(*x.read, top_k=top_k), x, upstream)
     plain = gradients(lambda: reference.memory_read(*x.read, top_k=top_k), x, upstream)
     exact = x.double()
@@ -78,7 +78,8 @@ def test_float32_gradients_are_as_good_as_plain_autograd(top_k):
     truth = gradients(lambda: reference.memory_read(*exact.read, top_k=top_k), exact, upstream.double())
     for got, usual, wanted in zip(ours, plain, truth):
         error, usual_error = ((g.double() - wanted).abs().max() for g in (got, usual))
-        assert error <= 2 * usual_error + 1e-6 * wanted.abs().max()
+        # Some roundings of the largest gradient: each is a sum over 40 tokens or 13 queries.
+        assert error <= 2 * usual_error + 5e-6 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("top_k", [None, 7])
@@ -88,6 +89,17 @@ def test_half_inputs_get_half_gradients(top_k):
     readout.float().square().mean().backward()
     assert [t.grad.dtype for t in x.read] == [t.dtype for t in x.read]
     assert all(t.grad.isfinite().all() for t in x.read)
+
+
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_a_key_that_is_not_finite_spoils_no_gradient(top_k):
+    x = leaves()
+    with torch.no_grad():
+        x.mk[0, 2, 5] = float("nan")
+        x.ms[1, 0, 6] = float("inf")
+    grads = gradients(lambda: xmemk.memory_read(*x.read, top_k=top_k), x, torch.ones(2, 2, 5, 13, dtype=torch.float64))
+    assert all(g.isfinite().all() for g in grads)
+    assert (grads[0][0, :, 5] == 0).all()
 
 
 def test_only_what_needs_a_gradient_gets_one():

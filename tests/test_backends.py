@@ -78,6 +78,19 @@ def test_explain_agrees_with_what_the_call_does(gradient):
                 function(*arguments, backend=name)
 
 
+def test_usage_that_requires_grad_does_not_keep_consolidation_from_native_code():
+    x = make_inputs(20, 3, value_channels=2)
+    x.usage.requires_grad_()
+    arguments = (x.mk, x.ms, x.me, x.mv, x.usage, 3)
+    assert xmemk.explain(xmemk.consolidate, *arguments).chosen == xmemk.explain("evict_lfu", x.usage, 3).chosen
+    xmemk.consolidate(*arguments)
+
+
+def test_meta_tensors_have_shapes_to_offer():
+    x = make_inputs(20, 3, value_channels=2, device="meta")
+    assert xmemk.memory_read(*x.read, top_k=5).shape == (1, 1, 2, 3)
+
+
 def test_every_backend_has_a_device_and_a_set_of_ops():
     assert set(backends._KERNELS) == set(backends._DEVICE) == set(BACKENDS) - {"torch"}
     assert set().union(*backends._KERNELS.values()) <= set(xmemk.__all__)

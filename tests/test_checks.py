@@ -40,6 +40,7 @@ def read(x, **changed):
         ("mv", lambda t: t.to("meta"), ValueError, "mv: wanted device cpu"),
         ("qk", lambda t: t.long(), TypeError, "qk: wanted float32"),
         ("qk", lambda t: t[None], ValueError, r"qk: wanted \[B, CK, Q\]"),
+        ("qk", lambda t: t[:, :0], ValueError, r"qk: wanted CK >= 1, got \[2, 0, 5\]"),
         ("qe", lambda t: t[..., :2], ValueError, r"qe: wanted \[2, 4, 5\] as qk, got \[2, 4, 2\]"),
         ("qe", lambda t: t.half(), TypeError, "qe: wanted torch.float32 as qk, got torch.float16"),
         ("top_k", lambda _: 0, ValueError, "top_k: wanted at least 1, got 0"),

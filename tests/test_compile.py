@@ -79,6 +79,18 @@ def test_gradients_through_a_compiled_read():
         compare_close("gradient", g, w, 1e-4 * w.abs().max().item()).check()
 
 
+def test_an_index_out_of_range_is_an_error_in_compiled_code_too():
+    mv, weight = torch.rand(2, 1, 3, 40), torch.rand(2, 5, 4)
+    index = torch.randint(40, (2, 5, 4))
+    compiled = torch.compile(
+        lambda v, w, i: xmemk.readout_topk(v, w, i, backend="torch"), fullgraph=True, backend="aot_eager"
+    )
+    compare_close("readout", compiled(mv, weight, index), xmemk.readout_topk(mv, weight, index), 1e-5).check()
+    index[0, 2, 1] = 41  # in the flattened table this is a token of the other batch element
+    with pytest.raises(RuntimeError, match="index"):
+        compiled(mv, weight, index)
+
+
 @pytest.mark.slow
 def test_inductor():
     def read(mk, ms, mv, me, usage, qk, qe):

@@ -117,7 +117,9 @@ def test_an_interrupted_run_leaves_the_earlier_one_whole(clip, tmp_path):
             "tall.png: is 96x128, which is not the size of the video (128x96) nor that size scaled",
         ),
         ({"--frame": "14"}, "frame 14: .*has frames 0 to 13"),
+        ({"--frame": "13"}, "frame 13: is the last of .*nothing to follow"),
         ({"--frame": "-1"}, "frame -1"),
+        ({"--mask": "tiny.png"}, "tiny.png: is 4x3, which is not the size"),
         ({"--backend": "metal"}, "backend: wanted 'auto' or one of"),
         ({"--backend": "triton"}, "backend: 'triton' has no kernel for memory_read"),
     ],
@@ -126,6 +128,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(clip, tmp_path, capsys, ch
     (clip / "00002.txt").write_text("text")
     write_mask(clip / "empty.png", torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8))
     write_mask(clip / "tall.png", square(0).t().contiguous())
+    write_mask(clip / "tiny.png", torch.ones(3, 4, dtype=torch.uint8))
     typed = [*arguments(clip, tmp_path / "out"), "--backend", "auto"]
     for option, value in changed.items():
         typed[typed.index(option) + 1] = f"{clip / value}" if option in ("--video", "--mask") else value
@@ -134,8 +137,33 @@ def test_bad_input_is_one_sentence_and_writes_nothing(clip, tmp_path, capsys, ch
     line = [text for text in said.splitlines() if "error" in text]
     assert len(line) == 1
     assert re.search(words.replace("(", r"\(").replace(")", r"\)"), line[0])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_demo_did_not_write_stays(clip, tmp_path):
     out = tmp_path / "out"
-    assert not out.exists() or not list(out.iterdir())
+    (out / "masks").mkdir(parents=True)
+    (out / "masks" / "mine.png").write_text("mine")
+    (out / "notes.txt").write_text("mine")
+    (out / "masks" / "00001.png").write_text("mine, too: no report tells of it")
+    run_job(Job(clip / "clip.mp4", clip / "00002.png", 2, out, original_every=0))
+    run_job(Job(clip / "clip.mp4", clip / "00002.png", 9, out, original_every=0))
+    masks = {p.name for p in (out / "masks").iterdir()}
+    # The masks of the first run that the second did not write anew are gone, the rest is there.
+    assert masks == {"mine.png", "00001.png", *(f"{i:05d}.png" for i in range(9, FRAMES))}
+    assert (out / "notes.txt").read_text() == (out / "masks" / "mine.png").read_text() == "mine"
+
+
+def test_input_inside_the_products_is_refused(clip, tmp_path):
+    out = tmp_path / "out"
+    (out / "masks").mkdir(parents=True)
+    mask = out / "masks" / "00002.png"
+    write_mask(mask, square(2))
+    with pytest.raises(ValueError, match="would be overwritten by the results"):
+        run_job(Job(clip / "clip.mp4", mask, 2, out))
+    assert read_mask(mask).any()
+    with pytest.raises(ValueError, match="is a file; --out wants a folder"):
+        run_job(Job(clip / "clip.mp4", clip / "00002.png", 2, mask))
 
 
 def test_a_video_needs_its_mask(clip, capsys):

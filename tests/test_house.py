@@ -39,6 +39,10 @@ def test_requirements_of_make_are_those_of_pyproject():
     assert {re.split("[>=]", w)[0] for w in words} <= pinned
 
 
+def test_make_test_expects_a_number_of_tests():
+    assert 500 < int((ROOT / "tests" / "min-passed").read_text()) < 5000
+
+
 def test_the_version_is_one():
     assert re.search(r'__version__ = "([^"]+)"', (ROOT / "xmemk" / "version.py").read_text())[1] == xmemk.__version__
     assert f"## {xmemk.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -189,6 +189,35 @@ def test_a_common_offset_costs_no_accuracy(backend, offset):
         assert ours_error < original_error / 3
 
 
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_weights_of_a_top_k_read_carry_no_cancellation(backend, offset):
+    x = make_inputs(4000, 300, value_channels=1)
+    x.mk, x.qk = x.mk + offset, x.qk + offset
+    exact = x.double()
+    score = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe).transpose(1, 2)
+    weight, index = xmemk.affinity_topk(x.mk, x.ms, x.qk, x.qe, top_k=30, backend=backend)
+    plain_weight, plain_index = reference.affinity_topk(x.mk, x.ms, x.qk, x.qe, top_k=30)
+    error, plain_error = (
+        (w - score.gather(2, i).softmax(2)).abs().max().item()
+        for w, i in ((weight, index), (plain_weight, plain_index))
+    )
+    assert error < 1e-6
+    assert error < plain_error / 3
+
+
+@pytest.mark.parametrize("shift", [10.0, 100.0, 1000.0])
+def test_keys_in_two_clusters(backend, shift):
+    # No middle key is near both; the weights of the chosen come from differences all the same.
+    x = make_inputs(400, 60, value_channels=4)
+    x.mk[..., ::2] += shift
+    x.qk[..., ::2] += shift
+    weight, index = xmemk.affinity_topk(x.mk, x.ms, x.qk, x.qe, top_k=10, backend=backend)
+    compare_topk(x, weight, index, 10).check()
+    exact = x.double()
+    score = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe).transpose(1, 2)
+    assert (weight - score.gather(2, index).softmax(2)).abs().max() < 1e-5
+
+
 def test_no_queries_no_objects_no_batch(backend):
     for shape in ({"q": 0}, {"objects": 0}, {"batch": 0}):
         sizes = {"q": 5, "objects": 2, "batch": 1, **shape}

@@ -96,6 +96,11 @@ def test_a_query_that_is_not_finite_reads_nan_and_is_not_used():
         assert usage.sum() == pytest.approx(1)
 
 
+def test_an_empty_memory_cannot_be_read():
+    with pytest.raises(ValueError, match="the memory is empty"):
+        reference.memory_read(row(), None, torch.zeros(1, 1, 1, 0), row(1.0), None)
+
+
 def test_segments_are_one_memory():
     g = torch.Generator().manual_seed(1)
     mk, ms, mv = (torch.rand(1, *s, 9, generator=g, dtype=torch.float64) for s in ((3,), (1,), (2, 4)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xmemk import reference
-from xmemk.testing import compare_close, compare_read, compare_topk, compare_usage, make_inputs
+from xmemk.testing import compare_close, compare_consolidate, compare_read, compare_topk, compare_usage, make_inputs
 
 K = 30
 
@@ -31,6 +31,32 @@ def rejected(x, readout, usage, top_k=K):
 @pytest.mark.parametrize("top_k", [None, 1, K, 1000])
 def test_the_truth_is_accepted(x, top_k):
     assert rejected(x, *truth(x, top_k), top_k) == (False, False)
+
+
+@pytest.mark.parametrize("distance", [300.0, 3000.0])
+def test_one_far_token_blinds_no_comparator(distance):
+    x = make_inputs(400, 60, value_channels=16)
+    x.mk[..., 7] += distance
+    assert rejected(x, *truth(x)) == (False, False)
+    assert rejected(x, *truth(x, K - 1)) == (True, True)
+    assert rejected(x, *truth(x, ms=None)) == (True, True)
+    assert rejected(x, *truth(x, qe=None)) == (True, True)
+
+
+def test_consolidations():
+    x = make_inputs(200, 1, objects=2, value_channels=8, batch=2)
+    right = reference.consolidate(x.mk, x.ms, x.me, x.mv, x.usage, 9)
+    assert compare_consolidate(x, 9, *right).passed
+    for wrong in (
+        reference.consolidate(x.mk, x.ms, None, x.mv, x.usage, 9),
+        reference.consolidate(x.mk, None, x.me, x.mv, x.usage, 9),
+        reference.consolidate(x.mk, x.ms, x.me, x.mv.flip(1), x.usage, 9),
+        reference.consolidate(x.mk, x.ms, x.me, x.mv, x.usage.flip(1), 9),
+        (right[0], right[1] * 1.001, right[2]),
+        (right[0].flip(2), right[1], right[2]),
+        tuple(t[..., :-1] for t in right),
+    ):
+        assert not compare_consolidate(x, 9, *wrong).passed
 
 
 def test_shrinkage_dropped(x):

@@ -84,7 +84,7 @@ def memory_read(
         readout [B, O, CV, Q] in mv's dtype, with channel stride 1; with ``return_usage`` also usage [B, N] float32
         (float64 for float64 keys), which sums to Q over N.
 
-    Differentiable in mk, ms, mv, qk and qe; the backward pass does not store the N x Q affinity either.
+    Differentiable in mk, ms, mv, qk and qe; in eager mode no N x Q matrix is stored for the backward pass either.
     Raises TypeError or ValueError for wrong types, shapes, dtypes or devices, and for an empty memory.
     """
     memory = checks.memory(mk, ms, mv, qk, qe, with_values=True)
@@ -145,7 +145,8 @@ def readout_topk(mv: Segments, weight: Tensor, index: Tensor, *, backend: str = 
     Returns:
         readout [B, O, CV, Q] in mv's dtype. Differentiable in mv and weight.
 
-    Raises IndexError for an index outside 0 .. N - 1.
+    Raises IndexError for an index outside 0 .. N - 1; on a GPU or under torch.compile such an index fails where it is
+    used, as PyTorch's own indexing does.
     """
     values = checks.affinity(mv, weight, index)
     if _choose("readout_topk", (weight, *values), _wants_gradient((*values, weight)), backend) == "cpu":
@@ -241,7 +242,10 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
     if not tensors:
         raise ValueError(f"explain: wanted {op}'s arguments, with at least one tensor")
     # As each function itself decides: selection has no gradient to offer, whatever is asked of its input.
-    gradient = op not in ("affinity_topk", "select_prototypes", "evict_lfu") and _wants_gradient(tensors)
+    if op in ("affinity_topk", "select_prototypes", "evict_lfu"):
+        gradient = False
+    else:  # usage, the only argument of two dimensions, chooses and is not differentiated
+        gradient = _wants_gradient([t for t in tensors if t.dim() > 2])
     return backends.explain(_call(op, tensors, gradient), backend, ops.native_error())
 
 
@@ -261,14 +265,18 @@ def _wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
 
 def _full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Under autocast, matrix products would fall to 16 bits, which the cancellation in Eq. 2 does not bear."""
-    if torch.is_autocast_enabled(like.device.type):
-        return torch.autocast(like.device.type, enabled=False)
+    device = like.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
 
 def _check_index(index: Tensor, tokens: int) -> None:
-    # On a GPU the gather itself traps; looking here would wait for the device. A compiler's kernels check on their own.
-    if index.device.type != "cpu" or torch.compiler.is_compiling() or index.numel() == 0:
+    if index.numel() == 0:
+        return
+    if index.device.type != "cpu" or torch.compiler.is_compiling():
+        # Looking at the numbers here would wait for the device, or break the graph; this fails where they are used.
+        torch._assert_async(((index >= 0) & (index < tokens)).all(), f"index: wanted 0 to N - 1 of {tokens} tokens")
         return
     low, high = index.aminmax()
     if low < 0 or high >= tokens:

@@ -42,6 +42,8 @@ def memory(
     shrinkage = None if ms is None else _segments("ms", ms)
     _tensor("qk", qk, "[B, CK, Q]")
     b, ck, _ = qk.shape
+    if ck == 0:
+        raise ValueError(f"qk: wanted CK >= 1, got {_shape(qk)}")
     for i, k in enumerate(keys):
         name = _name("mk", mk, i)
         _tensor(name, k, "[B, CK, N]")

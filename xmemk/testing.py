@@ -130,20 +130,19 @@ def _failed(what: str) -> Comparison:
 
 
 def score_tolerance(inputs: Inputs) -> Tensor:
-    """How far a float32 score may be from its float64 value: [B, 1, Q], from the terms that cancel in Eq. 2.
+    """How far each float32 score may be from its float64 value: [B, N, Q], from the terms that cancel in Eq. 2.
 
-    n = 2 CK + 2 products, each rounded by u = 2^-24 (2^-53 for float64 input), of the size of the largest term of any
-    token: sqrt(n) u times that size, which is some ten times what random roundings add up to.
+    n = 2 CK + 2 products, each rounded by u = 2^-24 (2^-53 for float64 input), of the size of that token's terms about
+    a middle key: sqrt(n) u times that size, which is some ten times what random roundings add up to.
     """
     exact = inputs.double()
-    mean = exact.mk.mean(2, keepdim=True)
-    k, q = exact.mk - mean, exact.qk - mean
+    middle = exact.mk.nanmedian(2, keepdim=True).values if exact.mk.shape[2] else exact.mk.new_zeros(())
+    k, q = exact.mk - middle, exact.qk - middle
     e = torch.ones_like(q) if exact.qe is None else exact.qe
     s = k.new_ones(k.shape[0], 1, k.shape[2]) if exact.ms is None else exact.ms
     ck = k.shape[1]
-    largest = (s.transpose(1, 2) * (k.square().transpose(1, 2) @ e)).amax(1, keepdim=True)
-    largest = largest + s.amax() * (q.square() * e).sum(1, keepdim=True)
-    return math.sqrt(2 * ck + 2) * _unit(inputs.mk.dtype) * largest / math.sqrt(ck)
+    terms = k.square().transpose(1, 2) @ e + (q.square() * e).sum(1, keepdim=True)
+    return math.sqrt(2 * ck + 2) * _unit(inputs.mk.dtype) / math.sqrt(ck) * s.transpose(1, 2) * terms
 
 
 def _unit(dtype: torch.dtype) -> float:
@@ -154,9 +153,9 @@ def _unit(dtype: torch.dtype) -> float:
 def compare_topk(inputs: Inputs, weight: Tensor, index: Tensor, top_k: int) -> Comparison:
     """Judges an affinity [B, Q, k]: k different tokens, each no worse than the true k-th best, weighed by their scores.
 
-    A chosen token's float64 score may fall short of the k-th best by twice :func:`score_tolerance`. A weight may differ
-    from the softmax of the chosen float64 scores by four times that tolerance (score, largest score and sum each carry
-    it) and the roundings of the softmax, relatively.
+    A chosen token's float64 score may fall short of the k-th best by the :func:`score_tolerance` of both. A weight may
+    differ from the softmax of the chosen float64 scores, relatively, by twice its token's tolerance and the mean one,
+    which the sum carries, and by the roundings of the softmax.
     """
     exact = inputs.double()
     score = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe).transpose(1, 2)
@@ -166,13 +165,15 @@ def compare_topk(inputs: Inputs, weight: Tensor, index: Tensor, top_k: int) -> C
         return _failed(f"{what} of shape {list(index.shape)}")
     if k > 1 and bool((index.sort(2).values.diff(dim=2) == 0).any()):
         return _failed(f"{what} that selects a token twice")
-    tolerance = score_tolerance(inputs).transpose(1, 2)  # [B, Q, 1]
-    chosen = score.gather(2, index)
-    kth = score.topk(k, dim=2).values[..., -1:]
-    shortfall = _compared(f"choice of the {what}", (kth - chosen).clamp_min(0), 2 * tolerance.expand_as(chosen))
+    tolerance = score_tolerance(inputs).transpose(1, 2)  # [B, Q, N]
+    chosen, chosen_tolerance = score.gather(2, index), tolerance.gather(2, index)
+    kth, at = (x[..., -1:] for x in score.topk(k, dim=2))
+    allowed = chosen_tolerance + tolerance.gather(2, at)
+    shortfall = _compared(f"choice of the {what}", (kth - chosen).clamp_min(0), allowed)
     wanted = chosen.softmax(2)
+    relative = 2 * (chosen_tolerance + (wanted * chosen_tolerance).sum(2, keepdim=True))
     rounding = (8 + k) * _unit(weight.dtype)  # of exp and of the sum; a weight below 1e-30 may be flushed to 0
-    drift = _compared(what, (weight.double() - wanted).abs(), wanted * (4 * tolerance + rounding) + 1e-30)
+    drift = _compared(what, (weight.double() - wanted).abs(), wanted * (relative + rounding) + 1e-30)
     return max(shortfall, drift, key=lambda c: c.share)
 
 
@@ -221,11 +222,11 @@ def compare_usage(inputs: Inputs, usage: Tensor, top_k: int | None = None) -> Co
     tolerance = score_tolerance(inputs)
     weight, open_mass = _affinity_and_open(exact, tolerance, top_k)
     low, high = (weight - open_mass).clamp_min(0).sum(2), (weight + open_mass).sum(2)
-    # Each of Q weights has a relative error of some score tolerances, and Q of them are added up.
+    # A weight's relative error is that of its score and of the sum; Q of them are added up.
     unit = _unit(usage.dtype)
-    relative = 4 * tolerance.amax(2) + (8 + math.sqrt(q)) * unit
+    drift = (weight * (tolerance + (weight * tolerance).sum(1, keepdim=True))).sum(2)
     outside = torch.maximum(low - usage, usage - high).clamp_min(0)
-    tokens = _compared("usage", outside, high * relative + 1e-30)
+    tokens = _compared("usage", outside, 2 * drift + high * (8 + math.sqrt(q)) * unit + 1e-30)
     drift = (usage.double().sum(1) - q).abs()
     total = _compared("sum of usage", drift, torch.full_like(drift, q * unit * (8 + math.sqrt(n))))
     return max(tokens, total, key=lambda c: c.share)
@@ -267,11 +268,12 @@ def _affinity_and_open(exact: Inputs, tolerance: Tensor, top_k: int | None) -> t
         weight = score.softmax(1)
         return weight, torch.zeros_like(weight)
     best, order = score.sort(dim=1, descending=True, stable=True)
-    kth, next_best = best[:, top_k - 1 : top_k], best[:, top_k : top_k + 1]
-    settled = kth - next_best > 2 * tolerance
+    kth, at = best[:, top_k - 1 : top_k], order[:, top_k - 1 : top_k]
     total = best[:, :top_k].logsumexp(1, keepdim=True)
     weight = torch.zeros_like(score).scatter(1, order[:, :top_k], (best[:, :top_k] - total).exp())
-    near = ((score - kth).abs() <= 2 * tolerance) & ~settled
+    chosen = torch.zeros_like(score, dtype=torch.bool).scatter(1, order[:, :top_k], True)
+    near = (score - kth).abs() <= tolerance + tolerance.gather(1, at)
+    near = near & (near & ~chosen).any(1, keepdim=True)  # nothing is open where no token outside is near
     return weight, torch.where(near, (kth - total).exp(), 0.0)
 
 
@@ -283,10 +285,11 @@ def _readout_range(exact: Inputs, weight: Tensor, open_mass: Tensor, tolerance: 
         near = open_mass[b, :, q] > 0
         mass = float(open_mass[b, near, q][0])
         w = weight[b, :, q]
-        room = int((w[near] > 0).sum())  # how many of the near ones are chosen
+        room = int((w[near] > 0).sum())  # how many of the near ones there is room for
         values = exact.mv[b, :, :, near].sort(dim=-1).values
         sure = exact.mv[b] @ torch.where(near, 0.0, w)
-        slack = 4 * tolerance[b, 0, q] * mass * values.abs().sum(-1)  # their masses differ within the tolerance, too
+        # Their masses differ within the tolerance, too.
+        slack = 4 * float(tolerance[b, near, q].max()) * mass * values.abs().sum(-1)
         low[b, :, :, q] = sure + mass * values[..., :room].sum(-1) - slack
         high[b, :, :, q] = sure + mass * values[..., values.shape[-1] - room :].sum(-1) + slack
     return torch.minimum(low, middle), torch.maximum(high, middle)

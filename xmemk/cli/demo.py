@@ -30,7 +30,10 @@ def demo(
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"the demo needs {missing.name}: pip install 'xmemk[demo]'") from missing
     job = Job(
-        out=out, backend=backend, original_every=original_every, command=_command(video, mask, frame, out, backend)
+        out=out,
+        backend=backend,
+        original_every=original_every,
+        command=_command(video, mask, frame, out, backend, original_every),
     )
     if video is not None:
         if mask is None:
@@ -85,11 +88,14 @@ def _print(console: Console, report: Any, totals: Any, out: Path) -> None:
     )
 
 
-def _command(video: Path | None, mask: Path | None, frame: int | None, out: Path, backend: str) -> str:
+def _command(
+    video: Path | None, mask: Path | None, frame: int | None, out: Path, backend: str, original_every: int
+) -> str:
     words = ["xmemk demo"]
     words += [f"--video {video.name}"] if video else []
     words += [f"--mask {mask.name}"] if mask else []
     words += [f"--frame {frame}"] if frame is not None else []
     words += [f"--out {out}"] if out != Path("out") else []
     words += [f"--backend {backend}"] if backend != "auto" else []
+    words += [f"--original-every {original_every}"] if original_every != 8 else []
     return " ".join(words)

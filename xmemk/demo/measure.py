@@ -76,7 +76,7 @@ class MeasuredOps:
         if not self.read_backend:
             self.read_backend = self._chosen(api.memory_read, mk, ms, mv, qk, qe, top_k=top_k)
         beside = self._original_every > 0 and len(self.reads) % self._original_every == self._original_every // 2
-        with Peak(qk.device, beside) as peak:
+        with Peak(qk.device) as peak:
             start = time.perf_counter()
             readout, usage = api.memory_read(mk, ms, mv, qk, qe, top_k=top_k, return_usage=True, backend=self.backend)
             _wait(qk.device)
@@ -108,7 +108,7 @@ class MeasuredOps:
         top_k: int,
         picked: Tensor,
     ) -> None:
-        with Peak(qk.device, True) as peak:
+        with Peak(qk.device) as peak:
             start = time.perf_counter()
             readout, _ = original.memory_read(mk, ms, mv, qk, qe, top_k=top_k)
             _wait(qk.device)
@@ -182,6 +182,13 @@ class Totals:
     reads: list[Read] = field(repr=False, default_factory=list)
 
     @property
+    def original_whole(self) -> float | None:
+        """Seconds that all reads would take the original's formulation: those it did, in proportion to their size."""
+        done = sum(r.tokens * r.queries for r in self.reads if r.original_seconds is not None)
+        size = sum(r.tokens * r.queries for r in self.reads)
+        return self.original_seconds * size / done if done else None
+
+    @property
     def speedup(self) -> float | None:
         return self.original_seconds / self.seconds_compared if self.compared else None
 
@@ -196,7 +203,7 @@ def totals(reads: list[Read]) -> Totals:
         error=max((r.error for r in reads), default=0.0),
         share=max((r.share for r in reads), default=0.0),
         original_error=max((r.original_error or 0.0 for r in beside), default=0.0),
-        peak_bytes=_largest([r.peak_bytes for r in beside]),
+        peak_bytes=_largest([r.peak_bytes for r in reads]),
         original_peak_bytes=_largest([r.original_peak_bytes for r in beside]),
         reads=reads,
     )

@@ -19,15 +19,12 @@ class Peak:
     On a GPU what PyTorch allocated; on the CPU the process's resident memory, of which Linux keeps the high-water mark.
     """
 
-    def __init__(self, device: torch.device, wanted: bool = True) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.bytes: int | None = None
         self._device = device
         self._start: int | None = None
-        self._wanted = wanted
 
     def __enter__(self) -> Peak:
-        if not self._wanted:
-            return self
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             self._start = torch.cuda.memory_allocated(self._device)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from ..backends import BACKENDS
 from ..data import BUNNY
 from ..data.masks import MaskError, read_object_mask, write_mask
 from ..data.video import VideoInfo, VideoWriter, probe, read_frames
@@ -35,6 +36,7 @@ FEATURES = (
     "of a cell is its patch of the mask, and a guided filter finds the edge"
 )
 _SHOWN = 12
+_SMALLEST = 16  # pixels each way
 _PRODUCTS = ("masks", "overlay.mp4", "contact.png", "index.html", "report.json")
 
 
@@ -93,35 +95,72 @@ def prepare(job: Job) -> tuple[VideoInfo, Tensor]:
     info = probe(job.video)
     labels = read_object_mask(job.mask)
     height, width = labels.shape
-    # A mask may be smaller than the video, which is then worked on at its size. The shape must be the same.
-    if abs(width - info.width * height / info.height) > 1.0:
+    # A mask may be smaller than the video, which is then worked on at its size. The shape must be the same, to a pixel.
+    off = max(abs(width - info.width * height / info.height), abs(height - info.height * width / info.width))
+    if off > 1.0 or min(height, width) < _SMALLEST:
         raise MaskError(
             f"{job.mask}: is {width}x{height}, which is not the size of the video ({info.width}x{info.height}) "
-            "nor that size scaled"
+            f"nor that size scaled to at least {_SMALLEST} pixels"
         )
     if job.start < 0 or (info.frames is not None and job.start >= info.frames):
         raise ValueError(f"frame {job.start}: {job.video} has frames 0 to {(info.frames or 0) - 1}")
+    if info.frames is not None and job.start == info.frames - 1:
+        raise ValueError(f"frame {job.start}: is the last of {job.video}, there is nothing to follow")
+    if job.backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend: wanted 'auto' or one of {', '.join(BACKENDS)}, got {job.backend!r}")
+    if job.out.exists() and not job.out.is_dir():
+        raise ValueError(f"{job.out}: is a file; --out wants a folder")
+    products = {(job.out / name).resolve() for name in _PRODUCTS}
+    for given in (job.video.resolve(), job.mask.resolve()):
+        if products & {given, *given.parents}:
+            raise ValueError(f"{given}: would be overwritten by the results; choose another --out than {job.out}")
     return info, labels
 
 
 def run(job: Job, progress: Progress = lambda done, total, ops: None) -> tuple[Report, Totals]:
-    """Does the job. What was in ``job.out`` before is replaced only when all of the new is complete."""
+    """Does the job. What was in ``job.out`` before is replaced only when all of the new is complete; what the demo did
+    not write stays."""
     info, labels = prepare(job)
+    new = not job.out.exists()
     job.out.mkdir(parents=True, exist_ok=True)
     if not os.access(job.out, os.W_OK):
         raise PermissionError(f"{job.out}: cannot be written to")
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=job.out) as folder:
-        result = _run(job, info, labels, Path(folder), progress)
-        for name in _PRODUCTS:
-            target = job.out / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(Path(folder) / name, target)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=job.out) as folder:
+            result = _run(job, info, labels, Path(folder), progress)
+            _install(Path(folder), job.out)
+    except BaseException:
+        if new:
+            job.out.rmdir()
+        raise
     return result
+
+
+def _install(folder: Path, out: Path) -> None:
+    """Moves the finished products to their places. Of the masks there, those of the run that report.json tells go."""
+    (out / "masks").mkdir(exist_ok=True)
+    fresh = {mask.name for mask in (folder / "masks").iterdir()}
+    for name in _masks_of(out / "report.json") - fresh:
+        (out / "masks" / name).unlink(missing_ok=True)
+    for name in sorted(fresh):
+        os.replace(folder / "masks" / name, out / "masks" / name)
+    for name in _PRODUCTS:
+        if name != "masks":
+            os.replace(folder / name, out / name)
+
+
+def _masks_of(report: Path) -> set[str]:
+    """Names of the masks an earlier run wrote."""
+    try:
+        earlier = json.loads(report.read_text())
+        return {f"{number:05d}.png" for number in range(earlier["first_frame"], earlier["last_frame"] + 1)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Progress) -> tuple[Report, Totals]:
     height, width = labels.shape
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     total = None if info.frames is None else info.frames - job.start
     (folder / "masks").mkdir()
     ops = MeasuredOps(job.backend, job.original_every)
@@ -136,9 +175,9 @@ def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Prog
             inside = sum(r.seconds for r in ops.reads) + ops.check_seconds
             start = time.perf_counter()
             if tracker is None:
-                tracker = DemoTracker(memory, image, labels)
+                tracker = DemoTracker(memory, image.to(device), labels.to(device))
             else:
-                labels = tracker.step(image)
+                labels = tracker.step(image.to(device)).cpu()
             now = time.perf_counter()
             read_or_checked = sum(r.seconds for r in ops.reads) + ops.check_seconds - inside
             stages.seconds["features, upkeep, edges"] = (
@@ -151,6 +190,8 @@ def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Prog
             stages.timed("writing masks and video", now)
             count += 1
             progress(count, total, ops)
+    if count < 2:
+        raise ValueError(f"frame {job.start}: is the last of {job.video}, there is nothing to follow")
     stages.seconds["memory reads"] = sum(r.seconds for r in ops.reads)
     done = totals(ops.reads)
     chosen = sorted({round(i * (count - 1) / max(1, _SHOWN - 1)) for i in range(_SHOWN)})

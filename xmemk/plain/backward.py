@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .read import affinity_topk, locate, query_blocks, token_table
+from .read import affinity_topk, gather_rows, locate, query_blocks, token_table
 from .scores import center, compute_dtype, operands
 
 
@@ -80,6 +80,8 @@ def _dense(
     e = torch.ones_like(q) if qe is None else qe.to(dtype).transpose(1, 2)
     s = k.new_ones(b, 1, k.shape[1]) if ms is None else torch.cat([x.to(dtype) for x in ms], 2)
     values = [v.to(dtype).reshape(b, o * cv, -1) for v in mv]
+    # A token that cannot be read has weight 0, and 0 times what is not finite would be NaN for all queries.
+    k, s = (torch.where(x.isfinite(), x, 0.0) for x in (k, s))
     k_squared = k.square()
     dk_e, dk_eq = torch.zeros_like(k), torch.zeros_like(k)
     ds = k.new_zeros(b, k.shape[1])
@@ -142,9 +144,9 @@ def _topk(
     for start in range(0, q_tokens, step):
         span = slice(start, start + step)
         w, i, d_out = weight[:, span], index[:, span], d_readout[:, span]
-        difference = _gather(mk, i, dtype) - q[:, span].unsqueeze(2)  # [B, q, k, CK]
-        s = 1.0 if ms is None else _gather(ms, i, dtype)[..., 0]
-        dw = (_gather(mv, i, dtype) @ d_out.unsqueeze(3))[..., 0]
+        difference = gather_rows(mk, i, dtype) - q[:, span].unsqueeze(2)  # [B, q, k, CK]
+        s = 1.0 if ms is None else gather_rows(ms, i, dtype)[..., 0]
+        dw = (gather_rows(mv, i, dtype) @ d_out.unsqueeze(3))[..., 0]
         if d_usage is not None:
             dw = dw + d_usage.gather(1, i.flatten(1)).view_as(dw)
         d_score = w * (dw - (w * dw).sum(2, keepdim=True))
@@ -164,19 +166,6 @@ def _topk(
         dq.transpose(1, 2),
         None if qe is None else de.transpose(1, 2),
     )
-
-
-def _gather(segments: list[Tensor], index: Tensor, dtype: torch.dtype) -> Tensor:
-    """segments [B, ..., N], index [B, q, k] -> rows [B, q, k, channels]"""
-    total: Tensor | None = None
-    for segment, here, local in locate(segments, index):
-        table, row = token_table(segment, local)
-        rows = table.index_select(0, row.flatten()).view(*index.shape, -1).to(dtype)
-        if isinstance(here, Tensor):
-            rows = rows.where(here.unsqueeze(3), 0.0)
-        total = rows if total is None else total + rows
-    assert total is not None  # the border lets no empty memory through
-    return total
 
 
 def _scatter(grads: list[Tensor], segments: list[Tensor], index: Tensor, rows: Tensor) -> None:

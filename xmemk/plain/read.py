@@ -28,10 +28,10 @@ def affinity_topk(
     """-> weight [B, Q, k], index [B, Q, k] with k = min(top_k, N)"""
     ops = operands(mk, ms, qk, qe)
     blocks = [_select(ops.scores(a, b), top_k) for a, b in query_blocks(ops)]
-    if len(blocks) == 1:
-        return blocks[0]
-    weight, index = zip(*blocks)
-    return torch.cat(weight, 1), torch.cat(index, 1)
+    best, index = (torch.cat(parts, 1) if len(parts) > 1 else parts[0] for parts in zip(*blocks))
+    best, index = _rescored(mk, ms, qk, qe, best, index)
+    # A slot left over because fewer than k tokens can be read repeats the best token, with weight 0.
+    return best.softmax(2), torch.where(best == -math.inf, index[..., :1], index)
 
 
 def usage_topk(weight: Tensor, index: Tensor, tokens: int) -> Tensor:
@@ -135,8 +135,46 @@ def _select(score: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         best, index = topk_rows(score, top_k)
     else:
         best, index = score.sort(dim=2, descending=True, stable=True)
-    # A slot left over because fewer than k tokens can be read repeats the best token, with weight 0.
-    return best.softmax(2), torch.where(best == -math.inf, index[..., :1], index)
+    return best, index
+
+
+def _rescored(
+    mk: list[Tensor], ms: list[Tensor] | None, qk: Tensor, qe: Tensor | None, best: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The selected tokens' scores by the differences of Eq. 2, which cancel nothing; best first, as before."""
+    dtype = best.dtype
+    q = qk.to(dtype).transpose(1, 2)
+    e = None if qe is None else qe.to(dtype).transpose(1, 2)
+    scores = []
+    step = index.shape[1]
+    if not torch.compiler.is_compiling():
+        step = max(1, _BLOCK_BYTES["cpu"] // max(1, 4 * index.shape[0] * index.shape[2] * qk.shape[1]))
+    for a in range(0, index.shape[1], max(1, step)):
+        i = index[:, a : a + step]
+        squared = (gather_rows(mk, i, dtype) - q[:, a : a + step].unsqueeze(2)).square()
+        if e is not None:
+            squared = squared * e[:, a : a + step].unsqueeze(2)
+        score = -squared.sum(3) / math.sqrt(qk.shape[1])
+        scores.append(score if ms is None else score * gather_rows(ms, i, dtype)[..., 0])
+    exact = torch.cat(scores, 1) if scores else best
+    exact = torch.where((best == -math.inf) | exact.isnan(), -math.inf, exact)
+    # Rounding may have put two tokens the wrong way round. Equal scores keep the lower index first.
+    by_index = index.argsort(dim=2)
+    order = by_index.gather(2, exact.gather(2, by_index).argsort(dim=2, descending=True, stable=True))
+    return exact.gather(2, order), index.gather(2, order)
+
+
+def gather_rows(segments: list[Tensor], index: Tensor, dtype: torch.dtype) -> Tensor:
+    """segments [B, ..., N], index [B, q, k] -> the tokens' channels as rows [B, q, k, channels]"""
+    total: Tensor | None = None
+    for segment, here, local in locate(segments, index):
+        table, row = token_table(segment, local)
+        rows = table.index_select(0, row.flatten()).view(*index.shape, table.shape[1]).to(dtype)
+        if isinstance(here, Tensor):
+            rows = rows.where(here.unsqueeze(3), 0.0)
+        total = rows if total is None else total + rows
+    assert total is not None  # the border lets no empty memory through
+    return total
 
 
 def query_blocks(ops: Operands) -> Iterator[tuple[int, int]]:

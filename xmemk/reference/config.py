@@ -80,3 +80,4 @@ class MemoryConfig:
             raise TypeError(f"{name}: wanted {wanted}, got {value!r}")
         if at_least is not None and value < at_least:
             raise ValueError(f"{name}: wanted {wanted}, got {value!r}")
+        object.__setattr__(self, name, int(value))  # NumPy's whole numbers are welcome, and plain ones from here on

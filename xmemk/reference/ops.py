@@ -82,6 +82,8 @@ def memory_read(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`xmemk.memory_read`: F = v W(k, q), Eq. 1, W the softmax of Eq. 2 over all tokens or the k best."""
     mk, ms, mv = _joined(mk), _maybe_joined(ms), _joined(mv)
+    if mk.shape[2] == 0:
+        raise ValueError("mk: the memory is empty (N = 0); there is nothing to read")
     if top_k is not None and top_k < mk.shape[2]:
         weight, index, usage = affinity_topk(mk, ms, qk, qe, top_k=top_k, return_usage=True)
         readout = readout_topk(mv, weight, index)
