@@ -1,6 +1,7 @@
-"""A run in which too few tests passed is red: a suite that skips itself must not look like success."""
+"""What all tests share. A run in which too few passed is red: a suite that skips itself must not look like success."""
 
 import pytest
+import torch
 
 
 def pytest_addoption(parser):
@@ -20,3 +21,11 @@ def pytest_sessionfinish(session, exitstatus):
     passed = len(reporter.stats.get("passed", ())) if reporter else 0
     if exitstatus == pytest.ExitCode.OK and passed < session.config.getoption("--min-passed"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def threads():
+    """torch.set_num_threads, put back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -40,14 +40,6 @@ def any_index(b, n, p):
     return torch.randint(n, (b, p), generator=torch.Generator().manual_seed(p))
 
 
-@pytest.fixture
-def threads():
-    """torch.set_num_threads, put back afterwards."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "shape", [(1, 64, 50), (2, 1, 7), (3, 17, 1), (1, 1, 512, 33), (2, 3, 33, 20), (2, 5, 1, 9)], ids=str

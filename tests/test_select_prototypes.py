@@ -6,14 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from usage_rows import DTYPES, KINDS, row
 
 import xmemk
 from xmemk import reference
 
 pytest.importorskip("xmemk._C", reason="the C++ extension xmemk._C is not built", exc_type=ImportError)
-
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-SPECIAL = [math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 1e-30, -1e-30, 1e-45]
 
 
 def select(usage, num_prototypes):
@@ -25,49 +23,6 @@ def check(usage, num_prototypes):
     assert index.dtype == torch.int64
     assert index.is_contiguous()
     assert torch.equal(index, reference.select_prototypes(usage, num_prototypes))
-
-
-def row(kind, n):
-    """One usage row of a given kind, float32."""
-    g = torch.Generator().manual_seed(n)
-    u = torch.rand(n, generator=g)
-    pick = torch.randint(len(SPECIAL), (n,), generator=g)
-    return {
-        "random": lambda: u,
-        "wide": lambda: (40 * u - 20).exp(),
-        "ascending": lambda: u.sort().values,
-        "descending": lambda: u.sort(descending=True).values,
-        "equal": lambda: torch.full((n,), 0.5),
-        "zeros": lambda: u * (u > 0.9),
-        "few values": lambda: (u * 4).floor(),
-        "signed zeros": lambda: torch.where(u > 0.5, 0.0, -0.0),
-        "some NaN": lambda: torch.where(u > 0.7, math.nan, u),
-        "mostly NaN": lambda: torch.where(u < 0.99, math.nan, u),
-        "special": lambda: torch.tensor(SPECIAL)[pick],
-    }[kind]()
-
-
-KINDS = [
-    "random",
-    "wide",
-    "ascending",
-    "descending",
-    "equal",
-    "zeros",
-    "few values",
-    "signed zeros",
-    "some NaN",
-    "mostly NaN",
-    "special",
-]
-
-
-@pytest.fixture
-def threads():
-    """torch.set_num_threads, put back afterwards."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
