@@ -1,5 +1,6 @@
 """The demo as a job: on a small made-up video to the end, and on input that does not fit."""
 
+import itertools
 import json
 import re
 from fractions import Fraction
@@ -18,6 +19,7 @@ from xmemk.data.masks import read_mask, write_mask
 from xmemk.data.video import VideoWriter, read_frames
 from xmemk.demo.measure import MeasuredOps
 from xmemk.demo.original import memory_read as original_read
+from xmemk.demo.pictures import Spread
 from xmemk.demo.run import Job
 from xmemk.demo.run import run as run_job
 from xmemk.reference import Memory, MemoryConfig
@@ -164,6 +166,20 @@ def test_input_inside_the_products_is_refused(clip, tmp_path):
     assert read_mask(mask).any()
     with pytest.raises(ValueError, match="is a file; --out wants a folder"):
         run_job(Job(clip / "clip.mp4", clip / "00002.png", 2, mask))
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, 13, 92, 1000])
+def test_a_contact_sheet_needs_few_frames_of_any_video(count):
+    spread = Spread(12)
+    for number in range(count):
+        spread.add(number, torch.zeros(1))
+        assert len(spread._kept) <= 48
+    numbers = [number for number, _ in spread.chosen()]
+    assert len(numbers) == len(set(numbers)) == min(count, 12)
+    assert numbers[0] == 0
+    assert numbers[-1] == count - 1
+    gaps = [b - a for a, b in itertools.pairwise(numbers)]
+    assert not gaps or max(gaps) <= 2 * min(gaps[:-1] or gaps)
 
 
 def test_a_video_needs_its_mask(clip, capsys):

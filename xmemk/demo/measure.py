@@ -57,6 +57,7 @@ class MeasuredOps:
         self.reads: list[Read] = []
         self.upkeep: dict[str, Upkeep] = {}
         self.read_backend = ""
+        self.read_seconds = 0.0
         self.check_seconds = 0.0  # spent on oracle and original, which are no part of the job
         self._original_every = original_every
         self.checked_queries = checked_queries
@@ -89,6 +90,7 @@ class MeasuredOps:
         compared = compare_read(inputs, readout[..., picked], top_k=top_k)
         read = Read(inputs.mk.shape[2], qk.shape[2], seconds, compared.error, compared.share, peak.bytes)
         self.reads.append(read)
+        self.read_seconds += seconds
         if not compared.passed:
             raise RuntimeError(f"backend {self.read_backend!r} fails the oracle in read {len(self.reads)}: {compared}")
         if beside:

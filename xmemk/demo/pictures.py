@@ -43,6 +43,36 @@ def _outline(labels: Tensor) -> Tensor:
     return edge & (labels > 0)
 
 
+class Spread:
+    """Some frames of a video of unknown length, evenly spread, without keeping them all.
+
+    Every n-th is kept; when they become too many, every other one goes and n doubles.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._every = 1
+        self._count = 0
+        self._kept: list[tuple[int, Tensor]] = []
+        self._last: tuple[int, Tensor] | None = None
+
+    def add(self, number: int, picture: Tensor) -> None:
+        self._last = (number, picture)
+        if self._count % self._every == 0:
+            self._kept.append(self._last)
+            if len(self._kept) > 4 * self._most:
+                self._kept = self._kept[::2]
+                self._every *= 2
+        self._count += 1
+
+    def chosen(self) -> list[tuple[int, Tensor]]:
+        """At most ``most`` frames, the first and the last among them."""
+        frames = self._kept if self._last is None or self._kept[-1] is self._last else [*self._kept, self._last]
+        if len(frames) <= self._most:
+            return frames
+        return [frames[round(i * (len(frames) - 1) / (self._most - 1))] for i in range(self._most)]
+
+
 def contact_sheet(pictures: list[tuple[int, Tensor]], columns: int = 4, width: int = 420) -> Image.Image:
     """Frames [H, W, 3] uint8 with their numbers, in reading order."""
     thumbs = []

@@ -22,7 +22,7 @@ from ..version import __version__
 from . import machine
 from .measure import MeasuredOps, Totals, Upkeep, totals
 from .page import write_page
-from .pictures import contact_sheet, overlay, plots
+from .pictures import Spread, contact_sheet, overlay, plots
 from .tracker import MEMORY_CONFIG, DemoTracker
 
 Progress = Callable[[int, int | None, MeasuredOps], None]
@@ -166,36 +166,35 @@ def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Prog
     ops = MeasuredOps(job.backend, job.original_every)
     memory = Memory(MemoryConfig.from_dict(MEMORY_CONFIG), ops=ops)
     stages = Stages()
-    kept: list[tuple[int, Tensor]] = []
+    shown = Spread(_SHOWN)
     tracker: DemoTracker | None = None
     count = 0
     began = time.perf_counter()
     with VideoWriter(folder / "overlay.mp4", width, height, info.rate) as writer:
         for number, image in _numbered(job, (width, height), stages):
-            inside = sum(r.seconds for r in ops.reads) + ops.check_seconds
+            inside = ops.read_seconds + ops.check_seconds
             start = time.perf_counter()
             if tracker is None:
                 tracker = DemoTracker(memory, image.to(device), labels.to(device))
             else:
                 labels = tracker.step(image.to(device)).cpu()
             now = time.perf_counter()
-            read_or_checked = sum(r.seconds for r in ops.reads) + ops.check_seconds - inside
+            read_or_checked = ops.read_seconds + ops.check_seconds - inside
             stages.seconds["features, upkeep, edges"] = (
                 stages.seconds.get("features, upkeep, edges", 0.0) + now - start - read_or_checked
             )
             write_mask(folder / "masks" / f"{number:05d}.png", labels)
             picture = overlay(image, labels)
             writer.write(picture)
-            kept.append((number, picture))
+            shown.add(number, picture)
             stages.timed("writing masks and video", now)
             count += 1
             progress(count, total, ops)
     if count < 2:
         raise ValueError(f"frame {job.start}: is the last of {job.video}, there is nothing to follow")
-    stages.seconds["memory reads"] = sum(r.seconds for r in ops.reads)
+    stages.seconds["memory reads"] = ops.read_seconds
     done = totals(ops.reads)
-    chosen = sorted({round(i * (count - 1) / max(1, _SHOWN - 1)) for i in range(_SHOWN)})
-    contact_sheet([kept[i] for i in chosen]).save(folder / "contact.png")
+    contact_sheet(shown.chosen()).save(folder / "contact.png")
     wall = time.perf_counter() - began - ops.check_seconds
     report = Report(
         version=__version__,
@@ -206,7 +205,7 @@ def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Prog
         first_frame=job.start,
         last_frame=job.start + count - 1,
         frames=count,
-        shown=len(chosen),
+        shown=len(shown.chosen()),
         read_backend=ops.read_backend,
         checked_queries=ops.checked_queries,
         oracle_verdict=f"the largest error used {100 * done.share:.0f} % of what is allowed",
