@@ -8,11 +8,14 @@ long-term and working memory as one (Eq. 1 and 2) and records how much each toke
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..reference.config import MemoryConfig
+from . import files
 from .checks import Layout, check_labels, expect_known
 from .exact import ExactGroups
 from .rules import Frame, Rules
@@ -105,6 +108,33 @@ class Memory:
             in_sensory = [label for label in leaving if label in self.sensory.objects]
             if in_sensory:
                 self.sensory.remove(in_sensory)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the whole memory to a safetensors file, from which :meth:`load` goes on; replaces what is there.
+
+        Needs the package safetensors (``pip install 'xmemk[memory]'``). All or nothing: a temporary file beside
+        ``path`` is written and renamed. OSError where that cannot be done, a full disk for example.
+        """
+        files.write(path, self.config, self._layout, self._groups, self.sensory)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: torch.device | str | None = None,
+        *,
+        backend: str = "auto",
+        check_finite: bool | None = None,
+    ) -> Memory:
+        """The memory that :meth:`save` wrote, on the device it was on or on another.
+
+        On the same kind of device it goes on to the bit as the one that was saved. ValueError that names the file where
+        it is cut off, no memory, of another version of the format or inconsistent; OSError where it cannot be read.
+        """
+        config, layout, groups, sensory = files.read(path, device, backend)
+        memory = cls(config, backend=backend, check_finite=check_finite)
+        memory.sensory, memory._layout, memory._groups = sensory, layout, groups
+        return memory
 
     @property
     def objects(self) -> tuple[int, ...]:
