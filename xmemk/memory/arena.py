@@ -41,6 +41,7 @@ from torch import Tensor
 
 from .. import api
 from .bank import Bank, add_block, place
+from .scaled import values_for
 from .spec import Spec
 from .table import LONG_TERM, Run, Slot, Table
 from .values import Values
@@ -69,7 +70,7 @@ class Arena:
         self.selection = Bank(b, (spec.key_channels,), spec.key_dtype, device) if spec.has_selection else None
         self.use = Bank(b, (), spec.number, device)
         self.birth = Bank(b, (), torch.int64, device)
-        self.values = Values(spec)
+        self.values = values_for(spec)
         with_long_term = [bank for bank in self.banks.values() if bank is not self.selection]  # prototypes have none
         add_block(with_long_term, spec.long_term)
         add_block([] if self.selection is None else [self.selection], 0)

@@ -8,6 +8,7 @@ long-term and working memory as one (Eq. 1 and 2) and records how much each toke
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -73,7 +74,10 @@ class Memory:
         layout = Layout.of(key, value, selection) if self._layout is None else self._layout
         if self.config.groups == "xmem" and layout.batch != 1:
             raise ValueError(f'key: wanted a batch of 1 with groups="xmem", got B = {layout.batch}')
-        layout.check_add(key, shrinkage, value, labels, selection, finite=self._looks(layout))
+        # 16-bit values overflow to Inf; 8-bit ones have scales.
+        largest = torch.finfo(torch.float16).max if self.config.value_dtype == "float16" else math.inf
+        finite = self._looks(layout)
+        layout.check_add(key, shrinkage, value, labels, selection, finite=finite, largest_value=largest)
         if not set(self.objects) <= set(labels):
             raise ValueError(f"objects: wanted all that are held, {list(self.objects)}, got {list(labels)}")
         groups = self._new_groups(layout) if self._groups is None else self._groups

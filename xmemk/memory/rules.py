@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..reference.config import MemoryConfig
@@ -44,6 +45,7 @@ class Rules:
             frames=config.max_mid_term_frames,
             long_term=config.max_long_term_elements if config.enable_long_term else 0,
             has_selection=layout.has_selection,
+            stored_value_dtype=None if config.value_dtype is None else getattr(torch, config.value_dtype),
             count_long_term=config.enable_long_term_count_usage,
         )
 

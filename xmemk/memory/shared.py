@@ -21,8 +21,8 @@ from .. import api
 from .arena import Arena, Prototypes
 from .bank import add_block, place
 from .rules import Frame, Rules, objects_of
+from .scaled import values_for
 from .table import LONG_TERM, Run, Slot, Table, last, side_by_side
-from .values import Values
 
 
 class Late:
@@ -32,7 +32,7 @@ class Late:
         spec = rules.spec(len(objects))
         self.objects = objects
         self.table = Table(spec.frame, spec.frames)
-        self.values = Values(spec)
+        self.values = values_for(spec)
         add_block(self.values.banks, spec.long_term)
         add_block(self.values.banks, spec.frames * spec.frame)
 

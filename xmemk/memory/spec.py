@@ -22,7 +22,7 @@ class Spec:
     frames: int  # room for frames
     long_term: int = 0  # room for long-term tokens
     has_selection: bool = True
-    stored_value_dtype: torch.dtype | None = None  # None: as given
+    stored_value_dtype: torch.dtype | None = None  # None: as given; int8 and float8_e4m3fn come with scales
     count_long_term: bool = True  # whether long-term tokens have a use, without which none can be evicted
 
     @property

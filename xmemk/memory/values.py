@@ -71,7 +71,7 @@ class Values:
 
     def of(self, rows: Sequence[int], runs: Sequence[Run]) -> Values:
         """Banks of their own for some of the objects, with their values of ``runs``."""
-        values = Values(replace(self.spec, objects=len(rows)))
+        values = type(self)(replace(self.spec, objects=len(rows)))
         for new, old in zip(values.banks, self.banks):
             new.blocks = [new.empty(block.shape[1]) for block in old.blocks]
             for run in runs:
