@@ -100,6 +100,15 @@ def test_scaled_readout_refuses(changes, error, message, backend):
         xmemk.readout_topk(**(arguments | changes), backend=backend)
 
 
+def test_explain_knows_of_scales():
+    mv, scale = torch.zeros(1, 1, 4, 9, dtype=torch.int8), torch.ones(1, 1, 2, 9)
+    weight, index = torch.rand(1, 2, 3), torch.zeros(1, 2, 3, dtype=torch.int64)
+    explanation = xmemk.explain(xmemk.readout_topk, mv, weight, index, scale=scale)
+    assert explanation.chosen == "cpu"
+    assert "has no kernel for readout_topk_scaled" in explanation.refusals["triton"]
+    assert xmemk.explain(xmemk.readout_topk, mv.float(), weight, index).op == "readout_topk"
+
+
 # Storing
 
 

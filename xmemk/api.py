@@ -257,6 +257,8 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
         ]
     if not tensors:
         raise ValueError(f"explain: wanted {op}'s arguments, with at least one tensor")
+    if op == "readout_topk" and kwargs.get("scale") is not None:
+        op = "readout_topk_scaled"
     # As each function itself decides: selection has no gradient to offer, whatever is asked of its input.
     if op in ("affinity_topk", "select_prototypes", "evict_lfu"):
         gradient = False
