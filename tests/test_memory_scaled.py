@@ -9,8 +9,8 @@ from memory_videos import frame, numbers, query, run, same, small
 import xmemk
 from xmemk import Memory, reference
 from xmemk.memory.bank import Bank
-from xmemk.memory.scaled import LARGEST, ScaledValues
-from xmemk.memory.spec import Spec
+from xmemk.memory.scaled import ScaledValues
+from xmemk.memory.spec import LARGEST_CODE, Spec
 from xmemk.memory.table import Run
 
 EIGHT_BITS = pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
@@ -133,7 +133,7 @@ def test_what_is_stored_is_off_by_half_a_step_at_most(dtype, channels, size):
     # int8: half a step of largest / 127. float8: half a unit of 3 bits, or of the smallest subnormal, 2^-9.
     allowed = largest[:, :, :channels] / 127 / 2
     if dtype == torch.float8_e4m3fn:
-        allowed = torch.maximum(value.abs() / 16, largest[:, :, :channels] / LARGEST[dtype] * 2**-10)
+        allowed = torch.maximum(value.abs() / 16, largest[:, :, :channels] / LARGEST_CODE[dtype] * 2**-10)
     assert ((back - value).abs() <= allowed * 1.001).all()
     assert (back[..., 0] == 0).all()
 

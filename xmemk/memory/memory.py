@@ -94,9 +94,20 @@ class Memory:
 
         Raises RuntimeError when there is nothing to read, ValueError or TypeError for a query that does not fit.
         """
-        readout, groups, usages = self._look_up(query_key, selection)
+        readout, groups, usages = self.look_up(query_key, selection)
         groups.record(usages)
         return readout
+
+    def look_up(self, query_key: Tensor, selection: Tensor | None) -> tuple[Tensor, Groups, list[Tensor | None]]:
+        """:meth:`read` without recording it: the readout, and the groups with the usage for their ``record``."""
+        if self._layout is None or self._groups is None:
+            raise RuntimeError("the memory is empty: call add before read")
+        self._layout.check_read(query_key, selection, finite=self._looks(self._layout))
+        if not self.objects:
+            raise RuntimeError("the memory holds no object: all have been removed")
+        qe = None if selection is None else selection.flatten(2)
+        readout, usages = self._groups.read(query_key.flatten(2), qe)
+        return readout.unflatten(3, query_key.shape[2:]), self._groups, usages
 
     def remove(self, objects: Sequence[int]) -> None:
         """Objects leave, with their values and their sensory rows; the last of a bucket takes its keys along.
@@ -182,17 +193,6 @@ class Memory:
             f"Memory(groups={self.config.groups!r}, objects={list(self.objects)}, working_size={self.working_size}, "
             f"long_term_size={self.long_term_size}, consolidations={self.consolidations}, evictions={self.evictions})"
         )
-
-    def _look_up(self, query_key: Tensor, selection: Tensor | None) -> tuple[Tensor, Groups, list[Tensor | None]]:
-        """A read that is not yet recorded: readout, and whose usage is to be recorded where."""
-        if self._layout is None or self._groups is None:
-            raise RuntimeError("the memory is empty: call add before read")
-        self._layout.check_read(query_key, selection, finite=self._looks(self._layout))
-        if not self.objects:
-            raise RuntimeError("the memory holds no object: all have been removed")
-        qe = None if selection is None else selection.flatten(2)
-        readout, usages = self._groups.read(query_key.flatten(2), qe)
-        return readout.unflatten(3, query_key.shape[2:]), self._groups, usages
 
     def _looks(self, layout: Layout) -> bool:
         return layout.device.type == "cpu" if self.check_finite is None else self.check_finite

@@ -15,12 +15,10 @@ from torch import Tensor
 
 from .. import api
 from .bank import Bank
-from .spec import Spec
+from .spec import LARGEST_CODE, Spec
 from .table import Run
 from .values import Values
 
-GROUP = 128  # channels that share a scale
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # code
 _WIDENED_BYTES = 64 << 20  # of values at a time, where all of them are read
 
 
@@ -29,7 +27,7 @@ class ScaledValues(Values):
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
-        self.groups = -(-spec.value_channels // GROUP)
+        self.groups = spec.value_scales
         self.group = -(-spec.value_channels // self.groups)
         self.scale = Bank(spec.batch, (spec.objects, self.groups), torch.float32, spec.device)
         self.banks.append(self.scale)
@@ -38,7 +36,7 @@ class ScaledValues(Values):
         """value [B, O, CV, n] becomes that of the run's tokens, rounded."""
         x = F.pad(value.permute(0, 3, 1, 2).float(), (0, self.groups * self.group - value.shape[2]))
         x = x.unflatten(3, (self.groups, self.group))
-        largest = LARGEST[self.bank.dtype]
+        largest = LARGEST_CODE[self.bank.dtype]
         # No smaller than a normal number, so that the division below is one; values that small are 0.
         scale = (x.abs().amax(4) / largest).clamp_min(torch.finfo(torch.float32).tiny)
         code = (x / scale.unsqueeze(4)).flatten(3)[..., : value.shape[2]].clamp(-largest, largest)
@@ -108,4 +106,4 @@ class ScaledValues(Values):
 
 def values_for(spec: Spec) -> Values:
     """Banks of the kind that ``spec.stored_value_dtype`` asks for."""
-    return ScaledValues(spec) if spec.stored_value_dtype in LARGEST else Values(spec)
+    return ScaledValues(spec) if spec.stored_value_dtype in LARGEST_CODE else Values(spec)
