@@ -118,7 +118,7 @@ def test_explain_knows_of_scales():
 def test_what_is_stored_is_off_by_half_a_step_at_most(dtype, channels, size):
     torch.manual_seed(0)
     f32 = torch.float32
-    values = ScaledValues(Spec(1, 6, 4, channels, 2, f32, f32, torch.device("cpu"), 1, stored_value_dtype=dtype))
+    values = ScaledValues(Spec(1, 6, 4, channels, 2, f32, f32, torch.device("cpu"), 1, stored_value_dtype=dtype), xmemk)
     assert (values.groups, values.group) == {1: (1, 1), 127: (1, 127), 128: (1, 128), 300: (3, 100)}[channels]
     for bank in values.banks:
         bank.blocks = [bank.empty(0), bank.empty(6)]

@@ -156,7 +156,7 @@ def _exact_from_json(saved: Mapping[str, Any], groups: ExactGroups, file: Any) -
 
 def _shared_from_json(saved: Mapping[str, Any], groups: SharedGroups, file: Any) -> SharedGroups:
     groups.first = check_labels("objects", saved["objects"])
-    groups.arena = Arena(groups.rules.spec(len(groups.first)))
+    groups.arena = Arena(groups.rules.spec(len(groups.first)), groups.rules.functions)
     _arena_from_json(saved, groups.arena, "0", file)
     groups.consolidations, groups.evictions = int(saved["consolidations"]), int(saved["evictions"])
     for i, each in enumerate(saved["late"]):

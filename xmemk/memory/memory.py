@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import api
 from ..reference.config import MemoryConfig
 from . import files
 from .checks import Layout, check_labels, expect_known
@@ -32,7 +34,8 @@ class Memory:
     config: sizes and rules. backend: as for the public functions, "auto" or one by name. check_finite: whether keys,
     shrinkage, values, selections and queries are searched for NaN and Inf; None means on the CPU only, because
     elsewhere each look waits for the device. Unchecked, a key or shrinkage that is not finite is never read, and a
-    value that is not finite spoils the readouts that select its token.
+    value that is not finite spoils the readouts that select its token. functions: the stateless functions to run on,
+    an object with those of the public ones that are needed, for measuring and testing.
 
     The first ``add`` fixes B, the channels, H and W, the types and the device, and allocates what the configuration
     can ever need (:attr:`nbytes`); from then on frames, prototypes and survivors are written in place and read as
@@ -42,13 +45,19 @@ class Memory:
     """
 
     def __init__(
-        self, config: MemoryConfig | None = None, *, backend: str = "auto", check_finite: bool | None = None
+        self,
+        config: MemoryConfig | None = None,
+        *,
+        backend: str = "auto",
+        check_finite: bool | None = None,
+        functions: Any = api,
     ) -> None:
         self.config = MemoryConfig() if config is None else config
         if not isinstance(self.config, MemoryConfig):
             raise TypeError(f"config: wanted a MemoryConfig, got {type(config).__name__}")
         self.backend = backend
         self.check_finite = check_finite
+        self.functions = functions
         self.sensory = Sensory(self.config.hidden_dim)
         self._layout: Layout | None = None
         self._groups: Groups | None = None
@@ -198,5 +207,5 @@ class Memory:
         return layout.device.type == "cpu" if self.check_finite is None else self.check_finite
 
     def _new_groups(self, layout: Layout) -> Groups:
-        rules = Rules(self.config, layout, self.backend)
+        rules = Rules(self.config, layout, self.backend, self.functions)
         return ExactGroups(rules) if self.config.groups == "exact" else SharedGroups(rules)

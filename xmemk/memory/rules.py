@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import api
 from ..reference.config import MemoryConfig
 from .checks import Layout
 from .spec import Spec
@@ -29,6 +30,7 @@ class Rules:
     config: MemoryConfig
     layout: Layout
     backend: str
+    functions: Any = api
 
     def spec(self, objects: int) -> Spec:
         """The room that these objects need, however long the video is; without long-term memory, for a start."""

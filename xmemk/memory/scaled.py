@@ -8,12 +8,12 @@ a few channels at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import api
 from .bank import Bank
 from .spec import LARGEST_CODE, Spec
 from .table import Run
@@ -25,8 +25,8 @@ _WIDENED_BYTES = 64 << 20  # of values at a time, where all of them are read
 class ScaledValues(Values):
     """Banks of codes [B, tokens, O, CV] in ``spec.stored_value_dtype`` and of scales [B, tokens, O, G]."""
 
-    def __init__(self, spec: Spec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: Spec, functions: Any) -> None:
+        super().__init__(spec, functions)
         self.groups = spec.value_scales
         self.group = -(-spec.value_channels // self.groups)
         self.scale = Bank(spec.batch, (spec.objects, self.groups), torch.float32, spec.device)
@@ -60,16 +60,20 @@ class ScaledValues(Values):
         """See :meth:`Values.read`."""
         usage: Tensor | None = None
         if top_k is not None and top_k < sum(run.tokens for run in runs):
-            affinity = api.affinity_topk(mk, ms, qk, qe, top_k=top_k, return_usage=return_usage, backend=backend)
+            affinity = self.functions.affinity_topk(
+                mk, ms, qk, qe, top_k=top_k, return_usage=return_usage, backend=backend
+            )
             scales = [self.scale.view(run) for run in runs]
-            readout = api.readout_topk(self.segments(runs), affinity[0], affinity[1], scale=scales, backend=backend)
+            readout = self.functions.readout_topk(
+                self.segments(runs), affinity[0], affinity[1], scale=scales, backend=backend
+            )
             return readout.to(self.spec.value_dtype), affinity[2] if len(affinity) == 3 else None
         parts = []
         for values in self._widened(runs):
             if return_usage and usage is None:
-                part, usage = api.memory_read(mk, ms, values, qk, qe, return_usage=True, backend=backend)
+                part, usage = self.functions.memory_read(mk, ms, values, qk, qe, return_usage=True, backend=backend)
             else:
-                part = api.memory_read(mk, ms, values, qk, qe, backend=backend)
+                part = self.functions.memory_read(mk, ms, values, qk, qe, backend=backend)
             parts.append(part.to(self.spec.value_dtype))
         return torch.cat(parts, 2) if len(parts) > 1 else parts[0], usage
 
@@ -85,7 +89,7 @@ class ScaledValues(Values):
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Values.consolidate`."""
-        parts = [api.consolidate(mk, ms, me, v, usage, count, backend=backend) for v in self._widened(runs)]
+        parts = [self.functions.consolidate(mk, ms, me, v, usage, count, backend=backend) for v in self._widened(runs)]
         pk, ps, _ = parts[0]
         return pk, ps, torch.cat([pv for _, _, pv in parts], 2)
 
@@ -104,6 +108,6 @@ class ScaledValues(Values):
             yield segments
 
 
-def values_for(spec: Spec) -> Values:
+def values_for(spec: Spec, functions: Any) -> Values:
     """Banks of the kind that ``spec.stored_value_dtype`` asks for."""
-    return ScaledValues(spec) if spec.stored_value_dtype in LARGEST_CODE else Values(spec)
+    return (ScaledValues if spec.stored_value_dtype in LARGEST_CODE else Values)(spec, functions)
