@@ -69,8 +69,9 @@ def draw(curve: list[tuple[int, float]], first_eviction: int, path: Path) -> Non
     figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
     axes.plot(*zip(*curve), color="#204060")
     axes.axvline(first_eviction, color="#a04020", linewidth=1, label="first eviction")
-    axes.set(xlabel="memory reads", ylabel="resident memory (MB)", ylim=(0, None), xlim=(0, None))
-    axes.legend(frameon=False)
+    top = 1.2 * max(mb for _, mb in curve)
+    axes.set(xlabel="memory reads", ylabel="resident memory (MB)", ylim=(0, top), xlim=(0, curve[-1][0]))
+    axes.legend(frameon=False, loc="upper right")
     figure.savefig(path, dpi=120)
     print(f"{path}")
 

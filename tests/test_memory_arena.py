@@ -285,6 +285,26 @@ def test_removal_frees_values_at_once_and_leaves_the_others_as_they_were():
         other.add(**frame(t, [1, 2, 3, 5]))
 
 
+@pytest.mark.parametrize("value_dtype", [None, "int8"])
+@pytest.mark.parametrize("top_k", [4, None])
+def test_exact_groups_never_wait_for_the_device(top_k, value_dtype):
+    """Tensors without data: whatever looked at a number, or made a shape from one, would raise."""
+
+    def without_data(arguments):
+        return {name: x.to("meta") if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
+
+    memory, real = (Memory(small(top_k=top_k, value_dtype=value_dtype)) for _ in range(2))
+    run(real, 0, 25, JOINS)
+    for t in range(25):
+        if t > 0:
+            memory.read(**without_data(query(t)))
+        memory.add(**without_data(frame(t, [label for label, since in JOINS.items() if since <= t])))
+    memory.remove([2])
+    real.remove([2])
+    assert repr(memory) == repr(real)
+    assert memory.evictions > 1
+
+
 # Many videos, and a long one
 
 
