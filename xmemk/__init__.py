@@ -10,11 +10,15 @@ from .api import (
     select_prototypes,
     similarity,
 )
+from .inference import Tracker
 from .reference.config import MemoryConfig
+from .reference.network import XMem
 from .version import __version__
 
 __all__ = [
     "MemoryConfig",
+    "Tracker",
+    "XMem",
     "__version__",
     "affinity_topk",
     "consolidate",
