@@ -93,7 +93,6 @@ def _fake_usage(mk: list[Tensor], qk: Tensor, wanted: bool) -> Tensor:
 _native_error: str | None = ""  # "" until the first look
 
 
-@torch.compiler.assume_constant_result
 def native_error() -> str | None:
     """Why the compiled extension cannot be used, in one line; None when it can. Loads it on the first call."""
     global _native_error
@@ -108,6 +107,10 @@ def native_error() -> str | None:
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             _native_error = f"the C++ extension does not load: {line}"
     return _native_error
+
+
+# What torch.compiler.assume_constant_result does, but that loads the whole compiler, and Triton with it.
+native_error._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def select_prototypes(usage: Tensor, num_prototypes: int) -> Tensor:
