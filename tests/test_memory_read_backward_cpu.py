@@ -1,5 +1,6 @@
 """The backward pass of the C++ memory read against the oracle's gradients in float64, and what only it promises."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -67,7 +68,10 @@ def check(x, top_k, cut=lambda t: t):
 @pytest.mark.parametrize("token_major", [True, False])
 @pytest.mark.parametrize("optional", [{}, {"shrinkage": False}, {"selection": False}], ids=str)
 def test_gradients(dtype, top_k, token_major, optional):
-    check(make_inputs(90, 70, objects=2, value_channels=33, batch=2, dtype=dtype, token_major=token_major, **optional), top_k)
+    check(
+        make_inputs(90, 70, objects=2, value_channels=33, batch=2, dtype=dtype, token_major=token_major, **optional),
+        top_k,
+    )
 
 
 @pytest.mark.parametrize("top_k", [None, 30])
@@ -103,7 +107,7 @@ def test_any_size(n, q, batch, objects, key_channels, value_channels, top_k, dty
     options = {"batch": batch, "objects": objects, "key_channels": key_channels, "value_channels": value_channels}
     x = make_inputs(n, q, dtype=dtype, token_major=token_major, **options)
     bounds = [0, *sorted(round(a * n) for a in at), n]
-    check(x, top_k, cut=lambda t: [t[..., a:b] for a, b in zip(bounds, bounds[1:])])
+    check(x, top_k, cut=lambda t: [t[..., a:b] for a, b in itertools.pairwise(bounds)])
 
 
 @pytest.mark.parametrize("top_k", [None, 7])

@@ -76,9 +76,7 @@ def _backward(ctx: Any, d_readout: Tensor | None, d_usage: Tensor | None, *_: No
     mk, ms, mv = memory[:n], memory[n : n + m], memory[n + m :]
     needs = ctx.needs_input_grad
     wanted = [*needs[0], *needs[1], *needs[2], needs[3], needs[4]]
-    grads = torch.ops.xmemk.memory_read_backward(
-        mk, ms, mv, qk, qe, readout, weight, index, d_readout, d_usage, wanted
-    )
+    grads = torch.ops.xmemk.memory_read_backward(mk, ms, mv, qk, qe, readout, weight, index, d_readout, d_usage, wanted)
     kept = [g if w else None for g, w in zip(grads, wanted)]
     return kept[:n], kept[n : n + m], kept[n + m : -2], kept[-2], kept[-1], None, None
 

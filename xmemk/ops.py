@@ -23,9 +23,9 @@ LIBRARY.define(
     " -> (Tensor, Tensor)",
     tags=_PURE,
 )
-# The read of one that is to be differentiated: top_k is none for all tokens and else less than N. Beside readout (float32
-# where all are read) and usage it returns what the backward pass needs: weight and index [B, Q, k] of the selected tokens;
-# where all are read, shift and scale of each query's exponentials [B, 2, Q], and an index with k = 0.
+# A read that is to be differentiated; top_k is none for all tokens and else less than N. Beside readout (float32 where
+# all are read) and usage it returns what the backward pass needs: weight and index [B, Q, k] of the selected tokens, or
+# where all are read shift and scale of each query's exponentials [B, 2, Q], and an index with k = 0.
 LIBRARY.define(
     "memory_read_saving(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor qk, Tensor? qe, SymInt? top_k, bool return_usage)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
