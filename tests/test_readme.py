@@ -41,6 +41,22 @@ def test_the_formula_is_the_function():
     compare_close("usage", usage, names["usage"], 1e-12).check()
 
 
+def test_the_memory_remembers():
+    x = make_inputs(35, 35, objects=2, value_channels=6)
+    names = {
+        "xmemk": xmemk,
+        "key": x.mk.unflatten(2, (5, 7)),
+        "shrinkage": x.ms.unflatten(2, (5, 7)),
+        "value": x.mv.unflatten(3, (5, 7)),
+        "selection": x.me.unflatten(2, (5, 7)),
+        "query_key": x.qk.unflatten(2, (5, 7)),
+        "query_selection": x.qe.unflatten(2, (5, 7)),
+    }
+    exec(code("xmemk.Memory("), names)
+    expected = xmemk.memory_read(*x.read, top_k=30)
+    compare_close("readout", names["readout"].flatten(3), expected, 1e-5).check()
+
+
 def test_every_public_function_is_in_the_table():
     for name in xmemk.__all__:
         if callable(getattr(xmemk, name)):
