@@ -24,7 +24,7 @@ demo: $(READY)
 test: $(READY)
 	$(PY) -m pytest --min-passed=$(or $(MIN_PASSED),$(shell cat tests/min-passed)) $(PYTEST_ARGS)
 
-# The tests of the C++ operators under gcc's or clang's address and undefined-behaviour sanitizers: a build of its own in
+# The tests of the C++ operators under gcc's address and undefined-behaviour sanitizers: a build of its own in
 # build/sanitize, from where they run, so that it is found before the one in place.
 SANITIZED := build/sanitize
 SANITIZE  := -fsanitize=address,undefined -fno-sanitize-recover=undefined
@@ -35,7 +35,7 @@ sanitize: $(READY)
 	CFLAGS="$(SANITIZE) -fno-omit-frame-pointer -g1" LDFLAGS="$(SANITIZE)" $(PY) setup.py --quiet build \
 		--build-lib $(SANITIZED) --build-temp $(SANITIZED)-objects
 	cd $(SANITIZED) && LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0 \
-		$(abspath $(dir $(PY)))/$(notdir $(PY)) -m pytest -p no:cacheprovider -m "not slow" $(PYTEST_ARGS) \
+		$(if $(VENV),$(abspath $(PY)),$(PY)) -m pytest -p no:cacheprovider -m "not slow" $(PYTEST_ARGS) \
 		$(CPU_TESTS:%=$(CURDIR)/tests/test_%.py)
 
 lint: $(STATE)/.xmemk-lint
