@@ -29,7 +29,9 @@ constexpr int64_t kRankedInShared = 1024;
 constexpr int kDigitBits = 11;  // three passes over float32, and a histogram of 8 KiB
 constexpr int kBins = 1 << kDigitBits;
 
-inline int digits(int key_bits) { return (key_bits + kDigitBits - 1) / kDigitBits; }
+inline int digits(int key_bits) {
+  return (key_bits + kDigitBits - 1) / kDigitBits;
+}
 
 // Blocks that share a row. They wait for each other, so all of them must be resident: never more than there are
 // multiprocessors.
@@ -41,7 +43,8 @@ inline int parts(int64_t rows, int64_t capacity, int multiprocessors) {
 
 // What the blocks of a row share, in global memory.
 struct Workspace {
-  // Arrivals at a barrier, tokens before the border and at it per part, a histogram per digit: zero before every launch.
+  // Arrivals at a barrier, tokens before the border and at it per part, a histogram per digit: zero before every
+  // launch.
   unsigned long long* counters = nullptr;  // [rows, counters_per_row]
   int64_t counters_per_row = 0;
   // Candidates before they are ordered; twice, for sorting there and back.

@@ -1,7 +1,6 @@
-#include "gather_tokens.cuh"
-
 #include <algorithm>
 
+#include "gather_tokens.cuh"
 #include "launch.h"
 
 namespace xmemk::cuda {

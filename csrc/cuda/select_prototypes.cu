@@ -1,10 +1,10 @@
-#include "select_prototypes.cuh"
 #include "launch_rows.cuh"
+#include "select_prototypes.cuh"
 
 namespace xmemk::cuda {
 
-cudaError_t launch_select_prototypes(UsageType type, const UsageRows& rows, int parts, int64_t count, const Workspace& workspace,
-                             int64_t* index, cudaStream_t stream) {
+cudaError_t launch_select_prototypes(UsageType type, const UsageRows& rows, int parts, int64_t count,
+                                     const Workspace& workspace, int64_t* index, cudaStream_t stream) {
   const auto launch = [&](RowKernel kernel) {
     return launch_rows(kernel, rows, parts, count, workspace, index, stream);
   };

@@ -1,5 +1,5 @@
-// The P most used tokens of each row, most used first, of equals the oldest: the wanted tokens are collected in ascending
-// order, then ordered by usage, in a way that keeps the order of equals.
+// The P most used tokens of each row, most used first, of equals the oldest: the wanted tokens are collected in
+// ascending order, then ordered by usage, in a way that keeps the order of equals.
 #pragma once
 
 #include "usage_rows.cuh"

@@ -13,9 +13,8 @@
 #include <numeric>
 #include <random>
 #include <thread>
-#include <vector>
-
 #include <ucontext.h>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -91,7 +90,9 @@ inline void arrive(Collective& collective, unsigned expected) {
   }
 }
 
-inline Warp& warp() { return block->warps[threadIdx.x / 32]; }
+inline Warp& warp() {
+  return block->warps[threadIdx.x / 32];
+}
 
 inline void entry() {
   block->call(block->kernel);
@@ -179,9 +180,15 @@ T given(const uint64_t* all, unsigned lane) {
 
 }  // namespace emulation
 
-inline void __syncthreads() { emulation::arrive(emulation::block->barrier, blockDim.x); }
-inline void __syncwarp() { emulation::arrive(emulation::warp().all, 32); }
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __syncthreads() {
+  emulation::arrive(emulation::block->barrier, blockDim.x);
+}
+inline void __syncwarp() {
+  emulation::arrive(emulation::warp().all, 32);
+}
+inline void __threadfence() {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
 inline void __nanosleep(unsigned) {
   std::this_thread::yield();
   emulation::yield();
@@ -200,7 +207,9 @@ T atomicAdd(T* p, T value) {
   return __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
 }
 
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popc(unsigned x) {
+  return __builtin_popcount(x);
+}
 
 inline unsigned __ballot_sync(unsigned mask, bool vote) {
   if (mask != 0xffffffffu) emulation::fail("a warp operation of some lanes only is not emulated");

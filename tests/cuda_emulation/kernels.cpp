@@ -1,10 +1,9 @@
 // csrc/cuda's kernels for the CPU, to be called by the tests: compiled as they are, launched as csrc/cuda does, with
 // guards behind what they write.
-#include "cuda_emulation.h"
-
 #include "../../csrc/cuda/evict_lfu.cuh"
 #include "../../csrc/cuda/gather_tokens.cuh"
 #include "../../csrc/cuda/select_prototypes.cuh"
+#include "cuda_emulation.h"
 
 namespace {
 
@@ -97,8 +96,9 @@ void run_gather(int bytes, const void* x, const int64_t* strides, const int64_t*
                 const int64_t* index_strides, int64_t chosen, int blocks, int schedule, void* out) {
   const size_t out_bytes = sizes[0] * sizes[1] * sizes[2] * chosen * bytes;
   Buffer buffer(out_bytes, false);
-  const GatherTokens a{x,        strides[0], strides[1], strides[2],       strides[3],       sizes[0], sizes[1],
-                       sizes[2], sizes[3],   index,      index_strides[0], index_strides[1], chosen,   buffer.as<void>()};
+  const GatherTokens a{x,        strides[0],       strides[1], strides[2], strides[3],       sizes[0],
+                       sizes[1], sizes[2],         sizes[3],   index,      index_strides[0], index_strides[1],
+                       chosen,   buffer.as<void>()};
   emulation::launch(blocks, kGatherTile * kGatherRows, false, schedule, [=] {
     if (bytes == 2) gather_tokens_kernel<uint16_t>(a, gather_tiles(a));
     if (bytes == 4) gather_tokens_kernel<uint32_t>(a, gather_tiles(a));
