@@ -73,7 +73,9 @@ def extension():
         flags["cxx"].append("-fopenmp")
         link_flags.append("-fopenmp")
     if with_cuda:
-        os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or arch_list(cpp_extension.CUDA_HOME)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or arch_list(
+            cpp_extension.CUDA_HOME
+        )
     build = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     return {
         "ext_modules": [

@@ -160,7 +160,13 @@ def test_blocks_per_row():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gather_tokens(dtype):
     g = torch.Generator().manual_seed(0)
-    for b, o, c, n, p in ((1, 1, 1, 1, 1), (2, 3, 33, 40, 31), (1, 2, 64, 100, 65), (2, 1, 7, 5, 32), (1, 1, 100, 9, 3)):
+    for b, o, c, n, p in (
+        (1, 1, 1, 1, 1),
+        (2, 3, 33, 40, 31),
+        (1, 2, 64, 100, 65),
+        (2, 1, 7, 5, 32),
+        (1, 1, 100, 9, 3),
+    ):
         index = torch.randint(n, (b, p), generator=g)
         for x in (
             torch.randn(b, o, c, n, generator=g).to(dtype),
