@@ -42,7 +42,7 @@ ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 
 def arch_list(cuda_home):
-    """Those of ours that this nvcc knows; PTX of the last covers what came after. Unset, torch would ask the devices."""
+    """Those of ours that this nvcc knows. PTX of the last covers what came after."""
     nvcc = os.path.join(cuda_home, "bin", "nvcc")
     done = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False)
     known = set(re.findall(r"compute_(\d+)", done.stdout))
@@ -72,10 +72,9 @@ def extension():
         # at::parallel_for is a header: without this it compiles to a serial loop.
         flags["cxx"].append("-fopenmp")
         link_flags.append("-fopenmp")
-    if with_cuda:
-        os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or arch_list(
-            cpp_extension.CUDA_HOME
-        )
+    if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        # Unset, torch would ask the devices of this machine.
+        os.environ["TORCH_CUDA_ARCH_LIST"] = arch_list(cpp_extension.CUDA_HOME)
     build = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     return {
         "ext_modules": [

@@ -62,7 +62,7 @@ def test_explain_gives_the_choice_and_every_reason():
 
 def test_why_not_cuda():
     call = Call("select_prototypes", "cuda", False)
-    with pytest.raises(ValueError, match="'cuda' the C\\+\\+ extension is built without CUDA; `xmemk doctor`.*'torch'"):
+    with pytest.raises(ValueError, match=r"'cuda' the C\+\+ extension is built without CUDA; `xmemk doctor`.*'torch'"):
         choose(call, "cuda", None, "the C++ extension is built without CUDA")
     with pytest.raises(ValueError, match=r"'cuda' needs cuda tensors, these are on cpu"):
         choose(Call("evict_lfu", "cpu", False), "cuda", None)

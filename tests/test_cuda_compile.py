@@ -17,8 +17,7 @@ ROW_KERNELS = ("select_prototypes_kernel", "evict_lfu_kernel")
 
 def find_nvcc():
     home = os.environ.get("CUDA_HOME")
-    found = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin" if home else "/usr/local/cuda/bin")
-    return found
+    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin" if home else "/usr/local/cuda/bin")
 
 
 NVCC = find_nvcc()

@@ -1,4 +1,4 @@
-"""The CUDA kernels' own source, run on the CPU, against the oracle: equal indices, so ties, NaN and signed zeros count."""
+"""The CUDA kernels' own source, run on the CPU, against the oracle: equal indices, so ties and NaN count."""
 
 import math
 import subprocess
@@ -125,7 +125,7 @@ def test_any_strides(op):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_size_on_the_device(op, dtype, parts):
-    """Tokens past the size are not looked at; places without a token are -1; a size past the capacity is the capacity."""
+    """Tokens past the size are not looked at, places without a token are -1, no size goes past the capacity."""
     capacity = 150
     usage = torch.stack([row(kind, capacity) for kind in ("random", "few values", "special", "some NaN")])
     sizes = torch.tensor([150, 77, 0, 1000], dtype=dtype)

@@ -1,5 +1,7 @@
 """The public functions on an NVIDIA GPU, every backend that serves them: `pytest -m gpu`."""
 
+import itertools
+
 import pytest
 import torch
 from gpu import BACKENDS_OF, DEVICE, captured, gpu, no_waiting
@@ -69,7 +71,7 @@ def test_affinity_and_readout(backend, dtype):
 def test_segments_read_as_one_memory(backend, top_k):
     x = inputs(n=1000, q=70, objects=2)
     cut = [0, 0, 123, 700, 1000]
-    parts = [[t[..., a:b] for a, b in zip(cut, cut[1:])] if t is not None else None for t in (x.mk, x.ms, x.mv)]
+    parts = [[t[..., a:b] for a, b in itertools.pairwise(cut)] if t is not None else None for t in (x.mk, x.ms, x.mv)]
     served("memory_read", backend, *parts, x.qk, x.qe, top_k=top_k)
     readout, usage = xmemk.memory_read(*parts, x.qk, x.qe, top_k=top_k, return_usage=True, backend=backend)
     for compared in (compare_read(x, readout, top_k=top_k), compare_usage(x, usage, top_k)):

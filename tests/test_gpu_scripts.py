@@ -1,4 +1,4 @@
-"""The scripts of `make gpu`, tried without a GPU: every line of the benchmark on small sizes, the steps of the shell."""
+"""The scripts of `make gpu`, tried without a GPU: the benchmark on small sizes, the steps of the shell."""
 
 import csv
 import json
@@ -129,3 +129,27 @@ def test_without_a_gpu_it_says_so_at_once(tmp_path):
     done = shell(tmp_path, sys.executable)
     assert done.returncode == 1
     assert "sees an NVIDIA GPU" in done.stderr
+
+
+def test_make_gpu_expects_most_of_the_gpu_tests():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "gpu",
+            "--collect-only",
+            "-q",
+            "test_gpu_read.py",
+            "test_gpu_selection.py",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "tests",
+        check=False,
+    )
+    tests = [line for line in done.stdout.splitlines() if "::" in line]
+    without_triton = [line for line in tests if "triton" not in line]
+    least = int((ROOT / "tests" / "min-passed-gpu").read_text())
+    assert 0.85 * len(without_triton) < least < len(without_triton)

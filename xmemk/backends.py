@@ -55,8 +55,9 @@ class Explanation:
 
 
 def refusal(backend: str, call: Call, native_error: str | None, cuda_error: str | None = None) -> str | None:
-    """Why ``backend`` cannot serve ``call``, or None if it can. The errors are those of ops.py: of the extension, and of
-    its CUDA kernels.
+    """Why ``backend`` cannot serve ``call``, or None if it can.
+
+    The errors are what ops.py says of the extension and of its CUDA kernels.
     """
     if backend == "torch":
         return None
