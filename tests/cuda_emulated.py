@@ -31,7 +31,9 @@ def library():
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:
             fresh = Path(folder) / "kernels.so"
-            subprocess.run([*command, "-o", fresh], check=True, capture_output=True, text=True)
+            done = subprocess.run([*command, "-o", fresh], capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise RuntimeError(f"the emulation does not build: {done.stderr}")
             fresh.rename(built)
     return ctypes.CDLL(str(built))
 

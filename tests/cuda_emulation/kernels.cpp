@@ -1,9 +1,12 @@
 // csrc/cuda's kernels for the CPU, to be called by the tests: compiled as they are, launched as csrc/cuda does, with
 // guards behind what they write.
+// clang-format off: what the kernels need comes first
+#include "cuda_emulation.h"
+// clang-format on
+
 #include "../../csrc/cuda/evict_lfu.cuh"
 #include "../../csrc/cuda/gather_tokens.cuh"
 #include "../../csrc/cuda/select_prototypes.cuh"
-#include "cuda_emulation.h"
 
 namespace {
 
