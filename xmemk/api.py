@@ -175,7 +175,7 @@ def select_prototypes(usage: Tensor, num_prototypes: int, *, backend: str = "aut
     By usage, descending; of equal usage the lower index first. Raises ValueError unless 0 <= P <= N.
     """
     checks.usage(usage, num_prototypes, "num_prototypes")
-    if _choose("select_prototypes", (usage,), False, backend) == "cpu":
+    if _choose("select_prototypes", (usage,), False, backend) in ("cpu", "cuda"):
         return ops.select_prototypes(usage.detach(), num_prototypes)
     return plain.select_prototypes(usage.detach(), num_prototypes)
 
@@ -205,8 +205,9 @@ def consolidate(
     checks.consolidation(mk, ms, me, mv, usage, num_prototypes)
     gradient = _wants_gradient((mk, ms, me, mv))
     steps: tuple[Callable[..., Tensor], ...] = (plain.select_prototypes, plain.gather_tokens)
-    if _choose("consolidate", (mk, ms, me, mv, usage), gradient, backend) == "cpu":
-        if torch.float64 not in (mk.dtype, mv.dtype):
+    chosen = _choose("consolidate", (mk, ms, me, mv, usage), gradient, backend)
+    if chosen in ("cpu", "cuda"):
+        if chosen == "cpu" and torch.float64 not in (mk.dtype, mv.dtype):
             return ops.consolidate(mk, ms, me, mv, usage.detach(), num_prototypes)
         steps = (ops.select_prototypes, ops.gather_tokens)
     with _full_precision(mk):
@@ -221,7 +222,7 @@ def evict_lfu(usage: Tensor, keep: int, *, backend: str = "auto") -> Tensor:
     Raises ValueError unless 0 <= keep <= N.
     """
     checks.usage(usage, keep, "keep")
-    if _choose("evict_lfu", (usage,), False, backend) == "cpu":
+    if _choose("evict_lfu", (usage,), False, backend) in ("cpu", "cuda"):
         return ops.evict_lfu(usage.detach(), keep)
     return plain.evict_lfu(usage.detach(), keep)
 
@@ -247,11 +248,11 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
         gradient = False
     else:  # usage, the only argument of two dimensions, chooses and is not differentiated
         gradient = _wants_gradient([t for t in tensors if t.dim() > 2])
-    return backends.explain(_call(op, tensors, gradient), backend, ops.native_error())
+    return backends.explain(_call(op, tensors, gradient), backend, ops.native_error(), ops.cuda_error())
 
 
 def _choose(op: str, tensors: Sequence[Tensor | None], gradient: bool, backend: str) -> str:
-    return backends.choose(_call(op, tensors, gradient), backend, ops.native_error())
+    return backends.choose(_call(op, tensors, gradient), backend, ops.native_error(), ops.cuda_error())
 
 
 def _call(op: str, tensors: Sequence[Tensor | None], gradient: bool) -> Call:
