@@ -25,7 +25,7 @@ import xmemk
 from xmemk.demo.machine import describe
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-console = Console(stderr=True)
+console = Console(stderr=True, width=max(Console().width, 100))
 
 
 def main() -> None:
