@@ -1,4 +1,5 @@
 # make demo, make test: all the set-up, then the run. See CONTRIBUTING.md for the others.
+# make gpu: on a machine with an NVIDIA GPU, into the environment that is there; tools/gpu.sh says what it does.
 #
 # PYTHON   the interpreter the environment is made with; or, with VENV= (empty), the one to use as it is
 # VENV     the environment: made if it does not exist, else used with what it has, without a network if it has all
@@ -12,11 +13,11 @@ PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 # Which interpreter was set up is remembered beside it, or under its own name.
 STATE := $(if $(VENV),$(VENV),build/$(subst /,_,$(shell command -v $(PYTHON))))
 READY := $(STATE)/.xmemk-ready
-C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
+C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh tests/cuda_emulation/*)
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test soak sanitize lint format wheel clean
+.PHONY: demo test gpu soak sanitize lint format wheel clean
 
 demo: $(READY)
 	$(PY) -m xmemk demo
@@ -24,7 +25,7 @@ demo: $(READY)
 test: $(READY)
 	$(PY) -m pytest --min-passed=$(or $(MIN_PASSED),$(shell cat tests/min-passed)) $(PYTEST_ARGS)
 
-# The tests of the C++ operators under gcc's or clang's address and undefined-behaviour sanitizers: a build of its own in
+# The tests of the C++ operators under gcc's address and undefined-behaviour sanitizers: a build of its own in
 # build/sanitize, from where they run, so that it is found before the one in place.
 SANITIZED := build/sanitize
 SANITIZE  := -fsanitize=address,undefined -fno-sanitize-recover=undefined
@@ -35,8 +36,11 @@ sanitize: $(READY)
 	CFLAGS="$(SANITIZE) -fno-omit-frame-pointer -g1" LDFLAGS="$(SANITIZE)" $(PY) setup.py --quiet build \
 		--build-lib $(SANITIZED) --build-temp $(SANITIZED)-objects
 	cd $(SANITIZED) && LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0 \
-		$(abspath $(dir $(PY)))/$(notdir $(PY)) -m pytest -p no:cacheprovider -m "not slow" $(PYTEST_ARGS) \
+		$(if $(VENV),$(abspath $(PY)),$(PY)) -m pytest -p no:cacheprovider -m "not slow" $(PYTEST_ARGS) \
 		$(CPU_TESTS:%=$(CURDIR)/tests/test_%.py)
+
+gpu:
+	sh tools/gpu.sh "$(PY)"
 
 lint: $(STATE)/.xmemk-lint
 	$(PY) -m ruff check .

@@ -5,6 +5,8 @@ sources or leaves them out; unset, they are built where torch has CUDA, nvcc is 
 """
 
 import os
+import re
+import subprocess
 import sys
 from glob import glob
 
@@ -36,6 +38,20 @@ def build_cuda(torch_cuda, cuda_home, cuda_sources):
     return not missing if wanted is None else wanted
 
 
+ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+
+
+def arch_list(cuda_home):
+    """Those of ours that this nvcc knows. PTX of the last covers what came after."""
+    nvcc = os.path.join(cuda_home, "bin", "nvcc")
+    done = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False)
+    known = set(re.findall(r"compute_(\d+)", done.stdout))
+    listed = [a for a in ARCHITECTURES if a.replace(".", "") in known]
+    if not listed:
+        sys.exit(f"{nvcc} knows none of the GPU architectures {', '.join(ARCHITECTURES)}: CUDA 11.8 or newer is needed")
+    return ";".join(listed) + "+PTX"
+
+
 def extension():
     try:
         import torch
@@ -47,18 +63,18 @@ def extension():
             "package"
         )
     sources = ["csrc/xmemk.cpp", *glob("csrc/cpu/*.cpp")]
-    cuda_sources = glob("csrc/cuda/*.cu")
+    cuda_sources = [*glob("csrc/cuda/*.cu"), *glob("csrc/cuda/*.cpp")]
     with_cuda = build_cuda(torch.version.cuda, cpp_extension.CUDA_HOME, cuda_sources)
     # The C++ standard is left to torch, which passes the one its own headers need.
-    flags = {"cxx": ["/O2"] if sys.platform == "win32" else ["-O3", "-g0"], "nvcc": ["-O3"]}
+    flags = {"cxx": ["/O2"] if sys.platform == "win32" else ["-O3", "-g0"], "nvcc": ["-O3", "--threads=4"]}
     link_flags = []
     if sys.platform.startswith("linux"):
         # at::parallel_for is a header: without this it compiles to a serial loop.
         flags["cxx"].append("-fopenmp")
         link_flags.append("-fopenmp")
-    if with_cuda:
-        # Unset, torch would ask the devices of this machine. PTX covers what came after.
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0+PTX")
+    if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        # Unset, torch would ask the devices of this machine.
+        os.environ["TORCH_CUDA_ARCH_LIST"] = arch_list(cpp_extension.CUDA_HOME)
     build = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     return {
         "ext_modules": [

@@ -53,34 +53,44 @@ def original_consolidate(x: Inputs, prototypes: int) -> tuple[Tensor, Tensor, Te
     return pk, x.ms @ affinity, x.mv @ affinity[:, None]
 
 
+def values_by_token(x: Inputs) -> Tensor:
+    """[N, O CV], a view where values are token-major: one gather or product serves all objects."""
+    o, cv, n = x.mv.shape[1:]
+    return x.mv[0].permute(2, 0, 1).reshape(n, o * cv)
+
+
+def by_object(read: Tensor, x: Inputs) -> Tensor:
+    """[Q, O CV] -> [1, O, CV, Q]."""
+    return read.unflatten(1, x.mv.shape[1:3]).permute(1, 2, 0)[None]
+
+
 def tidy_topk(x: Inputs, k: int) -> tuple[Tensor, Tensor]:
     memory, query = augmented(x)
     best, index = (query @ memory.T).topk(k, dim=1)
     weight = best.softmax(1)
     usage = weight.new_zeros(memory.shape[0]).index_add(0, index.flatten(), weight.flatten())
-    read = [embedding_bag(index, v.T.contiguous(), mode="sum", per_sample_weights=weight.to(v.dtype)) for v in x.mv[0]]
-    return torch.stack(read)[None].transpose(2, 3), usage[None]
+    values = values_by_token(x)
+    read = embedding_bag(index, values, mode="sum", per_sample_weights=weight.to(values.dtype))
+    return by_object(read, x), usage[None]
 
 
 def tidy_dense(x: Inputs) -> tuple[Tensor, Tensor]:
     memory, query = augmented(x)
     affinity = (query @ memory.T).softmax(1)
-    return torch.stack([affinity @ v.T for v in x.mv[0]])[None].transpose(2, 3), affinity.sum(0)[None]
+    return by_object(affinity @ values_by_token(x), x), affinity.sum(0)[None]
 
 
 def tidy_consolidate(x: Inputs, prototypes: int) -> tuple[Tensor, Tensor, Tensor]:
     index = x.usage[0].topk(prototypes).indices
     pk, pe = x.mk[..., index], x.me[..., index]
-    asked = Inputs(x.mk, x.ms, x.mv, pk, pe, x.me, x.usage)
-    memory, query = augmented(asked)
+    memory, query = augmented(Inputs(x.mk, x.ms, x.mv, pk, pe, x.me, x.usage))
     affinity = (query @ memory.T).softmax(1)
     assert x.ms is not None
-    pv = torch.stack([affinity @ v.T for v in x.mv[0]])[None].transpose(2, 3)
-    return pk, (affinity @ x.ms[0].T).T[None], pv
+    return pk, (affinity @ x.ms[0].T).T[None], by_object(affinity @ values_by_token(x), x)
 
 
 def sdpa_dense(x: Inputs) -> tuple[Tensor, None]:
     """scaled_dot_product_attention on the augmented operands: it gives no usage."""
     memory, query = augmented(x)
-    read = [scaled_dot_product_attention(query[None], memory[None], v.T[None], scale=1.0)[0] for v in x.mv[0]]
-    return torch.stack(read)[None].transpose(2, 3), None
+    read = scaled_dot_product_attention(query[None], memory[None], values_by_token(x)[None], scale=1.0)
+    return by_object(read[0], x), None

@@ -25,7 +25,7 @@ import xmemk
 from xmemk.demo.machine import describe
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-console = Console(stderr=True)
+console = Console(stderr=True, width=max(Console().width, 100))
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--backend", nargs="+", help="ours to time; by default cpu and torch, on a GPU triton and torch"
     )
-    parser.add_argument("--only", nargs="+", default=[], metavar="PEER", help="other peers whose names begin so")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PEER", help="only these of the other peers, by name")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
@@ -97,7 +97,7 @@ def chosen_peers(op: str, options: argparse.Namespace) -> list[Peer]:
     device = torch.device(options.device).type
     backends = options.backend or ["cpu" if device == "cpu" else "auto", "torch"]
     found = peers_of(op, backends)
-    return [p for p in found if p.ours or not options.only or p.name.startswith(tuple(options.only))]
+    return [p for p in found if p.ours or not options.only or p.name in options.only]
 
 
 def measured(arguments: dict[str, Any], options: argparse.Namespace) -> list[Row]:

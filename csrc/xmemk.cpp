@@ -42,6 +42,11 @@ pybind11::dict build_info() {
   info["cpu_ops"] = std::vector<std::string>{
       "affinity_topk",      "evict_lfu",  "gather_tokens", "memory_read",         "memory_read_backward",
       "memory_read_saving", "potentiate", "readout_topk",  "readout_topk_scaled", "select_prototypes"};
+#if defined(XMEMK_WITH_CUDA)
+  info["cuda_ops"] = std::vector<std::string>{"evict_lfu", "gather_tokens", "select_prototypes"};
+#else
+  info["cuda_ops"] = std::vector<std::string>{};
+#endif
   return info;
 }
 
@@ -49,7 +54,7 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ and CUDA kernels of xmemk.";
-  m.def("build_info", &build_info, "What this module was built with, and the operators it has CPU kernels for.");
+  m.def("build_info", &build_info, "What this module was built with, and the operators it has kernels for.");
   m.def("_vector_sets", &xmemk::cpu::vec_names, "The vector instruction sets this processor can run, best first.");
   m.def("_pin_vector_set", &xmemk::cpu::pin_vec, "For tests: use this set from now on; '' gives the choice back.");
 }

@@ -12,7 +12,11 @@ from xmemk.testing import make_inputs
 def test_auto_prefers_native_code_and_always_finds_something():
     assert choose(Call("evict_lfu", "cpu", False), "auto", None) == "cpu"
     assert choose(Call("evict_lfu", "cpu", False), "auto", "the C++ extension is not built") == "torch"
-    assert choose(Call("evict_lfu", "cuda", False), "auto", None) == "torch"
+    for op in ("select_prototypes", "evict_lfu"):
+        assert choose(Call(op, "cuda", False, torch.float64), "auto", None) == "cuda"
+        assert choose(Call(op, "cuda", False), "auto", None, "built without CUDA") == "torch"
+    assert choose(Call("consolidate", "cuda", True), "auto", None) == "torch"
+    assert choose(Call("evict_lfu", "cpu", False), "auto", None, "built without CUDA") == "cpu"
     assert choose(Call("consolidate", "cpu", True), "auto", None) == "torch"
     assert choose(Call("memory_read", "cpu", False), "auto", None) == "cpu"
     assert choose(Call("memory_read", "cpu", True), "auto", None) == "cpu"
@@ -58,6 +62,19 @@ def test_explain_gives_the_choice_and_every_reason():
         xmemk.explain(xmemk.memory_read)
 
 
+def test_why_not_cuda():
+    call = Call("select_prototypes", "cuda", False)
+    with pytest.raises(ValueError, match=r"'cuda' the C\+\+ extension is built without CUDA; `xmemk doctor`.*'torch'"):
+        choose(call, "cuda", None, "the C++ extension is built without CUDA")
+    with pytest.raises(ValueError, match=r"'cuda' needs cuda tensors, these are on cpu"):
+        choose(Call("evict_lfu", "cpu", False), "cuda", None)
+    with pytest.raises(ValueError, match=r"'cuda' has no gradient for consolidate"):
+        choose(Call("consolidate", "cuda", True), "cuda", None)
+    with pytest.raises(ValueError, match=r"'cuda' has no kernel for similarity"):
+        choose(Call("similarity", "cuda", False), "cuda", None)
+    assert "built without CUDA" in explain(call, "auto", None, "the extension is built without CUDA").refusals["cuda"]
+
+
 @pytest.mark.parametrize("gradient", [False, True])
 def test_explain_agrees_with_what_the_call_does(gradient):
     x = make_inputs(20, 3, value_channels=2)
@@ -99,4 +116,4 @@ def test_every_backend_has_a_device_and_a_set_of_ops():
 
 
 def test_explain_of_a_pure_call_needs_no_tensor_of_that_device():
-    assert explain(Call("evict_lfu", "cuda", False), "auto", None).chosen == "torch"
+    assert explain(Call("evict_lfu", "cuda", False), "auto", None).chosen == "cuda"

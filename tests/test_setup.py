@@ -54,6 +54,49 @@ def test_cuda_switched_off():
     assert setup(XMEMK_BUILD_CUDA="0").returncode == 0
 
 
+def with_cuda(tmp_path, known, **environment):
+    """setup.py where torch has CUDA and nvcc knows these architectures; prints what it would build."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\nprintf '%s\\n' {' '.join(f'compute_{a}' for a in known)}\n")
+    nvcc.chmod(0o755)
+    code = (
+        "import os, torch; from torch.utils import cpp_extension as c; torch.version.cuda = '13.0'; "
+        f"c.CUDA_HOME = {str(tmp_path)!r}; "
+        "c.CUDAExtension = lambda name, sources, **k: (print('building', sources, k, os.environ"
+        "['TORCH_CUDA_ARCH_LIST']), c.CppExtension(name, ['csrc/xmemk.cpp']))[1]"
+    )
+    return setup(code, **{"TORCH_CUDA_ARCH_LIST": "", "XMEMK_BUILD_CUDA": "", **environment})
+
+
+def test_cuda_is_built_where_it_can_be(tmp_path):
+    done = with_cuda(tmp_path, ["75", "80", "86", "87", "89", "90", "100", "110", "120"])
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()[0]
+    for source in ("cuda/select_prototypes.cu", "cuda/evict_lfu.cu", "cuda/gather_tokens.cu", "cuda/operators.cpp"):
+        assert f"'csrc/{source}'" in said
+    assert "'csrc/cpu/select_prototypes.cpp'" in said
+    assert "('XMEMK_WITH_CUDA', None)" in said
+    assert "csrc/cuda/usage_rows.cuh" in said
+    assert said.endswith(" 8.0;8.6;8.9;9.0;10.0;12.0+PTX")
+
+
+def test_cuda_architectures_are_those_that_nvcc_knows(tmp_path):
+    said = with_cuda(tmp_path, ["50", "80", "86", "89", "90"]).stdout.splitlines()[0]
+    assert said.endswith(" 8.0;8.6;8.9;9.0+PTX")
+
+
+def test_cuda_architectures_can_be_chosen(tmp_path):
+    said = with_cuda(tmp_path, ["80"], TORCH_CUDA_ARCH_LIST="9.0").stdout.splitlines()[0]
+    assert said.endswith(" 9.0")
+
+
+def test_an_nvcc_too_old_is_one_sentence(tmp_path):
+    done = with_cuda(tmp_path, ["50", "60"])
+    assert done.returncode != 0
+    assert "knows none of the GPU architectures" in done.stderr.splitlines()[-1]
+
+
 def test_a_switch_that_is_none():
     done = setup(XMEMK_BUILD_CUDA="yes")
     assert done.returncode != 0

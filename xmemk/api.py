@@ -186,7 +186,7 @@ def select_prototypes(usage: Tensor, num_prototypes: int, *, backend: str = "aut
     By usage, descending; of equal usage the lower index first. Raises ValueError unless 0 <= P <= N.
     """
     checks.usage(usage, num_prototypes, "num_prototypes")
-    if _choose("select_prototypes", (usage,), False, backend) == "cpu":
+    if _choose("select_prototypes", (usage,), False, backend) in ("cpu", "cuda"):
         return ops.select_prototypes(usage.detach(), num_prototypes)
     return plain.select_prototypes(usage.detach(), num_prototypes)
 
@@ -218,8 +218,9 @@ def consolidate(
     assert values is not None
     tensors = (*keys, *(shrinkage or ()), *(selection or ()), *values)
     steps: tuple[Callable[..., Tensor], ...] = (plain.select_prototypes, plain.gather_tokens)
-    if _choose("consolidate", (*tensors, usage), _wants_gradient(tensors), backend) == "cpu":
-        if torch.float64 not in (keys[0].dtype, values[0].dtype):
+    chosen = _choose("consolidate", (*tensors, usage), _wants_gradient(tensors), backend)
+    if chosen in ("cpu", "cuda"):
+        if chosen == "cpu" and torch.float64 not in (keys[0].dtype, values[0].dtype):
             index = ops.select_prototypes(usage.detach(), num_prototypes)
             pk = plain.gather_from(keys, index, ops.gather_tokens)
             pe = None if selection is None else plain.gather_from(selection, index, ops.gather_tokens)
@@ -237,7 +238,7 @@ def evict_lfu(usage: Tensor, keep: int, *, backend: str = "auto") -> Tensor:
     Raises ValueError unless 0 <= keep <= N.
     """
     checks.usage(usage, keep, "keep")
-    if _choose("evict_lfu", (usage,), False, backend) == "cpu":
+    if _choose("evict_lfu", (usage,), False, backend) in ("cpu", "cuda"):
         return ops.evict_lfu(usage.detach(), keep)
     return plain.evict_lfu(usage.detach(), keep)
 
@@ -265,11 +266,11 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
         gradient = False
     else:  # usage, the only argument of two dimensions, chooses and is not differentiated
         gradient = _wants_gradient([t for t in tensors if t.dim() > 2])
-    return backends.explain(_call(op, tensors, gradient), backend, ops.native_error())
+    return backends.explain(_call(op, tensors, gradient), backend, ops.native_error(), ops.cuda_error())
 
 
 def _choose(op: str, tensors: Sequence[Tensor | None], gradient: bool, backend: str) -> str:
-    return backends.choose(_call(op, tensors, gradient), backend, ops.native_error())
+    return backends.choose(_call(op, tensors, gradient), backend, ops.native_error(), ops.cuda_error())
 
 
 def _call(op: str, tensors: Sequence[Tensor | None], gradient: bool) -> Call:

@@ -13,11 +13,12 @@ import torch
 OPS = ("memory_read", "affinity_topk", "readout_topk", "similarity", "select_prototypes", "consolidate", "evict_lfu")
 
 # In the order in which "auto" prefers them. "torch" serves every call, so it is last.
-BACKENDS = ("cuda", "triton", "cpu", "torch")
+BACKENDS = ("triton", "cuda", "cpu", "torch")
 
 # What each backend has kernels for.
 _KERNELS: dict[str, frozenset[str]] = {
-    "cuda": frozenset(),
+    # consolidate: selection and gathering; the potentiation between them is plain PyTorch.
+    "cuda": frozenset({"select_prototypes", "consolidate", "evict_lfu"}),
     "triton": frozenset(),
     "cpu": frozenset(
         {
@@ -65,8 +66,11 @@ class Explanation:
         return "\n".join([head, *(f"  {name}: {why}" for name, why in self.refusals.items())])
 
 
-def refusal(backend: str, call: Call, native_error: str | None) -> str | None:
-    """Why ``backend`` cannot serve ``call``, or None if it can."""
+def refusal(backend: str, call: Call, native_error: str | None, cuda_error: str | None = None) -> str | None:
+    """Why ``backend`` cannot serve ``call``, or None if it can.
+
+    The errors are what ops.py says of the extension and of its CUDA kernels.
+    """
     if backend == "torch":
         return None
     if call.op not in _KERNELS[backend]:
@@ -77,31 +81,32 @@ def refusal(backend: str, call: Call, native_error: str | None) -> str | None:
         return f"has no float64 kernel for {call.op}"
     if call.gradient and call.op not in _GRADIENT[backend]:
         return f"has no gradient for {call.op}; detach the inputs or use torch.no_grad()"
-    if native_error is not None:
-        return f"{native_error}; `xmemk doctor` says how to get it"
+    error = native_error or (cuda_error if backend == "cuda" else None)
+    if error is not None:
+        return f"{error}; `xmemk doctor` says how to get it"
     return None
 
 
-def choose(call: Call, requested: str, native_error: str | None) -> str:
+def choose(call: Call, requested: str, native_error: str | None, cuda_error: str | None = None) -> str:
     """The backend that serves ``call``. Raises ValueError for an unknown name, or one that cannot serve the call."""
     if requested == "auto":
         for backend in BACKENDS:
-            if refusal(backend, call, native_error) is None:
+            if refusal(backend, call, native_error, cuda_error) is None:
                 return backend
     if requested not in BACKENDS:
         raise ValueError(f"backend: wanted 'auto' or one of {', '.join(BACKENDS)}, got {requested!r}")
-    why = refusal(requested, call, native_error)
+    why = refusal(requested, call, native_error, cuda_error)
     if why is not None:
-        able = [b for b in BACKENDS if refusal(b, call, native_error) is None]
+        able = [b for b in BACKENDS if refusal(b, call, native_error, cuda_error) is None]
         raise ValueError(f"backend: {requested!r} {why}. Would do: {', '.join(repr(b) for b in able)}")
     return requested
 
 
-def explain(call: Call, requested: str, native_error: str | None) -> Explanation:
+def explain(call: Call, requested: str, native_error: str | None, cuda_error: str | None = None) -> Explanation:
     """The choice with its reasons."""
     if requested != "auto" and requested not in BACKENDS:
         raise ValueError(f"backend: wanted 'auto' or one of {', '.join(BACKENDS)}, got {requested!r}")
-    why = {b: refusal(b, call, native_error) for b in BACKENDS}
+    why = {b: refusal(b, call, native_error, cuda_error) for b in BACKENDS}
     if requested == "auto":
         chosen: str | None = next(b for b in BACKENDS if why[b] is None)
     else:

@@ -55,8 +55,8 @@ def examine() -> list[Finding]:
 def backends() -> dict[str, dict[str, str]]:
     """For each op and backend on this machine's best device: "yes", or why not."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    error = ops.native_error()
-    return {op: {b: refusal(b, Call(op, device, False), error) or "yes" for b in BACKENDS} for op in OPS}
+    errors = ops.native_error(), ops.cuda_error()
+    return {op: {b: refusal(b, Call(op, device, False), *errors) or "yes" for b in BACKENDS} for op in OPS}
 
 
 def _core() -> list[Finding]:
@@ -78,7 +78,8 @@ def _extension() -> Finding:
         if built.split("+")[0] != torch.__version__.split("+")[0]:
             detail = f"built for torch {built}, running with {torch.__version__}"
             return Finding("C++ extension", "broken", detail, f"build it anew: {_BUILD}")
-        return Finding("C++ extension", "ok", f"built for torch {built} with {info['compiler']}")
+        cuda = "with" if info["cuda"] else "without"
+        return Finding("C++ extension", "ok", f"built for torch {built} by {info['compiler']}, {cuda} CUDA kernels")
     compiler = next((c for c in ("c++", "g++", "clang++", "cl") if shutil.which(c)), None)
     remedy = (
         _BUILD if compiler else f"first a C++ compiler (none of c++, g++, clang++, cl is on the PATH), then {_BUILD}"

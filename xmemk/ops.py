@@ -6,6 +6,7 @@ PyTorch has no operator at all, so that the compiler sees through it.
 
 from __future__ import annotations
 
+import functools
 import importlib
 
 import torch
@@ -16,6 +17,9 @@ _PURE = (torch.Tag.pt2_compliant_tag,)
 
 LIBRARY.define("select_prototypes(Tensor usage, SymInt num_prototypes) -> Tensor", tags=_PURE)
 LIBRARY.define("evict_lfu(Tensor usage, SymInt keep) -> Tensor", tags=_PURE)
+# With the number of a row's tokens on the device: size is one number, or [B]. CUDA only.
+LIBRARY.define("select_prototypes_sized(Tensor usage, SymInt num_prototypes, Tensor size) -> Tensor", tags=_PURE)
+LIBRARY.define("evict_lfu_sized(Tensor usage, SymInt keep, Tensor size) -> Tensor", tags=_PURE)
 LIBRARY.define("gather_tokens(Tensor x, Tensor index) -> Tensor", tags=_PURE)
 # The memory as equally long lists of segments; ms is empty for none, usage is empty unless it is wanted.
 LIBRARY.define(
@@ -56,6 +60,16 @@ def _(usage: Tensor, num_prototypes: int) -> Tensor:
 
 @torch.library.register_fake("xmemk::evict_lfu", lib=LIBRARY)
 def _(usage: Tensor, keep: int) -> Tensor:
+    return usage.new_empty((usage.shape[0], keep), dtype=torch.int64)
+
+
+@torch.library.register_fake("xmemk::select_prototypes_sized", lib=LIBRARY)
+def _(usage: Tensor, num_prototypes: int, size: Tensor) -> Tensor:
+    return usage.new_empty((usage.shape[0], num_prototypes), dtype=torch.int64)
+
+
+@torch.library.register_fake("xmemk::evict_lfu_sized", lib=LIBRARY)
+def _(usage: Tensor, keep: int, size: Tensor) -> Tensor:
     return usage.new_empty((usage.shape[0], keep), dtype=torch.int64)
 
 
@@ -174,19 +188,43 @@ def native_error() -> str | None:
     return _native_error
 
 
+def cuda_error() -> str | None:
+    """Why the extension's CUDA kernels cannot be used, in one line; None when they can."""
+    error = native_error()
+    if error is None and not _built_with_cuda():
+        return "the C++ extension is built without CUDA"
+    return error
+
+
+@functools.cache
+def _built_with_cuda() -> bool:
+    return bool(importlib.import_module("xmemk._C").build_info()["cuda"])
+
+
 # What torch.compiler.assume_constant_result does, but that loads the whole compiler, and Triton with it.
 native_error._dynamo_marked_constant = True  # type: ignore[attr-defined]
+cuda_error._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def select_prototypes(usage: Tensor, num_prototypes: int) -> Tensor:
-    """usage [B, N] -> index [B, P] int64."""
-    result: Tensor = torch.ops.xmemk.select_prototypes(usage, num_prototypes)
+def select_prototypes(usage: Tensor, num_prototypes: int, size: Tensor | None = None) -> Tensor:
+    """usage [B, N] -> index [B, P] int64.
+
+    ``size``, on CUDA only, int32 or int64 on the device, one number or [B]: how many of the N tokens of each row there
+    are. Places without a token are -1. Nothing waits for the device.
+    """
+    if size is None:
+        result: Tensor = torch.ops.xmemk.select_prototypes(usage, num_prototypes)
+    else:
+        result = torch.ops.xmemk.select_prototypes_sized(usage, num_prototypes, size)
     return result
 
 
-def evict_lfu(usage: Tensor, keep: int) -> Tensor:
-    """usage [B, N] -> index [B, keep] int64, ascending."""
-    result: Tensor = torch.ops.xmemk.evict_lfu(usage, keep)
+def evict_lfu(usage: Tensor, keep: int, size: Tensor | None = None) -> Tensor:
+    """usage [B, N] -> index [B, keep] int64, ascending; ``size`` as in :func:`select_prototypes`."""
+    if size is None:
+        result: Tensor = torch.ops.xmemk.evict_lfu(usage, keep)
+    else:
+        result = torch.ops.xmemk.evict_lfu_sized(usage, keep, size)
     return result
 
 

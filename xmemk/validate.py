@@ -99,12 +99,12 @@ def validate(shapes: tuple[Shape, ...], device: str = "cpu", only: str | None = 
     """
     for op in OPS:
         for backend in BACKENDS if only is None else (only,):
-            why = refusal(backend, Call(op, device, False), ops.native_error())
+            why = refusal(backend, Call(op, device, False), ops.native_error(), ops.cuda_error())
             if why is not None:
                 yield Row(op, backend, "", unavailable=why)
                 continue
             for dtype in DTYPES:
-                if refusal(backend, Call(op, device, False, dtype), ops.native_error()) is not None:
+                if refusal(backend, Call(op, device, False, dtype), ops.native_error(), ops.cuda_error()) is not None:
                     continue
                 row = Row(op, backend, str(dtype).removeprefix("torch."))
                 for i, shape in enumerate(shapes):

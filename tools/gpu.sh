@@ -1,0 +1,101 @@
+#!/bin/sh
+# make gpu: what needs an NVIDIA GPU, in eight minutes and without a network: gpu.sh PYTHON [--try]
+# Four steps, each with its own time limit and log, so that it can be stopped after any of them:
+#   build      the extension with its CUDA kernels, for this machine's GPU, in place
+#   tests      pytest -m gpu, of which at least tests/min-passed-gpu must pass
+#   validate   every backend and dtype against float64
+#   benchmark  benchmarks/gpu_read.py, which writes its results as it goes
+# STEPS chooses some of them; LOGS and RESULTS say where they write. --try runs the steps on the CPU, on small sizes,
+# to test this script.
+set -u
+
+python=$1
+try=${2:-}
+steps=${STEPS:-build tests validate benchmark}
+logs=${LOGS:-build/gpu}
+results=${RESULTS:-benchmarks/results}
+cd "$(dirname "$0")/.." || exit 1
+mkdir -p "$logs"
+: >"$logs/summary.txt"
+failed=0
+export PYTHONUNBUFFERED=1
+
+capability=$("$python" -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")' 2>/dev/null)
+if [ -z "$capability" ] && [ "$try" != --try ]; then
+    echo "gpu.sh: $python has no torch with CUDA that sees an NVIDIA GPU (make gpu PYTHON=..., VENV=...)" >&2
+    exit 1
+fi
+
+note() {
+    echo "$*" | tee -a "$logs/summary.txt"
+}
+
+# step NAME SECONDS COMMAND...: its output goes to a log; what the log ends with is shown.
+step() {
+    name=$1
+    limit=$2
+    shift 2
+    begin=$(date +%s)
+    timeout -k 5 "$limit" "$@" >"$logs/$name.log" 2>&1
+    status=$?
+    took=$(($(date +%s) - begin))
+    case $status in
+    0) note "$name: ok, $took s" ;;
+    124 | 137) note "$name: STOPPED after its $limit s ($logs/$name.log)" ;;
+    *) note "$name: FAILED, status $status, $took s ($logs/$name.log)" ;;
+    esac
+    return $status
+}
+
+build() {
+    export TORCH_CUDA_ARCH_LIST="$capability" MAX_JOBS="${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}"
+    install="$python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --no-index -e ."
+    # Without the CUDA kernels, or without any, the other steps still have something to say.
+    step build 130 env XMEMK_BUILD_CUDA=1 $install && return 0
+    failed=1
+    tail -n 25 "$logs/build.log"
+    step build-without-cuda 90 env XMEMK_BUILD_CUDA=0 $install && return 0
+    step build-python-only 30 env XMEMK_BUILD_CPP=0 $install
+}
+
+tests() {
+    if [ "$try" = --try ]; then least=0; else least=$(cat tests/min-passed-gpu); fi
+    # By file: the others may need packages that are not here.
+    files=$(grep -lE 'mark\.gpu|^from gpu import' tests/test_*.py)
+    step tests 130 "$python" -m pytest -m gpu -q --maxfail=25 --min-passed="$least" --durations=5 $files || failed=1
+    tail -n 15 "$logs/tests.log"
+}
+
+validate() {
+    if [ "$try" = --try ]; then where="--device cpu --quick"; else where="--device cuda"; fi
+    step validate 60 "$python" -m xmemk validate $where --json || failed=1
+    "$python" - "$logs/validate.log" <<'PYTHON'
+import json, sys
+text = open(sys.argv[1]).read()
+start = text.find("{\n")
+rows = json.loads(text[start : text.rfind("}") + 1])["rows"] if start >= 0 else []
+for row in rows:
+    if not row["unavailable"]:
+        verdict = "ok" if row["passed"] else "FAILED " + row["failures"][0]
+        print(f"{row['op']:18} {row['backend']:7} {row['dtype']:9} {row['worst']:.3f} of what is allowed  {verdict}")
+PYTHON
+}
+
+benchmark() {
+    if [ "$try" = --try ]; then how="--device cpu --quick --only evict"; else how="--seconds 140"; fi
+    step benchmark 180 "$python" benchmarks/gpu_read.py $how --results "$results" || failed=1
+    cat "$logs/benchmark.log"
+}
+
+for one in $steps; do
+    case $one in
+    build | tests | validate | benchmark) $one ;;
+    *)
+        echo "gpu.sh: STEPS: wanted some of build, tests, validate, benchmark, got $one" >&2
+        exit 1
+        ;;
+    esac
+done
+echo
+cat "$logs/summary.txt"
+exit $failed
