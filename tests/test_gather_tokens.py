@@ -125,7 +125,7 @@ def test_operator():
 
 def test_build_info_lists_the_registered_kernels():
     info = _C.build_info()
-    assert set(info) == {"torch", "compiler", "cxx_standard", "cuda", "cpu_ops"}
+    assert set(info) == {"torch", "compiler", "cxx_standard", "cuda", "cpu_ops", "cuda_ops"}
     assert info["cpu_ops"] == sorted(info["cpu_ops"])
     for op in info["cpu_ops"]:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"xmemk::{op}", "CPU")
