@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -83,7 +84,7 @@ def open_source(path: str | Path, rate: Fraction = Fraction(25)) -> Source:
     names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
     if not names:
         raise VideoError(f"{path}: a folder without images ({', '.join(IMAGES)})")
-    doubles = {Path(a).stem for a, b in zip(names, names[1:]) if Path(a).stem == Path(b).stem}
+    doubles = {Path(a).stem for a, b in pairwise(names) if Path(a).stem == Path(b).stem}
     if doubles:
         raise VideoError(f"{path}: two images of one name, {sorted(doubles)[0]!r}: results could not be told apart")
     missing = _missing(names)
@@ -108,7 +109,7 @@ def _missing(names: list[str]) -> str | None:
     if len(stems) < 3 or not all(stem.isascii() and stem.isdigit() for stem in stems):
         return None
     numbers = [int(stem) for stem in stems]
-    steps = [b - a for a, b in zip(numbers, numbers[1:])]
+    steps = [b - a for a, b in pairwise(numbers)]
     step = min(steps)
     # Sampled videos count in fives, say; a gap is a place where the usual step is left out now and then.
     if step <= 0 or any(s % step for s in steps) or 2 * sum(s != step for s in steps) > len(steps):
