@@ -11,11 +11,13 @@ from .api import (
     similarity,
 )
 from .inference import Tracker
+from .memory import Memory
 from .reference.config import MemoryConfig
 from .reference.network import XMem
 from .version import __version__
 
 __all__ = [
+    "Memory",
     "MemoryConfig",
     "Tracker",
     "XMem",

@@ -135,19 +135,30 @@ def affinity_topk(
         return weight, index, plain.usage_topk(weight, index, memory.tokens)
 
 
-def readout_topk(mv: Segments, weight: Tensor, index: Tensor, *, backend: str = "auto") -> Tensor:
+def readout_topk(
+    mv: Segments, weight: Tensor, index: Tensor, *, scale: Segments | None = None, backend: str = "auto"
+) -> Tensor:
     """Eq. 1 over selected tokens: readout[b, o, c, q] = sum_j weight[b, q, j] * mv[b, o, c, index[b, q, j]].
 
     Args:
-        mv: values [B, O, CV, N], or a list of segments.
+        mv: values [B, O, CV, N], or a list of segments; with ``scale`` int8 or float8_e4m3fn.
         weight, index: [B, Q, k] as :func:`affinity_topk` returns them.
+        scale: float32 [B, O, G, N] (a list if mv is one): values are mv * scale, with one scale for each of G groups of
+            ceil(CV / G) channels. Nothing but the rows read is widened.
 
     Returns:
-        readout [B, O, CV, Q] in mv's dtype. Differentiable in mv and weight.
+        readout [B, O, CV, Q] in mv's dtype, differentiable in mv and weight; with ``scale`` float32.
 
     Raises IndexError for an index outside 0 .. N - 1; on a GPU or under torch.compile such an index fails where it is
     used, as PyTorch's own indexing does.
     """
+    if scale is not None:
+        codes, scales = checks.scaled_affinity(mv, scale, weight, index)
+        call = Call("readout_topk_scaled", weight.device.type, _wants_gradient((weight,)), weight.dtype)
+        if backends.choose(call, backend, ops.native_error()) == "cpu":
+            return ops.readout_topk_scaled(codes, scales, weight, index)
+        _check_index(index, sum(v.shape[3] for v in codes))
+        return plain.readout_topk_scaled(codes, scales, weight, index)
     values = checks.affinity(mv, weight, index)
     if _choose("readout_topk", (weight, *values), _wants_gradient((*values, weight)), backend) == "cpu":
         return ops.readout_topk(values, weight, index)
@@ -180,10 +191,10 @@ def select_prototypes(usage: Tensor, num_prototypes: int, *, backend: str = "aut
 
 
 def consolidate(
-    mk: Tensor,
-    ms: Tensor | None,
-    me: Tensor | None,
-    mv: Tensor,
+    mk: Segments,
+    ms: Segments | None,
+    me: Segments | None,
+    mv: Segments,
     usage: Tensor,
     num_prototypes: int,
     *,
@@ -193,7 +204,7 @@ def consolidate(
 
     Args:
         mk, ms, me, mv: the candidates' keys [B, CK, N], shrinkage [B, 1, N] or None, selection [B, CK, N] or None, and
-            values [B, O, CV, N].
+            values [B, O, CV, N]; or equally long lists of segments [..., N_i], read as one memory.
         usage: [B, N], normalised by the time each candidate was in memory.
         num_prototypes: P, 0 <= P <= N.
 
@@ -201,15 +212,20 @@ def consolidate(
         pk [B, CK, P] the chosen candidates' keys, most used first; ps [B, 1, P] float32 and pv [B, O, CV, P], shrinkage
         and values of all candidates averaged with the softmax of their similarity to each prototype.
     """
-    checks.consolidation(mk, ms, me, mv, usage, num_prototypes)
-    gradient = _wants_gradient((mk, ms, me, mv))
+    memory, selection = checks.consolidation(mk, ms, me, mv, usage, num_prototypes)
+    keys, shrinkage, values = memory
+    assert values is not None
+    tensors = (*keys, *(shrinkage or ()), *(selection or ()), *values)
     steps: tuple[Callable[..., Tensor], ...] = (plain.select_prototypes, plain.gather_tokens)
-    if _choose("consolidate", (mk, ms, me, mv, usage), gradient, backend) == "cpu":
-        if torch.float64 not in (mk.dtype, mv.dtype):
-            return ops.consolidate(mk, ms, me, mv, usage.detach(), num_prototypes)
+    if _choose("consolidate", (*tensors, usage), _wants_gradient(tensors), backend) == "cpu":
+        if torch.float64 not in (keys[0].dtype, values[0].dtype):
+            index = ops.select_prototypes(usage.detach(), num_prototypes)
+            pk = plain.gather_from(keys, index, ops.gather_tokens)
+            pe = None if selection is None else plain.gather_from(selection, index, ops.gather_tokens)
+            return pk, *ops.potentiate(keys, shrinkage, values, pk, pe)
         steps = (ops.select_prototypes, ops.gather_tokens)
-    with _full_precision(mk):
-        return plain.consolidate(mk, ms, me, mv, usage.detach(), num_prototypes, *steps)
+    with _full_precision(keys[0]):
+        return plain.consolidate(keys, shrinkage, selection, values, usage.detach(), num_prototypes, *steps)
 
 
 def evict_lfu(usage: Tensor, keep: int, *, backend: str = "auto") -> Tensor:
@@ -241,6 +257,8 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
         ]
     if not tensors:
         raise ValueError(f"explain: wanted {op}'s arguments, with at least one tensor")
+    if op == "readout_topk" and kwargs.get("scale") is not None:
+        op = "readout_topk_scaled"
     # As each function itself decides: selection has no gradient to offer, whatever is asked of its input.
     if op in ("affinity_topk", "select_prototypes", "evict_lfu"):
         gradient = False

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .memory import Memory
 from .reference.config import MemoryConfig
-from .reference.memory import Memory
 from .reference.network import XMem, aggregate
 from .stopwatch import Stopwatch
 
