@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from .memory import Memory
 from .reference.config import MemoryConfig
 from .reference.network import XMem, aggregate
+from .stopwatch import Stopwatch
 
 STRIDE = 16  # an image is padded to a multiple of it
 _MEAN = (0.485, 0.456, 0.406)
@@ -32,6 +33,25 @@ class FeatureMemory(Protocol):
         self, key: Tensor, shrinkage: Tensor, value: Tensor, objects: Sequence[int], selection: Tensor | None = None
     ) -> None: ...
     def read(self, query_key: Tensor, selection: Tensor | None = None) -> Tensor: ...
+    def state(self) -> dict[str, Any]:
+        """Where the loop is, as JSON has it; with the memory, all that a later :meth:`restore` needs."""
+        return {
+            "frame": self._frame,
+            "last_memory": self._last_memory,
+            "last_deep": self._last_deep,
+            "size": None if self._size is None else list(self._size),
+        }
+
+    def restore(self, memory: FeatureMemory, state: Mapping[str, Any]) -> None:
+        """Goes on where a tracker of the same network was, with its memory and its :meth:`state`. ValueError for a
+        memory of another configuration."""
+        if memory.config != self.config:
+            raise ValueError(f"memory: wanted the configuration {self.config}, got {memory.config}")
+        self.memory = memory
+        self._frame, self._last_memory = int(state["frame"]), int(state["last_memory"])
+        self._last_deep = int(state["last_deep"])
+        self._size = None if state["size"] is None else (int(state["size"][0]), int(state["size"][1]))
+
     def remove(self, objects: Sequence[int]) -> None: ...
 
 
@@ -40,7 +60,8 @@ class Tracker:
 
     network: the XMem network, whose device and floating type are used. config: the memory's rules and how often frames
     are remembered. memory: an empty memory to use instead of a new one made from ``config``. autocast: float16 or
-    bfloat16 for the network's convolutions, None for the network's own type.
+    bfloat16 for the network's convolutions, None for the network's own type. stopwatch: told how long each stage of a
+    frame takes; waits for the device at each.
 
     >>> tracker = Tracker(XMem.from_checkpoint("XMem.pth"))                                # doctest: +SKIP
     >>> probability = tracker.step(first_image, mask=labels)                               # doctest: +SKIP
@@ -54,6 +75,7 @@ class Tracker:
         *,
         memory: FeatureMemory | None = None,
         autocast: torch.dtype | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         if memory is not None and config is not None and memory.config != config:
             raise ValueError("memory, config: wanted one of them, or a memory of this config")
@@ -71,6 +93,7 @@ class Tracker:
         self.memory: FeatureMemory = memory
         self.config = memory.config
         self.autocast = autocast
+        self._watch = stopwatch or Stopwatch(enabled=False)
         parameter = next(network.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self._mean = torch.tensor(_MEAN, device=self.device).view(3, 1, 1)
@@ -119,7 +142,7 @@ class Tracker:
         predicts = bool(known) and not set(known) <= set(labels)
 
         padded, padding = pad(self._normalised(image))
-        with self._arithmetic():
+        with self._arithmetic(), self._watch("key encoder"):
             key, shrinkage, selection, features = self.network.encode_key(
                 padded[None],
                 need_shrinkage=remembered,
@@ -127,9 +150,10 @@ class Tracker:
             )
         probability = None
         if predicts:
-            readout = self.memory.read(key, selection)
+            with self._watch("memory read"):
+                readout = self.memory.read(key, selection)
             hidden = self._hidden()
-            with self._arithmetic():
+            with self._arithmetic(), self._watch("decoder"):
                 hidden, probability = self.network.segment(features, readout, hidden, update_hidden=shallow)
             if hidden is not None:
                 self._keep_hidden(hidden)
@@ -142,6 +166,25 @@ class Tracker:
         self._frame = frame
         self._size = (image.shape[1], image.shape[2])
         return unpad(probability[0], padding)
+
+    def state(self) -> dict[str, Any]:
+        """Where the loop is, as JSON has it; with the memory, all that a later :meth:`restore` needs."""
+        return {
+            "frame": self._frame,
+            "last_memory": self._last_memory,
+            "last_deep": self._last_deep,
+            "size": None if self._size is None else list(self._size),
+        }
+
+    def restore(self, memory: FeatureMemory, state: Mapping[str, Any]) -> None:
+        """Goes on where a tracker of the same network was, with its memory and its :meth:`state`. ValueError for a
+        memory of another configuration."""
+        if memory.config != self.config:
+            raise ValueError(f"memory: wanted the configuration {self.config}, got {memory.config}")
+        self.memory = memory
+        self._frame, self._last_memory = int(state["frame"]), int(state["last_memory"])
+        self._last_deep = int(state["last_deep"])
+        self._size = None if state["size"] is None else (int(state["size"][0]), int(state["size"][1]))
 
     def remove(self, objects: Sequence[int]) -> None:
         """Objects leave; the others are followed as before. ValueError for a label that is not followed."""
@@ -220,11 +263,12 @@ class Tracker:
         assert shrinkage is not None
         if self.network.config.hidden_dim > 0:
             self.memory.sensory.create(followed, key)
-        with self._arithmetic():
+        with self._arithmetic(), self._watch("value encoder"):
             value, hidden = self.network.encode_value(
                 image[None], f16, self._hidden(), probability[:, 1:], deep_update=deep
             )
-        self.memory.add(key, shrinkage, value, followed, selection if self.config.enable_long_term else None)
+        with self._watch("memory add"):
+            self.memory.add(key, shrinkage, value, followed, selection if self.config.enable_long_term else None)
         self._last_memory = frame
         if deep:
             if hidden is not None:

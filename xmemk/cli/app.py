@@ -11,6 +11,7 @@ from rich.console import Console
 from ..version import __version__
 from .demo import demo
 from .doctor import doctor
+from .segment import segment
 from .validate import validate
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ def _options(
 
 
 app.command()(demo)
+app.command()(segment)
 app.command()(validate)
 app.command()(doctor)
 

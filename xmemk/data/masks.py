@@ -55,4 +55,4 @@ def write_mask(path: str | Path, labels: Tensor) -> None:
     """Writes labels [H, W] uint8 as a palette PNG."""
     image = Image.fromarray(labels.numpy(), mode="P")
     image.putpalette([value for colour in palette() for value in colour])
-    image.save(path, optimize=False)
+    image.save(path, format="PNG", optimize=False)

@@ -48,6 +48,16 @@ class Peak:
             self.bytes = max(0, _resident("VmHWM") - self._start)
 
 
+def resident_bytes(device: torch.device) -> int | None:
+    """In use now: what PyTorch allocated on a GPU, or the process's resident memory; None where that is not told."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        return _resident("VmRSS")
+    except OSError:
+        return None
+
+
 def _give_back_free_memory() -> None:
     """What was freed before and is kept for reuse would hide what is used again. Only glibc needs to be told."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

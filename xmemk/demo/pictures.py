@@ -7,40 +7,15 @@ import re
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..data.masks import palette
 from .measure import Read
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # after the choice of backend
 
 _INK = "#123457"  # replaced by the page's own text colour, light or dark
-
-
-def overlay(image: Tensor, labels: Tensor, opacity: float = 0.45) -> Tensor:
-    """image [H, W, 3] uint8 with labels [H, W] as tints with a light outline -> [H, W, 3] uint8."""
-    colours = torch.tensor(palette(), dtype=torch.float32)
-    colours[1] = torch.tensor([235.0, 64.0, 52.0])  # the first object, in a red that shows on grey fur
-    tint = colours[labels.long()]
-    inside = (labels > 0).unsqueeze(2)
-    mixed = torch.where(inside, (1 - opacity) * image.float() + opacity * tint, image.float())
-    return (
-        torch.where(_outline(labels).unsqueeze(2), torch.tensor([255.0, 255.0, 255.0]), mixed).round().to(torch.uint8)
-    )
-
-
-def _outline(labels: Tensor) -> Tensor:
-    """Pixels of an object that touch another label, [H, W] bool."""
-    edge = torch.zeros_like(labels, dtype=torch.bool)
-    across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
-    edge[:, 1:] |= across
-    edge[:, :-1] |= across
-    edge[1:] |= down
-    edge[:-1] |= down
-    return edge & (labels > 0)
 
 
 class Spread:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..backends import BACKENDS
 from ..data import BUNNY
 from ..data.masks import MaskError, read_object_mask, write_mask
+from ..data.overlay import overlay
 from ..data.video import VideoInfo, VideoWriter, probe, read_frames
 from ..memory import Memory
 from ..reference.config import MemoryConfig
@@ -23,7 +24,7 @@ from ..version import __version__
 from . import machine
 from .measure import MeasuredOps, Totals, Upkeep, totals
 from .page import write_page
-from .pictures import Spread, contact_sheet, overlay, plots
+from .pictures import Spread, contact_sheet, plots
 from .tracker import MEMORY_CONFIG, DemoTracker
 
 Progress = Callable[[int, int | None, MeasuredOps], None]

@@ -1,0 +1,122 @@
+"""Frames from videos and folders: names, order, reading ahead, and what is wrong with a source."""
+
+import shutil
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import xmemk.data
+from xmemk.data.source import ahead, open_source
+from xmemk.data.video import VideoError, VideoWriter
+
+CLIP = next((Path(xmemk.data.__file__).parent / "bunny").glob("*.mp4"))
+
+
+def folder(path, names, size=(8, 6)):
+    path.mkdir()
+    for i, name in enumerate(names):
+        Image.new("RGB", size, (i, 2 * i, 3)).save(path / name)
+    return path
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
+    source = open_source(folder(tmp_path / "v", ["00002.png", "00000.png", "00001.png"]))
+    (tmp_path / "v" / "notes.txt").write_text("not a frame")
+    assert (source.width, source.height, source.frames, source.rate) == (8, 6, 3, Fraction(25))
+    frames = list(source.read())
+    assert [f.name for f in frames] == ["00000", "00001", "00002"]
+    assert [int(f.image[0, 0, 0]) for f in frames] == [1, 2, 0]
+    assert frames[0].image.shape == (6, 8, 3) and frames[0].image.dtype == torch.uint8
+    assert [f.number for f in source.read(1)] == [1, 2]
+
+
+def test_a_video_is_a_stream_of_numbered_frames():
+    source = open_source(CLIP)
+    assert (source.width, source.height) == (1280, 720)
+    stream = source.read(3)
+    frame = next(stream)
+    assert (frame.number, frame.name, frame.image.shape) == (3, "00003", (720, 1280, 3))
+    stream.close()
+    assert not [t for t in threading.enumerate() if t.name == "xmemk-read-ahead"]
+
+
+@pytest.mark.parametrize("names", [["a.jpg", "c.jpg"], ["0.png", "5.png", "10.png", "15.png"], ["001.png", "900.png"]])
+def test_names_without_a_gap_to_speak_of(tmp_path, names):
+    assert open_source(folder(tmp_path / "v", names)).frames == len(names)
+
+
+def test_what_is_wrong_with_a_folder(tmp_path):
+    with pytest.raises(VideoError, match=r"a folder without images"):
+        open_source(folder(tmp_path / "empty", []))
+    with pytest.raises(VideoError, match=r"frame 00003 is missing between 00000.png and 00006.png"):
+        open_source(folder(tmp_path / "gap", [f"{i:05d}.png" for i in (0, 1, 2, 4, 5, 6)]))
+    with pytest.raises(VideoError, match=r"frame 15 is missing"):
+        open_source(folder(tmp_path / "fives", ["0.png", "05.png", "10.png", "20.png", "25.png"]))
+    with pytest.raises(VideoError, match=r"two images of one name, '1'"):
+        open_source(folder(tmp_path / "twice", ["1.png", "1.jpg"]))
+    sizes = folder(tmp_path / "sizes", ["0.png", "1.png"])
+    Image.new("RGB", (9, 6)).save(sizes / "2.png")
+    with pytest.raises(VideoError, match=r"frame 2 is 9x6, wanted 8x6 as the first"):
+        list(open_source(sizes).read())
+    bad = folder(tmp_path / "bad", ["0.png", "1.png", "2.png"])
+    (bad / "1.png").write_bytes(b"no image")
+    stream = open_source(bad).read()
+    assert next(stream).number == 0
+    with pytest.raises(VideoError, match=r"1.png: not an image that can be read"):
+        next(stream)
+    with pytest.raises(VideoError, match=r"no such video file"):
+        open_source(tmp_path / "none")
+
+
+def test_a_video_that_is_cut_off(tmp_path):
+    whole = tmp_path / "whole.mp4"
+    with VideoWriter(whole, 64, 48, Fraction(25)) as writer:
+        for i in range(40):
+            writer.write(torch.full((48, 64, 3), 5 * i, dtype=torch.uint8))
+    cut = tmp_path / "cut.mp4"
+    shutil.copy(whole, cut)
+    with cut.open("r+b") as file:
+        file.truncate(whole.stat().st_size * 2 // 3)
+    with pytest.raises(VideoError, match=r"cut.mp4"):
+        list(open_source(cut).read())
+
+
+def test_reading_ahead_keeps_order_and_holds_few():
+    fetched = []
+
+    def items():
+        for i in range(50):
+            fetched.append(i)
+            yield i
+
+    seen = []
+    for item in ahead(items(), 4):
+        seen.append(item)
+        assert len(fetched) <= len(seen) + 5  # those that wait, and one in the thread's hand
+    assert seen == list(range(50))
+
+
+def test_reading_ahead_raises_where_it_happened_and_closes():
+    closed = threading.Event()
+
+    def items():
+        try:
+            yield 1
+            raise OSError("gone")
+        finally:
+            closed.set()
+
+    stream = ahead(items(), 4)
+    assert next(stream) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(stream)
+    assert closed.is_set()
+
+    endless = ahead(iter(int, 1), 2)
+    assert next(endless) == 0
+    endless.close()
+    assert not [t for t in threading.enumerate() if t.name == "xmemk-read-ahead"]

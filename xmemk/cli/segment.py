@@ -1,0 +1,110 @@
+"""``xmemk segment``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from ..inference import Tracker
+    from ..segment import Report
+
+
+def segment(
+    video: Annotated[Path, typer.Argument(help="A video file, or a folder of images.")],
+    mask: Annotated[
+        Path,
+        typer.Option(
+            help="PNG of labels (0 background, 1.. objects) for --start, or a folder of them named as frames."
+        ),
+    ],
+    weights: Annotated[Path, typer.Option(help="XMem.pth, or another of the released files.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
+    start: Annotated[int, typer.Option(min=0, help="The mask's frame, 0-based.")] = 0,
+    size: Annotated[int, typer.Option(min=0, help="Shorter side that the network sees; 0: the video's own.")] = 480,
+    mem_every: Annotated[int, typer.Option(min=1, help="Every how many frames one is remembered.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="How many memory tokens each pixel reads.")] = 30,
+    long_term: Annotated[int, typer.Option(min=0, help="Tokens of long-term memory; 0: none, memory grows.")] = 10000,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best there is.")] = None,
+    half: Annotated[bool | None, typer.Option("--half/--full", help="16-bit convolutions; default on a GPU.")] = None,
+    overlay: Annotated[bool, typer.Option("--overlay/--no-overlay", help="Also write overlay.mp4.")] = True,
+    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Follow the objects of a mask through a video.
+
+    Writes masks/<frame>.png (palette PNGs of the mask's labels) and overlay.mp4. An interrupted run goes on where it
+    was.
+    """
+    import torch
+
+    try:
+        from ..data.overlay import write_overlay
+        from ..data.source import open_source
+        from ..demo.peak import resident_bytes
+        from ..segment import Job, find_masks
+        from ..segment import segment as run
+    except ModuleNotFoundError as missing:
+        raise RuntimeError(f"segment needs {missing.name}: pip install 'xmemk[video]'") from missing
+    from ..reference.config import MemoryConfig
+    from ..reference.network import XMem
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    half = device.startswith("cuda") if half is None else half
+    narrow = torch.float16 if device.startswith("cuda") else torch.bfloat16
+    network = XMem.from_checkpoint(weights, device)
+    config = MemoryConfig(
+        top_k=top_k,
+        mem_every=mem_every,
+        enable_long_term=long_term > 0,
+        max_long_term_elements=long_term or MemoryConfig.max_long_term_elements,
+        hidden_dim=network.config.hidden_dim,
+    )
+    job = Job(video, mask, out, start=start, size=size, config=config, autocast=narrow if half else None)
+    console = Console(stderr=json_, highlight=False, soft_wrap=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("segmenting", total=None, note="")
+        clock: list[tuple[int, float]] = []
+
+        def progress(done: int, total: int | None, tracker: Tracker) -> None:
+            clock.append((done, bar.get_time()))
+            (before, then), (_, now) = clock[-min(len(clock), 20)], clock[-1]
+            note = f"{(done - before) / (now - then):.1f} fps, " if now > then else ""
+            note += f"{_megabytes(resident_bytes(tracker.device))}, {len(tracker.objects)} object(s)"
+            bar.update(task, completed=done, total=total, note=note)
+
+        report = run(network, job, progress)
+    if overlay:
+        source = open_source(video)
+        with console.status("writing overlay.mp4"):
+            write_overlay(out / "overlay.mp4", source, out / "masks", min(find_masks(mask, source, start)))
+    if json_:
+        typer.echo(json.dumps({**asdict(report), "frames_per_second": report.frames_per_second}))
+        return
+    _print(console, report, out, overlay)
+
+
+def _print(console: Console, report: Report, out: Path, overlay: bool) -> None:
+    resumed = f" ({report.resumed} of them by an earlier run)" if report.resumed else ""
+    console.print(f"{report.frames} frames{resumed}, {report.frames_per_second:.1f} fps")
+    whole = sum(report.seconds.values())
+    stages = sorted(report.seconds.items(), key=lambda item: -item[1])
+    console.print("time: " + ", ".join(f"{name} {100 * s / whole:.0f} %" for name, s in stages if s > 0.005 * whole))
+    console.print(f"masks are in {out / 'masks'}" + (f", look at {out / 'overlay.mp4'}" if overlay else ""))
+
+
+def _megabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.0f} MB"

@@ -1,0 +1,45 @@
+"""Masks drawn over frames."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .masks import palette, read_mask
+from .source import Source
+from .video import VideoWriter
+
+
+def overlay(image: Tensor, labels: Tensor, opacity: float = 0.45) -> Tensor:
+    """image [H, W, 3] uint8 with labels [H, W] as tints with a light outline -> [H, W, 3] uint8."""
+    colours = torch.tensor(palette(), dtype=torch.float32)
+    colours[1] = torch.tensor([235.0, 64.0, 52.0])  # the first object, in a red that shows on grey fur
+    tint = colours[labels.long()]
+    inside = (labels > 0).unsqueeze(2)
+    mixed = torch.where(inside, (1 - opacity) * image.float() + opacity * tint, image.float())
+    return (
+        torch.where(_outline(labels).unsqueeze(2), torch.tensor([255.0, 255.0, 255.0]), mixed).round().to(torch.uint8)
+    )
+
+
+def _outline(labels: Tensor) -> Tensor:
+    """Pixels of an object that touch another label, [H, W] bool."""
+    edge = torch.zeros_like(labels, dtype=torch.bool)
+    across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    return edge & (labels > 0)
+
+
+def write_overlay(path: Path, source: Source, masks: Path, start: int = 0) -> None:
+    """A video of the frames from ``start`` on that have a mask ``<frame>.png`` in the folder, drawn over them."""
+    rate = source.rate or Fraction(25)
+    with VideoWriter(path, source.width, source.height, rate) as writer:
+        for frame in source.read(start):
+            file = masks / f"{frame.name}.png"
+            writer.write(overlay(frame.image, read_mask(file)) if file.is_file() else frame.image)
