@@ -48,7 +48,7 @@ def affinity_topk(
 
 def _choose_by_groups(memory: Memory, queries: Queries, weight: Tensor, index: Tensor, sums: Tensor | None) -> None:
     b, q, k = weight.shape
-    config = configs.of("split_maxima", queries.qk)
+    config = configs.of("split_maxima", queries.qk, queries.qk.shape[1])
     operands = bank.prepare(memory, queries, config["BLOCK_N"] * GROUP)
     room = MAXIMA_BYTES // (4 * b * (operands.keys.shape[1] // GROUP))
     turns = -(-q // max(TURN, room // TURN * TURN))
@@ -109,6 +109,7 @@ def _choose(
 def weigh_candidates(
     mk,
     starts,
+    ends,
     sb,
     sc,
     sn,
@@ -168,10 +169,10 @@ def weigh_candidates(
             group = tl.load(groups + row * (candidates // GROUP) + at // GROUP, mask=at < candidates, other=0)
             token = group.to(tl.int64) * GROUP + at % GROUP
         token = tl.where(at < candidates, token, N)
-        x = load_tokens(mk, starts, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32) - q
+        x = load_tokens(mk, starts, ends, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32) - q
         s = tl.full((ROWS,), 1.0, tl.float32)
         if HAS_S:
-            s = load_scalars(ms, starts, ms_sb, ms_sn, b, token, SEGMENTS)
+            s = load_scalars(ms, starts, ends, ms_sb, ms_sn, b, token, 0, ms_sb, SEGMENTS)
         new = tl.where(token < N, readable(-s * (tl.sum(e * x * x, 1) * root)), -float("inf"))
         score = tl.where(step == i, new[None, :], score)
     # One integer for each candidate: its score's order, then its place, of which the lower wins.

@@ -11,8 +11,8 @@ float16 ends at 65,504 and at 2^-24, so keys are scaled by a power of two (the s
 each query's e and e q by another. That this was enough is proved for the numbers at hand, on the device: what falls
 under the range adds at most 2^-36 (sum |e| + 2 |e q| + k^2 + |k|) to D, and a query is **certified** where this is less than
 2^-22 of its sum_c e q^2, itself a part of what rounding is measured against. Queries that are not (e < 0, a query at
-the middle of all keys, a memory with keys hundreds of times farther out than most) take kernels that multiply in
-float32: the same result, slower. Both are launched, and a tile of queries leaves one of them at once, so nothing waits
+the middle of all keys, a memory with keys hundreds of times farther out than most) take kernels that score by
+differences in float32: the same result, slower. Both are launched, and a tile of queries leaves one of them at once, so nothing waits
 for the device.
 """
 
@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import is_finite, load_queries, load_scalars, load_tokens, power_of_two, split
+from .tiles import is_finite, load_queries, load_tokens, power_of_two, split, token_scale
 
 SEGMENTS = 4  # more are joined by the host
 TILE = 64  # queries that share a certificate, and rows of a program here
@@ -39,7 +39,9 @@ class Memory(NamedTuple):
     mk: tuple[Tensor, ...]
     ms: tuple[Tensor, ...]
     starts: tuple[int, ...]
-    tokens: int
+    ends: tuple[int, ...]
+    tokens: int  # that exist
+    extent: int  # numbers that they take, with those left out between aligned segments
 
     @property
     def segments(self) -> int:
@@ -47,8 +49,8 @@ class Memory(NamedTuple):
 
     @property
     def keys(self) -> tuple[Any, ...]:
-        """Pointers, starts and strides of the keys."""
-        return self.mk, self.starts, *strides(self.mk)
+        """Pointers, starts, ends and strides of the keys."""
+        return self.mk, self.starts, self.ends, *strides(self.mk)
 
     @property
     def shrinkage(self) -> tuple[Any, ...]:
@@ -91,15 +93,23 @@ class Bank(NamedTuple):
         return self.keys, self.scale, self.queries, self.offset, self.unscale, self.wide_memory, self.wide_queries
 
 
-def memory(mk: list[Tensor], ms: list[Tensor] | None) -> Memory:
-    """The segments that are not empty, at most SEGMENTS of them."""
+def memory(mk: list[Tensor], ms: list[Tensor] | None, align: int = 1) -> Memory:
+    """The segments that are not empty, at most SEGMENTS of them, each numbered from a multiple of ``align``."""
     used = [i for i, k in enumerate(mk) if k.shape[2] > 0]
     keys = joined([mk[i] for i in used])
     shrinkage = () if ms is None else joined([ms[i] for i in used])
-    starts = [0]
-    for k in keys:
-        starts.append(starts[-1] + k.shape[2])
-    return Memory(keys, shrinkage, tuple(starts), starts[-1])
+    starts, ends = numbers(keys, align)
+    return Memory(keys, shrinkage, starts, ends, sum(k.shape[2] for k in keys), ends[-1])
+
+
+def numbers(segments: tuple[Tensor, ...], align: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where segments [B, ..., N] start and end when each starts at a multiple of ``align``."""
+    starts: list[int] = []
+    ends: list[int] = []
+    for segment in segments:
+        starts.append(-(-ends[-1] // align) * align if ends else 0)
+        ends.append(starts[-1] + segment.shape[-1])
+    return tuple(starts), tuple(ends)
 
 
 def joined(segments: list[Tensor]) -> tuple[Tensor, ...]:
@@ -123,7 +133,7 @@ def prepare(memory: Memory, queries: Queries, pad: int) -> Bank:
     qk = queries.qk
     b, ck, q = qk.shape
     ckp = padded_channels(ck)
-    np, qp = -(-memory.tokens // pad) * pad, -(-q // (2 * TILE)) * 2 * TILE
+    np, qp = -(-memory.extent // pad) * pad, -(-q // (2 * TILE)) * 2 * TILE
     new = qk.new_empty
     bank = Bank(
         keys=new((b, np, 4, ckp), dtype=torch.float16),
@@ -137,7 +147,20 @@ def prepare(memory: Memory, queries: Queries, pad: int) -> Bank:
         e_exact=queries.qe is None or qk.dtype != torch.float32,
     )
     size = new((b,), dtype=torch.float32)
-    find_middle[(b,)](*memory.keys, bank.middle, size, bank.wide_memory, memory.tokens, ck, ckp, memory.segments)
+    # Samples are taken of tokens without gaps between segments.
+    mk, _, _, *key_strides = memory.keys
+    find_middle[(b,)](
+        mk,
+        *numbers(mk),
+        *key_strides,
+        bank.middle,
+        size,
+        bank.wide_memory,
+        memory.tokens,
+        ck,
+        ckp,
+        memory.segments,
+    )
     key_tiles = np // TILE
     fill_bank[(key_tiles + qp // TILE, b)](
         *memory.keys,
@@ -146,7 +169,6 @@ def prepare(memory: Memory, queries: Queries, pad: int) -> Bank:
         bank.middle,
         size,
         *bank.split,
-        memory.tokens,
         q,
         np,
         qp,
@@ -159,6 +181,7 @@ def prepare(memory: Memory, queries: Queries, pad: int) -> Bank:
         queries.qe is not None,
         bank.e_exact,
         TILE,
+        num_warps=4 if ckp <= 64 else 8,
     )
     return bank
 
@@ -175,7 +198,19 @@ def _median(x, count, sample):
 
 @triton.jit
 def find_middle(
-    mk, starts, sb, sc, sn, middle, size, wide_memory, N, CK: tl.constexpr, CKP: tl.constexpr, SEGMENTS: tl.constexpr
+    mk,
+    starts,
+    ends,
+    sb,
+    sc,
+    sn,
+    middle,
+    size,
+    wide_memory,
+    N,
+    CK: tl.constexpr,
+    CKP: tl.constexpr,
+    SEGMENTS: tl.constexpr,
 ):
     """middle [B, CKP]: per channel the median of some tokens, which neither keys that are not finite nor a few enormous
     ones move away from the rest; size [B]: a power of two, what makes the median of their largest deviations 2 .. 4.
@@ -186,7 +221,7 @@ def find_middle(
     sample = tl.arange(0, 32)
     channel = tl.arange(0, CKP)
     token = tl.minimum(sample.to(tl.int64) * N // _SAMPLES, N - 1)
-    x = load_tokens(mk, starts, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32)
+    x = load_tokens(mk, starts, ends, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32)
     x = tl.where(x == x, x, 0.0)
     m = _median(x, _SAMPLES, sample)
     m = tl.where(is_finite(m), m, 0.0)
@@ -201,6 +236,7 @@ def find_middle(
 def fill_bank(
     mk,
     starts,
+    ends,
     sb,
     sc,
     sn,
@@ -224,7 +260,6 @@ def fill_bank(
     unscale,
     wide_memory,
     wide_queries,
-    N,
     Q,
     NP,
     QP,
@@ -246,19 +281,15 @@ def fill_bank(
     a = tl.load(size + b)
     if tile < key_tiles:
         token = tile.to(tl.int64) * TILE + tl.arange(0, TILE)
-        x = load_tokens(mk, starts, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32)
-        if HAS_S:
-            s = load_scalars(ms, starts, ms_sb, ms_sn, b, token, SEGMENTS)
-        else:
-            s = tl.full((TILE,), 1.0, tl.float32)
-        largest_raw = tl.max(tl.where(is_finite(x), 0.0, 1.0), 1)
-        read = (largest_raw == 0) & is_finite(s) & (token < N)
+        x = load_tokens(mk, starts, ends, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32)
+        s = token_scale(ms, starts, ends, ms_sb, ms_sn, b, token, root, HAS_S, SEGMENTS)
+        read = (tl.max(tl.where(is_finite(x), 0.0, 1.0), 1) == 0) & is_finite(s)
         k = tl.where(read[:, None], (x - center) * a, 0.0)
         # Beyond this, k^2 leaves float16, or a score float32.
         far = read & ((tl.max(tl.abs(k), 1) >= 240) | (tl.abs(s) > 1e18))
         tl.atomic_max(wide_memory + b, tl.max(far.to(tl.int32), 0))
         row = b.to(tl.int64) * NP + token
-        tl.store(scale + row, tl.where(read, -s * root, -float("inf")))
+        tl.store(scale + row, tl.where(read, s, -float("inf")))
         at = keys + row[:, None] * (4 * CKP) + channel[None, :]
         hi, lo = split(k * k)
         tl.store(at, hi)

@@ -1,15 +1,76 @@
-"""Tile sizes."""
+"""Tile sizes per architecture, from configs.json; ``python -m xmemk.kernels.tune`` writes it anew on a GPU.
+
+Fixed, so that a read is launched in the same way every time: nothing is tried out while a program runs.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
 from torch import Tensor
 
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+PATH = Path(__file__).with_name("configs.json")
 
-def of(kernel: str, like: Tensor) -> dict[str, int]:
-    if kernel == "split_maxima":
-        return {"BLOCK_Q": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
-    return {"BLOCK_C": 512, "SLOTS": 8, "num_warps": 4, "num_stages": 2}
+_assumed: int | None = None
+
+
+@functools.cache
+def table() -> dict[str, dict[str, dict[str, int]]]:
+    """architecture (or "interpreter") -> kernel -> tile sizes, warps and stages."""
+    loaded: dict[str, dict[str, dict[str, int]]] = json.loads(PATH.read_text())
+    return loaded
+
+
+@contextlib.contextmanager
+def assumed(architecture: int) -> Iterator[None]:
+    """Launch as on this architecture, whatever the tensors are on; for compiling ahead of time."""
+    global _assumed
+    before, _assumed = _assumed, architecture
+    _of.cache_clear()
+    try:
+        yield
+    finally:
+        _assumed = before
+        _of.cache_clear()
+
+
+def of(kernel: str, like: Tensor, channels: int = 64) -> dict[str, int]:
+    """The configuration of a kernel on the device of ``like``, for key operands of ``channels`` (at most 128)."""
+    return _of(kernel, like.device.type, like.device.index, channels > 64)
+
+
+@functools.cache
+def _of(kernel: str, device: str, index: int | None, wide: bool) -> dict[str, int]:
+    if _assumed is not None:
+        name = str(_assumed)
+    elif device == "cuda":
+        major, minor = torch.cuda.get_device_capability(index)
+        name = str(max((a for a in ARCHITECTURES if a <= 10 * major + minor), default=ARCHITECTURES[0]))
+    else:
+        name = "interpreter"
+    config = dict(table()[name][kernel])
+    if wide:  # twice the channels: half the keys and queries fit the same shared memory
+        for size in ("BLOCK_N", "BLOCK_Q"):
+            if size in config:
+                config[size] = max(32 if size == "BLOCK_N" else 64, config[size] // 2)
+    return config
 
 
 def launch(config: dict[str, int]) -> dict[str, int]:
+    """The options of a launch among a configuration's numbers."""
     return {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when Triton was imported)."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from . import usage
+
+    return isinstance(usage.usage_of_sums, InterpretedFunction)

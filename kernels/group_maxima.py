@@ -20,9 +20,10 @@ from torch import Tensor
 
 from . import configs
 from .bank import TILE, Bank, Memory, Queries
-from .tiles import is_wide, load_queries, load_tokens, query_operand, readable, split_product, wide_product, wide_scale
+from .tiles import difference_scores, is_wide, query_operand, split_product
 
 GROUP = 16
+WIDE_KEYS = 32  # groups of a program that scores by differences
 WIDEST = 8192  # groups that one program selects from; above, groups of groups
 
 
@@ -45,11 +46,9 @@ def group_maxima(bank: Bank, memory: Memory, queries: Queries, first: int, count
         *memory.keys,
         *memory.shrinkage,
         *queries.arguments,
-        bank.middle,
         bank.wide_memory,
         bank.wide_queries,
         out,
-        memory.tokens,
         q,
         np,
         qp,
@@ -57,19 +56,16 @@ def group_maxima(bank: Bank, memory: Memory, queries: Queries, first: int, count
         count,
         ck**-0.5,
         ck,
-        ckp,
         memory.segments,
         len(memory.ms) > 0,
         queries.qe is not None,
         GROUP,
         TILE,
+        block_q,
         WIDE_KEYS,
         num_warps=8,
     )
     return out
-
-
-WIDE_KEYS = 32
 
 
 @triton.jit
@@ -100,7 +96,7 @@ def split_maxima(
     """
     b = tl.program_id(2).to(tl.int64)
     first_tile = first // BLOCK_Q + tl.program_id(0)
-    if is_wide(wide_memory, wide_queries, b, first_tile, BLOCK_Q // TILE, QP // TILE):
+    if is_wide(wide_memory, wide_queries, b, first_tile * BLOCK_Q, QP // TILE, TILE, BLOCK_Q):
         return
     query = first_tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     e_hi, q_hi, q_lo, e_lo = query_operand(queries + b * QP * 4 * CK, query, CK, E_EXACT)
@@ -121,6 +117,7 @@ def split_maxima(
 def wide_maxima(
     mk,
     starts,
+    ends,
     sb,
     sc,
     sn,
@@ -135,11 +132,9 @@ def wide_maxima(
     e_sb,
     e_sc,
     e_sq,
-    middle,
     wide_memory,
     wide_queries,
     out,
-    N,
     Q,
     NP,
     QP,
@@ -147,31 +142,31 @@ def wide_maxima(
     count,
     root,
     CK: tl.constexpr,
-    CKP: tl.constexpr,
     SEGMENTS: tl.constexpr,
     HAS_S: tl.constexpr,
     HAS_E: tl.constexpr,
     GROUP: tl.constexpr,
     TILE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The same in float32, for the tiles that are not certified. Grid [tiles of TILE queries, chunks of BLOCK_N groups, B]."""
+    """The same by differences, for the blocks of BLOCK_Q that are not certified.
+
+    Grid [tiles of TILE queries, chunks of BLOCK_N groups, B]."""
     b = tl.program_id(2).to(tl.int64)
     tile = first // TILE + tl.program_id(0)
-    if not is_wide(wide_memory, wide_queries, b, tile, 1, QP // TILE):
+    if not is_wide(wide_memory, wide_queries, b, tile * TILE, QP // TILE, TILE, BLOCK_Q):
         return
     query = tile * TILE + tl.arange(0, TILE)
-    channel = tl.arange(0, CKP)
-    center = tl.where(channel < CK, tl.load(middle + b * CKP + channel), 0.0)[None, :]
-    q, e = load_queries(qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq, b, query, Q, CK, CKP, HAS_E)
-    q = q - center
     group = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     best = tl.full((TILE, BLOCK_N), -float("inf"), tl.float32)
     for t in range(GROUP):
         token = group.to(tl.int64) * GROUP + t
-        k = load_tokens(mk, starts, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32) - center
-        scale = wide_scale(ms, starts, ms_sb, ms_sn, b, token, N, root, HAS_S, SEGMENTS)
-        best = tl.maximum(best, readable(wide_product(k, e, q) * scale[None, :]))
+        score = difference_scores(
+            mk, starts, ends, sb, sc, sn, ms, ms_sb, ms_sn, qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq,
+            b, query, token, Q, root, CK, SEGMENTS, HAS_S, HAS_E
+        )  # fmt: skip
+        best = tl.maximum(best, score)
     row = b * count + (query - first)
     at = out + row[:, None] * (NP // GROUP) + group[None, :]
     tl.store(at, best, mask=((query - first) < count)[:, None])
@@ -207,15 +202,15 @@ def _coarser(maxima: Tensor) -> Tensor:
     b, count, groups = maxima.shape
     out = maxima.new_empty((b, count, -(-groups // GROUP)))
     rows = b * count
-    coarser_maxima[(-(-out.shape[2] // 128), rows)](maxima, out, groups, out.shape[2], GROUP, 128)
+    coarser_maxima[(rows, -(-out.shape[2] // 128))](maxima, out, groups, out.shape[2], GROUP, 128)
     return out
 
 
 @triton.jit
 def coarser_maxima(maxima, out, GROUPS, COARSE, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """Maxima of GROUP consecutive groups: [rows, GROUPS] -> [rows, COARSE]. Grid [blocks of COARSE, rows]."""
-    row = tl.program_id(1).to(tl.int64)
-    coarse = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    """Maxima of GROUP consecutive groups: [rows, GROUPS] -> [rows, COARSE]. Grid [rows, blocks of COARSE]."""
+    row = tl.program_id(0).to(tl.int64)
+    coarse = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     group = coarse[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     x = tl.load(maxima + row * GROUPS + group, mask=group < GROUPS, other=-float("inf"))
     tl.store(out + row * COARSE + coarse, tl.max(x, 1), mask=coarse < COARSE)

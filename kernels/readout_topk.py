@@ -16,15 +16,12 @@ def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     out = mv[0].new_empty((b, q, o, cv))
     if out.numel() > 0:
         values = bank.joined([v for v in mv if v.shape[3] > 0])
-        starts = [0]
-        for v in values:
-            starts.append(starts[-1] + v.shape[3])
         config = configs.of("read_rows", mv[0])
         block = min(config["BLOCK_C"], max(16, triton.next_power_of_2(cv)))
         blocks = -(-cv // block)
         read_rows[(q, o * blocks, b)](
             values,
-            tuple(starts),
+            *bank.numbers(values),
             *bank.strides(values),
             weight.contiguous(),
             index.contiguous(),
@@ -46,6 +43,7 @@ def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
 def read_rows(
     mv,
     starts,
+    ends,
     sb,
     so,
     sc,
@@ -78,7 +76,7 @@ def read_rows(
         token = tl.load(index + row + slot, mask=slot < K, other=0)
         rows = tl.zeros((SLOTS, BLOCK_C), mv[0].dtype.element_ty)
         for i in tl.static_range(SEGMENTS):
-            here = (token >= starts[i]) & (token < starts[i + 1]) & (slot < K)
+            here = (token >= starts[i]) & (token < ends[i]) & (slot < K)
             at = mv[i] + b * sb[i] + o * so[i] + (token - starts[i])[:, None] * sn[i]
             x = tl.load(
                 at + channel[None, :].to(tl.int64) * sc[i], mask=here[:, None] & (channel < CV)[None, :], other=0.0

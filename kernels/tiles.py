@@ -1,8 +1,8 @@
 """What the kernels share: reading tokens of several segments, splitting float32 into float16 pairs, tiles of scores.
 
-Tokens are numbered through all segments. ``starts`` are the segments' first numbers with N behind them, ``sb``, ``sc``
-and ``sn`` their strides of batch, channel and token; all are tuples as long as the memory has segments (at most
-``bank.SEGMENTS``), so the loops over them unroll.
+Tokens are numbered through all segments. ``starts`` and ``ends`` are the segments' first numbers and those behind their
+last, ``sb``, ``sc`` and ``sn`` their strides of batch, channel and token; all are tuples as long as the memory has
+segments (at most ``bank.SEGMENTS``), so the loops over them unroll.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import triton.language as tl
 
 
 @triton.jit
-def load_tokens(ptrs, starts, sb, sc, sn, b, token, channel, CHANNELS, SEGMENTS: tl.constexpr):
+def load_tokens(ptrs, starts, ends, sb, sc, sn, b, token, channel, CHANNELS, SEGMENTS: tl.constexpr):
     """Channels of tokens of [B, CHANNELS, N] as rows: token [T] int64, channel [C] -> [T, C], 0 where there is none."""
     rows = tl.zeros((token.shape[0], channel.shape[0]), ptrs[0].dtype.element_ty)
     for i in tl.static_range(SEGMENTS):
-        here = (token >= starts[i]) & (token < starts[i + 1])
+        here = (token >= starts[i]) & (token < ends[i])
         offset = (token - starts[i])[:, None] * sn[i] + channel[None, :].to(tl.int64) * sc[i]
         mask = here[:, None] & (channel < CHANNELS)[None, :]
         rows = tl.where(here[:, None], tl.load(ptrs[i] + b.to(tl.int64) * sb[i] + offset, mask=mask, other=0.0), rows)
@@ -24,14 +24,23 @@ def load_tokens(ptrs, starts, sb, sc, sn, b, token, channel, CHANNELS, SEGMENTS:
 
 
 @triton.jit
-def load_scalars(ptrs, starts, sb, sn, b, token, SEGMENTS: tl.constexpr):
-    """One number per token of [B, 1, N]: token [T] int64 -> [T] float32, 0 where there is none."""
+def load_scalars(ptrs, starts, ends, sb, sn, b, token, channel, sc, SEGMENTS: tl.constexpr):
+    """One channel of tokens of [B, C, N]: token [T] int64 -> [T] float32, 0 where there is none."""
     numbers = tl.zeros((token.shape[0],), tl.float32)
     for i in tl.static_range(SEGMENTS):
-        here = (token >= starts[i]) & (token < starts[i + 1])
-        at = ptrs[i] + b.to(tl.int64) * sb[i] + (token - starts[i]) * sn[i]
+        here = (token >= starts[i]) & (token < ends[i])
+        at = ptrs[i] + b.to(tl.int64) * sb[i] + channel * sc[i] + (token - starts[i]) * sn[i]
         numbers = tl.where(here, tl.load(at, mask=here, other=0.0).to(tl.float32), numbers)
     return numbers
+
+
+@triton.jit
+def exists(starts, ends, token, SEGMENTS: tl.constexpr):
+    """Whether a token belongs to a segment."""
+    found = token < 0
+    for i in tl.static_range(SEGMENTS):
+        found = found | ((token >= starts[i]) & (token < ends[i]))
+    return found
 
 
 @triton.jit
@@ -116,28 +125,67 @@ def load_queries(qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq, b, query, Q, CK, CK
 
 
 @triton.jit
-def wide_product(k, e, q):
-    """sum_c e k^2 - 2 e q k + e q^2 in float32: k [rows, CK], e, q [queries, CK] -> [queries, rows]."""
-    eq = e * q
-    product = tl.dot(e, tl.trans(k * k), input_precision="ieee")
-    product = tl.dot(-2 * eq, tl.trans(k), product, input_precision="ieee")
-    return product + tl.sum(eq * q, 1)[:, None]
+def difference_scores(
+    mk,
+    starts,
+    ends,
+    sb,
+    sc,
+    sn,
+    ms,
+    ms_sb,
+    ms_sn,
+    qk,
+    qe,
+    q_sb,
+    q_sc,
+    q_sq,
+    e_sb,
+    e_sc,
+    e_sq,
+    b,
+    query,
+    token,
+    Q,
+    root,
+    CK: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    HAS_S: tl.constexpr,
+    HAS_E: tl.constexpr,
+):
+    """Scores [queries, tokens] as Eq. 2 has them, channel by channel in float32; -inf where they cannot be read."""
+    distance = tl.zeros((query.shape[0], token.shape[0]), tl.float32)
+    in_range = query < Q
+    q_at = qk + b * q_sb + query.to(tl.int64) * q_sq
+    e_at = qe + b * e_sb + query.to(tl.int64) * e_sq
+    for c in range(CK):
+        k = load_scalars(mk, starts, ends, sb, sn, b, token, c, sc, SEGMENTS)
+        q = tl.load(q_at + c * q_sc, mask=in_range, other=0.0).to(tl.float32)
+        difference = k[None, :] - q[:, None]
+        if HAS_E:
+            e = tl.load(e_at + c * e_sc, mask=in_range, other=0.0).to(tl.float32)
+            distance += e[:, None] * difference * difference
+        else:
+            distance += difference * difference
+    scale = token_scale(ms, starts, ends, ms_sb, ms_sn, b, token, root, HAS_S, SEGMENTS)
+    return readable(distance * scale[None, :])
 
 
 @triton.jit
-def wide_scale(ms, starts, ms_sb, ms_sn, b, token, N, root, HAS_S: tl.constexpr, SEGMENTS: tl.constexpr):
-    """-s / sqrt(CK) of tokens, NaN beyond N."""
+def token_scale(ms, starts, ends, ms_sb, ms_sn, b, token, root, HAS_S: tl.constexpr, SEGMENTS: tl.constexpr):
+    """-s / sqrt(CK) of tokens [T] int64, NaN where there is none; ``root`` is 1 / sqrt(CK)."""
     if HAS_S:
-        s = load_scalars(ms, starts, ms_sb, ms_sn, b, token, SEGMENTS)
+        s = load_scalars(ms, starts, ends, ms_sb, ms_sn, b, token, 0, ms_sb, SEGMENTS)
     else:
         s = tl.full((token.shape[0],), 1.0, tl.float32)
-    return tl.where(token < N, -s * root, float("nan"))
+    return tl.where(exists(starts, ends, token, SEGMENTS), -s * root, float("nan"))
 
 
 @triton.jit
-def is_wide(wide_memory, wide_queries, b, tile, TILES: tl.constexpr, ROW):
-    """Whether queries of tile ``tile``, of TILES certificates, or the memory are not certified; ROW certificates a batch."""
+def is_wide(wide_memory, wide_queries, b, query, CERTIFICATES, TILE: tl.constexpr, BLOCK_Q: tl.constexpr):
+    """Whether the memory, or any query of the block of BLOCK_Q that ``query`` is in, is not certified."""
     wide = tl.load(wide_memory + b)
-    for i in tl.static_range(TILES):
-        wide = wide | tl.load(wide_queries + b * ROW + tile * TILES + i)
+    first = query // BLOCK_Q * (BLOCK_Q // TILE)
+    for i in tl.static_range(BLOCK_Q // TILE):
+        wide = wide | tl.load(wide_queries + b * CERTIFICATES + first + i)
     return wide != 0
