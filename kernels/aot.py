@@ -85,6 +85,7 @@ HEAD = ("kernel", "sm", "warps", "registers", "stack", "local", "shared", "matri
 
 def cases() -> dict[str, Callable[[], object]]:
     """Calls whose launches together are all kernels in all their forms. XMem's sizes at 480p unless the name says more."""
+    from . import backward_dense, backward_topk
     from .affinity_topk import affinity_topk
     from .read_dense import memory_read
     from .readout_topk import readout_topk
@@ -97,6 +98,15 @@ def cases() -> dict[str, Callable[[], object]]:
     def dense(n: int = 24580, q: int = 1620, o: int = 1, usage: bool = True, **more: Any) -> object:
         x = meta(n, q, objects=o, **more)
         return memory_read(*x, usage)
+
+    def train(k: int | None, n: int = 1728, q: int = 576, dtype: torch.dtype = torch.float16, **more: Any) -> object:
+        mk, ms, mv, qk, qe = meta(n, q, dtype=dtype, **more)
+        d_readout = torch.empty((*mv[0].shape[:3], q), dtype=dtype, device="meta")
+        d_usage = None if dtype == torch.float32 else torch.empty((qk.shape[0], n), device="meta")
+        if k is None:
+            return backward_dense.memory_read_backward(mk, ms, mv, qk, qe, d_readout, d_usage)
+        weight, index, _ = affinity_topk(mk, ms, qk, qe, k, False)
+        return backward_topk.memory_read_backward(mk, ms, mv, qk, qe, weight, index, d_readout, d_usage)
 
     half, bfloat, single = torch.float16, torch.bfloat16, torch.float32
     return {
@@ -111,6 +121,10 @@ def cases() -> dict[str, Callable[[], object]]:
         "dense float16, O=5, no usage": lambda: dense(o=5, usage=False),
         "dense bfloat16, no selection": lambda: dense(dtype=bfloat, selection=False),
         "dense float32": lambda: dense(dtype=single, shrinkage=False),
+        "backward dense float16": lambda: train(None, batch=4, objects=3),
+        "backward dense float32": lambda: train(None, batch=4, dtype=single, shrinkage=False, selection=False),
+        "backward topk float16": lambda: train(30, batch=4, objects=3),
+        "backward topk float32, k=256": lambda: train(256, batch=4, dtype=single, shrinkage=False, selection=False),
         "dense segments, CK=128": lambda: dense(channels=128, segments=(8100, 0, 130, 16350)),
     }
 

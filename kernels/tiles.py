@@ -27,9 +27,10 @@ def load_tokens(ptrs, starts, ends, sb, sc, sn, b, token, channel, CHANNELS, SEG
 def load_scalars(ptrs, starts, ends, sb, sn, b, token, channel, sc, SEGMENTS: tl.constexpr):
     """One channel of tokens of [B, C, N]: token [T] int64 -> [T] float32, 0 where there is none."""
     numbers = tl.zeros((token.shape[0],), tl.float32)
+    b = b.to(tl.int64)  # and with it what it is added to
     for i in tl.static_range(SEGMENTS):
         here = (token >= starts[i]) & (token < ends[i])
-        at = ptrs[i] + b.to(tl.int64) * sb[i] + channel * sc[i] + (token - starts[i]) * sn[i]
+        at = ptrs[i] + b * sb[i] + (b * 0 + channel) * sc[i] + (token - starts[i]) * sn[i]
         numbers = tl.where(here, tl.load(at, mask=here, other=0.0).to(tl.float32), numbers)
     return numbers
 
