@@ -84,11 +84,11 @@ HEAD = ("kernel", "sm", "warps", "registers", "stack", "local", "shared", "matri
 
 
 def cases() -> dict[str, Callable[[], object]]:
-    """Calls whose launches together are all kernels in all their forms. XMem's sizes at 480p unless the name says more."""
-    from . import backward_dense, backward_topk
-    from .affinity_topk import affinity_topk
-    from .read_dense import memory_read
-    from .readout_topk import readout_topk
+    """Calls whose launches together are all kernels in all forms. XMem's sizes at 480p unless the name says more."""
+    from . import dense_backward, topk_backward
+    from .dense_read import memory_read
+    from .topk_affinity import affinity_topk
+    from .topk_readout import readout_topk
 
     def read(n: int = 24580, q: int = 1620, k: int = 30, o: int = 1, dtype: torch.dtype = torch.float16, **more: Any):
         x = meta(n, q, objects=o, dtype=dtype, **more)
@@ -104,9 +104,9 @@ def cases() -> dict[str, Callable[[], object]]:
         d_readout = torch.empty((*mv[0].shape[:3], q), dtype=dtype, device="meta")
         d_usage = None if dtype == torch.float32 else torch.empty((qk.shape[0], n), device="meta")
         if k is None:
-            return backward_dense.memory_read_backward(mk, ms, mv, qk, qe, d_readout, d_usage)
+            return dense_backward.memory_read_backward(mk, ms, mv, qk, qe, d_readout, d_usage)
         weight, index, _ = affinity_topk(mk, ms, qk, qe, k, False)
-        return backward_topk.memory_read_backward(mk, ms, mv, qk, qe, weight, index, d_readout, d_usage)
+        return topk_backward.memory_read_backward(mk, ms, mv, qk, qe, weight, index, d_readout, d_usage)
 
     half, bfloat, single = torch.float16, torch.bfloat16, torch.float32
     return {
@@ -195,7 +195,12 @@ def _launch(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Laun
     for i, (parameter, value) in enumerate(zip(kernel.params, args)):
         signature.append((parameter.name, describe(value, (i,), parameter.is_constexpr)))
     return Launch(
-        kernel.fn.__module__, kernel.__name__, tuple(signature), tuple(constants), tuple(aligned), tuple(options.items())
+        kernel.fn.__module__,
+        kernel.__name__,
+        tuple(signature),
+        tuple(constants),
+        tuple(aligned),
+        tuple(options.items()),
     )
 
 

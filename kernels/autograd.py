@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backward_dense, backward_topk, read_dense
-from .affinity_topk import affinity_topk
-from .readout_topk import readout_topk
+from . import dense_backward, dense_read, topk_backward
+from .topk_affinity import affinity_topk
+from .topk_readout import readout_topk
 
 Parts = tuple[list[Tensor], list[Tensor] | None, list[Tensor], Tensor, Tensor | None]
 
@@ -42,7 +42,7 @@ class MemoryRead(torch.autograd.Function):
             readout = readout_topk(mv, weight, index)
             chosen = (weight, index)
         else:
-            readout, usage = read_dense.memory_read(mk, ms, mv, qk, qe, return_usage)
+            readout, usage = dense_read.memory_read(mk, ms, mv, qk, qe, return_usage)
         ctx.save_for_backward(*tensors, *chosen)
         ctx.sparse = bool(chosen)
         return readout, usage
@@ -59,7 +59,7 @@ class MemoryRead(torch.autograd.Function):
         mk, ms, mv, qk, qe = _parts(segments, with_ms, tensors)
         if d_readout is None:
             d_readout = mv[0].new_zeros(*mv[0].shape[:3], qk.shape[2])
-        backward = backward_topk.memory_read_backward if ctx.sparse else backward_dense.memory_read_backward
+        backward = topk_backward.memory_read_backward if ctx.sparse else dense_backward.memory_read_backward
         dk, ds, dv, dq, de = backward(mk, ms, mv, qk, qe, *chosen, d_readout, d_usage)
         grads: list[Tensor | None] = [g.transpose(1, 2).to(qk.dtype) for g in dk.split([k.shape[2] for k in mk], 1)]
         if ms is not None and ds is not None:

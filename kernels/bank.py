@@ -9,11 +9,11 @@ whose rounding in float32 is larger (``testing.score_tolerance`` allows the wors
 
 float16 ends at 65,504 and at 2^-24, so keys are scaled by a power of two (the spread of some of them to 2 .. 4), and
 each query's e and e q by another. That this was enough is proved for the numbers at hand, on the device: what falls
-under the range adds at most 2^-36 (sum |e| + 2 |e q| + k^2 + |k|) to D, and a query is **certified** where this is less than
-2^-22 of its sum_c e q^2, itself a part of what rounding is measured against. Queries that are not (e < 0, a query at
-the middle of all keys, a memory with keys hundreds of times farther out than most) take kernels that score by
-differences in float32: the same result, slower. Both are launched, and a tile of queries leaves one of them at once, so nothing waits
-for the device.
+under the range adds at most 2^-36 (sum |e| + 2 |e q| + k^2 + |k|) to D, and a query is **certified** where this is less
+than 2^-22 of its sum_c e q^2, itself a part of what rounding is measured against. Queries that are not (e < 0, a query
+at the middle of all keys, a memory with keys hundreds of times farther out than most) take kernels that score by
+differences in float32: the same result, slower. Both are launched, and a tile of queries leaves one of them at once, so
+nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class Queries(NamedTuple):
 class Bank(NamedTuple):
     """Split operands of a memory and of queries.
 
-    keys [B, NP, 4, CKP] float16: k^2 hi, k hi, k^2 lo, k lo; scale [B, NP]: -s / sqrt(CK), and -inf for a token that cannot
-    be read and beyond N; queries [B, QP, 4, CKP] float16: e hi, -2 e q hi, -2 e q lo, e lo; offset [B, QP]: sum_c e q^2;
-    unscale [B, QP]: what brings D back to the keys' own scale; middle [B, CKP];
-    wide_memory [B] and wide_queries [B, QP / TILE] int32: what is not certified.
+    keys [B, NP, 4, CKP] float16: k^2 hi, k hi, k^2 lo, k lo; scale [B, NP]: -s / sqrt(CK), and -inf for a token that
+    cannot be read and beyond N; queries [B, QP, 4, CKP] float16: e hi, -2 e q hi, -2 e q lo, e lo; offset [B, QP]:
+    sum_c e q^2; unscale [B, QP]: what brings D back to the keys' own scale; middle [B, CKP]; wide_memory [B] and
+    wide_queries [B, QP / TILE] int32: what is not certified.
     """
 
     keys: Tensor
@@ -129,7 +129,7 @@ def padded_channels(channels: int) -> int:
 
 
 def prepare(memory: Memory, queries: Queries, pad: int) -> Bank:
-    """Two launches. The keys' operand is padded to a multiple of ``pad`` tokens, so that no kernel needs a mask there."""
+    """Two launches. The keys' operand is padded to a multiple of ``pad`` tokens, so no kernel needs a mask there."""
     qk = queries.qk
     b, ck, q = qk.shape
     ckp = padded_channels(ck)

@@ -65,12 +65,3 @@ def _of(kernel: str, device: str, index: int | None, wide: bool) -> dict[str, in
 def launch(config: dict[str, int]) -> dict[str, int]:
     """The options of a launch among a configuration's numbers."""
     return {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
-
-
-def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when Triton was imported)."""
-    from triton.runtime.interpreter import InterpretedFunction
-
-    from . import usage
-
-    return isinstance(usage.usage_of_sums, InterpretedFunction)

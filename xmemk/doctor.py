@@ -56,7 +56,9 @@ def backends() -> dict[str, dict[str, str]]:
     """For each op and backend on this machine's best device: "yes", or why not."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     error = ops.native_error()
-    return {op: {b: refusal(b, Call(op, device, False), error) or "yes" for b in BACKENDS} for op in OPS}
+    triton = ops.triton_error(device)
+    calls = {op: Call(op, device, False, triton_error=triton) for op in OPS}
+    return {op: {b: refusal(b, call, error) or "yes" for b in BACKENDS} for op, call in calls.items()}
 
 
 def _core() -> list[Finding]:

@@ -6,7 +6,10 @@ PyTorch has no operator at all, so that the compiler sees through it.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import sys
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +93,42 @@ def _fake_usage(mk: list[Tensor], qk: Tensor, wanted: bool) -> Tensor:
     return qk.new_empty(shape, dtype=torch.float32)
 
 
+# On CUDA these have Triton kernels (xmemk.kernels).
+def _memory_read_triton(
+    mk: list[Tensor],
+    ms: list[Tensor],
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int | None,
+    return_usage: bool,
+) -> tuple[Tensor, Tensor]:
+    from . import kernels
+
+    readout, usage = kernels.memory_read(mk, ms or None, mv, qk, qe, top_k, return_usage)
+    return readout, _fake_usage(mk, qk, False) if usage is None else usage
+
+
+def _affinity_topk_triton(
+    mk: list[Tensor], ms: list[Tensor], qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from . import kernels
+
+    weight, index, usage = kernels.affinity_topk(mk, ms or None, qk, qe, top_k, return_usage)
+    return weight, index, _fake_usage(mk, qk, False) if usage is None else usage
+
+
+@functools.cache
+def _register_triton() -> None:
+    """Done at the first look at a GPU."""
+    from . import kernels
+
+    _LIBRARY.impl("memory_read", _memory_read_triton, "CUDA")
+    _LIBRARY.impl("affinity_topk", _affinity_topk_triton, "CUDA")
+    _LIBRARY.impl("readout_topk", kernels.readout_topk, "CUDA")
+    _LIBRARY.impl("potentiate", kernels.potentiate, "CUDA")
+
+
 _native_error: str | None = ""  # "" until the first look
 
 
@@ -108,6 +147,61 @@ def native_error() -> str | None:
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             _native_error = f"the C++ extension does not load: {line}"
     return _native_error
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def triton_error(device: str, index: int | None = None) -> str | None:
+    """Why the Triton kernels cannot be used on this device, in one line; None when they can."""
+    try:
+        from . import kernels
+    except ModuleNotFoundError:
+        return "needs xmemk.kernels, which comes with an installed xmemk (pip install --no-build-isolation -e .)"
+    error = kernels.error(device, index)
+    if device == "cuda" and error is None:
+        _register_triton()
+    return error
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on CPU tensors."""
+    if triton_error("cpu") is not None:
+        return False
+    from . import kernels
+
+    return kernels.interpreted()
+
+
+def triton(like: Tensor) -> Any:
+    """The functions of backend "triton" for tensors such as this: the operators, or for the interpreter the kernels
+    themselves, since the operators' CPU kernels are others.
+    """
+    from . import kernels
+
+    return sys.modules[__name__] if like.device.type == "cuda" else kernels
+
+
+def memory_read_with_gradients(
+    mk: list[Tensor],
+    ms: list[Tensor] | None,
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int | None,
+    return_usage: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`memory_read` of backend "triton", differentiable in mk, ms, mv, qk and qe; not under torch.compile."""
+    from . import kernels
+
+    return kernels.memory_read_with_gradients(mk, ms, mv, qk, qe, top_k, return_usage)
+
+
+def potentiate(mk: Tensor, ms: Tensor | None, mv: Tensor, pk: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor]:
+    """-> ps [B, 1, P] float32, pv [B, O, CV, P]"""
+    result: tuple[Tensor, Tensor] = torch.ops.xmemk.potentiate(mk, ms, mv, pk, pe)
+    return result
 
 
 def select_prototypes(usage: Tensor, num_prototypes: int) -> Tensor:
@@ -163,5 +257,5 @@ def consolidate(
     index = select_prototypes(usage, num_prototypes)
     pk = gather_tokens(mk, index)
     pe = None if me is None else gather_tokens(me, index)
-    ps, pv = torch.ops.xmemk.potentiate(mk, ms, mv, pk, pe)
+    ps, pv = potentiate(mk, ms, mv, pk, pe)
     return pk, ps, pv

@@ -1,6 +1,6 @@
 """affinity_topk: the exact k best tokens of each query and their softmax weights, in a few launches.
 
-Two to prepare operands (bank.py), two for group maxima, one for the choice of groups (group_maxima.py), one here; two
+Two to prepare operands (bank.py), two for group maxima, one for the choice of groups (topk_groups.py), one here; two
 more where usage is wanted. Where k groups would hold the whole memory, the one here does it all.
 """
 
@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import bank, configs, usage
+from . import bank, configs, topk_usage
 from .bank import Memory, Queries
-from .group_maxima import GROUP, candidate_groups, group_maxima, order_key
 from .tiles import load_queries, load_scalars, load_tokens, readable
-from .usage import add_usage
+from .topk_groups import GROUP, candidate_groups, group_maxima, order_key
+from .topk_usage import add_usage
 
 MAXIMA_BYTES = 128 << 20  # of group maxima at a time; beyond, queries go in turns
 TURN = 128  # queries of a turn are a multiple of this
@@ -31,19 +31,19 @@ def affinity_topk(
     top_k: int,
     return_usage: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """-> weight [B, Q, k] float32, descending, index [B, Q, k] int64, k = min(top_k, N); usage [B, N] float32 or None."""
+    """-> weight [B, Q, k] float32, descending, index [B, Q, k] int64, k = min(top_k, N); usage [B, N] or None."""
     memory, queries = bank.memory(mk, ms), Queries(qk, qe)
     b, _, q = qk.shape
     k = min(top_k, memory.tokens)
     weight = qk.new_empty((b, q, k), dtype=torch.float32)
     index = qk.new_empty((b, q, k), dtype=torch.int64)
-    sums = usage.new_sums(qk, b, memory.tokens) if return_usage else None
+    sums = topk_usage.new_sums(qk, b, memory.tokens) if return_usage else None
     if weight.numel() > 0:
         if memory.tokens <= k * GROUP:
             _choose(memory, queries, None, 0, q, weight, index, sums)
         else:
             _choose_by_groups(memory, queries, weight, index, sums)
-    return weight, index, None if sums is None else usage.finish(sums, usage.usage_bits(q))
+    return weight, index, None if sums is None else topk_usage.finish(sums, topk_usage.usage_bits(q))
 
 
 def _choose_by_groups(memory: Memory, queries: Queries, weight: Tensor, index: Tensor, sums: Tensor | None) -> None:
@@ -88,7 +88,7 @@ def _choose(
         count,
         candidates,
         1 / math.sqrt(ck),
-        2.0 ** usage.usage_bits(q),
+        2.0 ** topk_usage.usage_bits(q),
         ck,
         bank.padded_channels(ck),
         memory.segments,
@@ -157,9 +157,7 @@ def weigh_candidates(
     query = first + tl.program_id(0)
     row = b.to(tl.int64) * count + tl.program_id(0)
     channel = tl.arange(0, CKP)
-    q, e = load_queries(
-        qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq, b, query + tl.arange(0, 1), Q, CK, CKP, HAS_E
-    )
+    q, e = load_queries(qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq, b, query + tl.arange(0, 1), Q, CK, CKP, HAS_E)
     score = tl.full((STEPS, ROWS), -float("inf"), tl.float32)
     step = tl.arange(0, STEPS)[:, None]
     for i in range(STEPS):

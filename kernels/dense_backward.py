@@ -1,7 +1,7 @@
 """Gradients of the dense read, a block of queries at a time.
 
-With S_ij = -(s_i / sqrt(CK)) D_ij, D_ij = sum_c e k^2 - 2 e q k + e q^2, W the softmax of S over i, and dF, dU the gradients of
-readout and usage:
+With S_ij = -(s_i / sqrt(CK)) D_ij, D_ij = sum_c e k^2 - 2 e q k + e q^2, W the softmax of S over i, and dF, dU the
+gradients of readout and usage:
 
     dW_ij = v_i . dF_j + dU_i        dS_ij = W_ij (dW_ij - sum_i W_ij dW_ij)        dv_i = sum_j W_ij dF_j
     [A1 | A2 | a]_i = sum_j dS_ij [e | e q | sum_c e q^2]_j
@@ -9,7 +9,7 @@ readout and usage:
     [B1 | B2 | b]_j = sum_i dS_ij [h k^2 | h k | h]_i,  h_i = -s_i / sqrt(CK)
         dq_j = -2 e_j (B2_j - q_j b_j)        de_j = B1_j - 2 q_j B2_j + q_j^2 b_j
 
-Weights come from the forward's kernels in float32, dS from the one here, and the four products are PyTorch's, in float32.
+Weights come from the forward's kernels in float32, dS from the one here, and the four products are PyTorch's float32.
 Keys and queries are translated by the middle key, of which all of this is independent. Nothing is added atomically.
 """
 
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from . import bank
 from .bank import Queries
-from .weights import FLOAT32, affinity, block_rows, weights
+from .dense_lse import affinity
+from .dense_weights import FLOAT32, block_rows, weights
 
 PAIR_BYTES = 64 << 20  # of W and of dS at a time, each
 
@@ -85,9 +86,7 @@ def memory_read_backward(
 
 
 @triton.jit
-def score_gradients(
-    w, dw, d_usage, N, NP, rows, count, HAS_USAGE: tl.constexpr, BLOCK: tl.constexpr
-):
+def score_gradients(w, dw, d_usage, N, NP, rows, count, HAS_USAGE: tl.constexpr, BLOCK: tl.constexpr):
     """dS over dW, in place: w [B, rows, NP], dw [B, count, N], d_usage [B, N]. Grid [count, B]."""
     b = tl.program_id(1).to(tl.int64)
     w += (b * rows + tl.program_id(0)) * NP

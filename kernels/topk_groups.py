@@ -6,7 +6,7 @@ largest scores (of equal ones those that come first).** For a token outside thes
 maximum, which is no better than those k maxima, each of them another token; and where it equals one of them, that one's
 group comes first, so the token does, too. This holds level by level when groups are grouped again.
 
-The k * GROUP tokens are then scored anew by differences (affinity_topk.py), so what this pass decides is only which
+The k * GROUP tokens are then scored anew by differences (topk_affinity.py), so what this pass decides is only which
 groups are looked at, by the expanded form at float32 level (bank.py): the choice that the other backends make, too.
 The work does not depend on the data, and nothing overflows.
 """
@@ -27,7 +27,9 @@ WIDE_KEYS = 32  # groups of a program that scores by differences
 WIDEST = 8192  # groups that one program selects from; above, groups of groups
 
 
-def group_maxima(bank: Bank, memory: Memory, queries: Queries, first: int, count: int, config: dict[str, int]) -> Tensor:
+def group_maxima(
+    bank: Bank, memory: Memory, queries: Queries, first: int, count: int, config: dict[str, int]
+) -> Tensor:
     """Largest score of each group, [B, count, NP / GROUP], for ``count`` queries from ``first``, a multiple of a tile.
 
     Two launches, of which each tile of queries takes one.
@@ -39,7 +41,19 @@ def group_maxima(bank: Bank, memory: Memory, queries: Queries, first: int, count
     block_q, block_n = config["BLOCK_Q"], config["BLOCK_N"]
     grid = (-(-count // block_q), np // (block_n * GROUP), b)
     split_maxima[grid](
-        *bank.split, out, np, qp, first, count, ckp, bank.e_exact, GROUP, TILE, block_q, block_n, **configs.launch(config)
+        *bank.split,
+        out,
+        np,
+        qp,
+        first,
+        count,
+        ckp,
+        bank.e_exact,
+        GROUP,
+        TILE,
+        block_q,
+        block_n,
+        **configs.launch(config),
     )
     grid = (-(-count // TILE), np // (WIDE_KEYS * GROUP), b)
     wide_maxima[grid](
@@ -91,8 +105,8 @@ def split_maxima(
 ):
     """out [B, count, NP / GROUP]: largest score of each group of tokens, for certified tiles of queries.
 
-    Grid [tiles of BLOCK_Q queries, chunks of BLOCK_N groups, B]. Step t of a program scores the t-th token of each of its
-    groups, so that the maximum over a group is one of whole tiles.
+    Grid [tiles of BLOCK_Q queries, chunks of BLOCK_N groups, B]. Step t of a program scores the t-th token of each of
+    its groups, so that the maximum over a group is one of whole tiles.
     """
     b = tl.program_id(2).to(tl.int64)
     first_tile = first // BLOCK_Q + tl.program_id(0)
@@ -175,7 +189,7 @@ def wide_maxima(
 def candidate_groups(maxima: Tensor, k: int) -> Tensor:
     """The k groups with the largest of maxima [B, count, groups] -> [B, count, k] int32, ascending.
 
-    One launch; three more for each factor of GROUP that there are more than WIDEST groups, of which no program sees all.
+    One launch; two more for each factor of GROUP by which there are more than WIDEST groups, too many for a program.
     """
     levels = [maxima]
     while levels[-1].shape[2] > WIDEST:
@@ -191,7 +205,17 @@ def candidate_groups(maxima: Tensor, k: int) -> Tensor:
         width = triton.next_power_of_2(candidates)
         warps = 8 if width >= 4096 else 4 if width >= 512 else 1
         select_groups[(count, b)](
-            level, parents, out, groups, candidates, out.shape[2], count, chosen is not None, GROUP, width, num_warps=warps
+            level,
+            parents,
+            out,
+            groups,
+            candidates,
+            out.shape[2],
+            count,
+            chosen is not None,
+            GROUP,
+            width,
+            num_warps=warps,
         )
         chosen = out
     assert chosen is not None
@@ -236,7 +260,7 @@ def select_groups(
     GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """out [B, count, K] int32: of ``candidates`` groups the K with the largest maxima, of equal ones the first, ascending.
+    """out [B, count, K] int32: of ``candidates`` groups the K largest, of equal ones the first, in ascending order.
 
     Candidates are all groups, or those of ``parents`` [B, count, candidates / GROUP] groups of groups. The K-th largest
     is found by bisection over its bits, so that the work does not depend on the data. Grid [count, B].

@@ -1,4 +1,4 @@
-"""The dense read: weights in blocks of queries (weights.py), each multiplied with all values.
+"""The dense read: weights in blocks of queries (dense_weights.py), each multiplied with all values.
 
 The blocks bound the extra memory (WEIGHT_BYTES), and that weights are written makes one product of them with the values
 of all objects, at the cost of writing and reading them once. What is added up over queries or over parts of the memory
@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import bank, configs
+from . import bank, configs, interpreted
 from .bank import Memory, Queries
-from .weights import ALIGN, FORMATS, HALF_SCALE, PROGRAMS, affinity, block_rows, weights
+from .dense_lse import ALIGN, PROGRAMS, affinity
+from .dense_weights import FORMATS, HALF_SCALE, block_rows, weights
 
 WEIGHT_BYTES = 40 << 20  # of weights at a time, but at least a block of queries
 _SPLITS = 16
@@ -95,7 +96,7 @@ def _multiply(parts: Tensor, values: tuple[Tensor, ...], memory: Memory, out: Te
         len(values),
         parts.shape[1],
         out.dtype == torch.float32,
-        configs.interpreted(),
+        interpreted(),
         block_q,
         block_c,
         block_n,
@@ -153,8 +154,8 @@ def multiply_values(
 ):
     """out [splits, B, Q, O, CV], rows [first, first + count): sum over a split of the tokens of weight * value.
 
-    parts [B, PARTS, rows, NP] are weights as _store_weights writes them. Grid [blocks of queries * blocks of channels, O *
-    splits, B].
+    parts [B, PARTS, rows, NP] are weights as _store_weights writes them. Grid [blocks of queries * blocks of channels,
+    O * splits, B].
     """
     b = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) // channels * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -203,7 +204,7 @@ def multiply_values(
 
 @triton.jit
 def sum_splits(partial, out, splits, B, count, Q, first, WIDTH, BLOCK: tl.constexpr):
-    """out [B, Q, WIDTH], rows [first, first + count), from partial [splits, B, count, WIDTH]. Grid [count, blocks, B]."""
+    """out [B, Q, WIDTH] from row ``first``, of partial [splits, B, count, WIDTH]. Grid [count, blocks, B]."""
     b = tl.program_id(2).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)

@@ -1,4 +1,4 @@
-"""Gradients of the top-k read: backward_dense.py's sums over the selected tokens only, by differences.
+"""Gradients of the top-k read: dense_backward.py's sums over the selected tokens only, by differences.
 
 One kernel per query gives the gradients of query and selection, and of each slot's score. The slots are then sorted by
 token (stably, so that a token's slots keep the order of the queries), and one program per token adds up what is its
@@ -30,7 +30,7 @@ def memory_read_backward(
     d_readout: Tensor,
     d_usage: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-    """As backward_dense's, from the forward's weight and index [B, Q, k]. Three launches, a sort and a search."""
+    """As dense_backward's, from the forward's weight and index [B, Q, k]. Three launches, a sort and a search."""
     memory, queries = bank.memory(mk, ms), Queries(qk, qe)
     b, ck, q = qk.shape
     _, o, cv, _ = mv[0].shape
@@ -129,16 +129,16 @@ def query_gradients(
                 here = (token >= starts[i]) & (token < ends[i])
                 at = mv[i] + b * v_sb[i] + (b * 0 + o) * v_so[i] + (token - starts[i])[:, None] * v_sn[i]
                 x = tl.load(
-                    at + channel[None, :].to(tl.int64) * v_sc[i], mask=here[:, None] & (channel < CV)[None, :], other=0.0
+                    at + channel[None, :].to(tl.int64) * v_sc[i],
+                    mask=here[:, None] & (channel < CV)[None, :],
+                    other=0.0,
                 )
                 dw += tl.sum(x.to(tl.float32) * d[None, :], 1)
     if HAS_USAGE:
         dw += tl.load(d_usage + b * N + token, mask=slot < K, other=0.0)
     d_score = w * (dw - tl.sum(w * dw, 0))
     channel = tl.arange(0, CKP)
-    q, e = load_queries(
-        qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq, b, query + tl.arange(0, 1), Q, CK, CKP, HAS_E
-    )
+    q, e = load_queries(qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq, b, query + tl.arange(0, 1), Q, CK, CKP, HAS_E)
     x = load_tokens(mk, starts, ends, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32) - q
     s = tl.full((KP,), 1.0, tl.float32)
     if HAS_S:
@@ -191,16 +191,16 @@ def key_gradients(
     HAS_E: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dk [B, N, CK], ds [B, N, 1]: order [B, Q * K] are slots sorted by token, bounds [B, N + 1] where each token's begin.
+    """dk [B, N, CK], ds [B, N, 1]. Grid [N, B].
 
-    Grid [N, B].
+    order [B, Q * K] are slots sorted by token, bounds [B, N + 1] where each token's begin.
     """
     b = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0)
     channel = tl.arange(0, CKP)
-    k = load_tokens(
-        mk, starts, ends, sb, sc, sn, b, (token + tl.arange(0, 1)).to(tl.int64), channel, CK, SEGMENTS
-    ).to(tl.float32)
+    k = load_tokens(mk, starts, ends, sb, sc, sn, b, (token + tl.arange(0, 1)).to(tl.int64), channel, CK, SEGMENTS).to(
+        tl.float32
+    )
     d_key = tl.zeros((CKP,), tl.float32)
     d_shrinkage = tl.zeros((BLOCK,), tl.float32)
     first = tl.load(bounds + b * (N + 1) + token)
@@ -218,9 +218,7 @@ def key_gradients(
 
 
 @triton.jit
-def value_gradients(
-    order, bounds, weight, d_out, dv, N, Q, K, WIDTH, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr
-):
+def value_gradients(order, bounds, weight, d_out, dv, N, Q, K, WIDTH, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr):
     """dv [B, N, WIDTH]: sum over a token's slots of weight * d_out [B, Q, WIDTH]. Grid [N, blocks of WIDTH, B]."""
     b = tl.program_id(2).to(tl.int64)
     token = tl.program_id(0)

@@ -1,8 +1,8 @@
 """Usage of a top-k read: weights added to the tokens they fall on, bit for bit the same in any order.
 
-A float32 weight of at most 1 is written exactly as w = (x0 + x1 / 2^B + x2 / 2^2B) / 2^B with integers below 2^B (what is
-below 2^-3B is rounded). Integers are added atomically, so no order of the additions shows. B is such that Q of them fit
-64 bits.
+A float32 weight of at most 1 is written exactly as w = (x0 + x1 / 2^B + x2 / 2^2B) / 2^B with integers below 2^B (what
+is below 2^-3B is rounded). Integers are added atomically, so no order of the additions shows. B is such that Q of them
+fit 64 bits.
 """
 
 from __future__ import annotations
