@@ -175,10 +175,10 @@ def _launch(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Laun
     constants: list[tuple[tuple[int, ...], Any]] = []
     aligned: list[tuple[int, ...]] = []
 
-    def describe(value: Any, path: tuple[int, ...], constexpr: bool) -> Any:
+    def describe(value: Any, path: tuple[int, ...], constexpr: bool, special: bool) -> Any:
         if isinstance(value, tuple) and not constexpr:
-            return tuple(describe(v, (*path, i), False) for i, v in enumerate(value))
-        if constexpr or (isinstance(value, int) and value == 1):
+            return tuple(describe(v, (*path, i), False, True) for i, v in enumerate(value))
+        if constexpr or (special and isinstance(value, int) and value == 1):
             constants.append((path, value))
             return "constexpr"
         if isinstance(value, Tensor):
@@ -186,14 +186,16 @@ def _launch(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Laun
             return "*" + _TYPES[value.dtype]
         if isinstance(value, float):
             return "fp32"
-        if value % 16 == 0:
+        if special and value % 16 == 0:
             aligned.append(path)
         return "i32" if -(2**31) <= value < 2**31 else "i64"
 
     if len(args) != len(kernel.params):
         raise TypeError(f"{kernel.__name__}: wanted {len(kernel.params)} arguments, got {len(args)}")
     for i, (parameter, value) in enumerate(zip(kernel.params, args)):
-        signature.append((parameter.name, describe(value, (i,), parameter.is_constexpr)))
+        signature.append(
+            (parameter.name, describe(value, (i,), parameter.is_constexpr, not parameter.do_not_specialize))
+        )
     return Launch(
         kernel.fn.__module__,
         kernel.__name__,

@@ -56,7 +56,8 @@ class Memory(NamedTuple):
     def shrinkage(self) -> tuple[Any, ...]:
         """Pointers and strides (batch, token) of the shrinkage; the keys' where there is none, to be ignored."""
         ms = self.ms or self.mk
-        return ms, tuple(s.stride(0) for s in ms), tuple(s.stride(2) for s in ms)
+        batch, _, token = strides(ms)
+        return ms, batch, token
 
 
 class Queries(NamedTuple):
@@ -98,17 +99,26 @@ def memory(mk: list[Tensor], ms: list[Tensor] | None, align: int = 1) -> Memory:
     used = [i for i, k in enumerate(mk) if k.shape[2] > 0]
     keys = joined([mk[i] for i in used])
     shrinkage = () if ms is None else joined([ms[i] for i in used])
-    starts, ends = numbers(keys, align)
-    return Memory(keys, shrinkage, starts, ends, sum(k.shape[2] for k in keys), ends[-1])
+    extent = 0
+    for k in keys:
+        extent = -(-extent // align) * align + k.shape[2]
+    return Memory(keys, shrinkage, *numbers(keys, align), sum(k.shape[2] for k in keys), extent)
 
 
 def numbers(segments: tuple[Tensor, ...], align: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Where segments [B, ..., N] start and end when each starts at a multiple of ``align``."""
+    """Where segments [B, ..., N] start and end when each starts at a multiple of ``align``, for ``tiles.bound``.
+
+    Triton compiles a kernel anew for numbers that are 1 or that 16 divides; written as 16 n + 2 none is, and a memory
+    that grows keeps its kernels.
+    """
     starts: list[int] = []
     ends: list[int] = []
+    last = 0
     for segment in segments:
-        starts.append(-(-ends[-1] // align) * align if ends else 0)
-        ends.append(starts[-1] + segment.shape[-1])
+        first = -(-last // align) * align
+        last = first + segment.shape[-1]
+        starts.append(16 * first + 2)
+        ends.append(16 * last + 2)
     return tuple(starts), tuple(ends)
 
 
@@ -120,8 +130,9 @@ def joined(segments: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def strides(tensors: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
-    """Strides of [B, C, N] tensors, one tuple for each dimension."""
-    return tuple(zip(*(t.stride() for t in tensors)))
+    """Strides of [B, ..., N] tensors, one tuple for each dimension; of a batch of one, which changes with N, 0."""
+    batch = tuple(t.stride(0) if t.shape[0] > 1 else 0 for t in tensors)
+    return batch, *(tuple(t.stride(i) for t in tensors) for i in range(1, tensors[0].dim()))
 
 
 def padded_channels(channels: int) -> int:
@@ -196,7 +207,7 @@ def _median(x, count, sample):
     return tl.sum(tl.where((rank == (count - 1) // 2) & (sample < count)[:, None], x, 0.0), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def find_middle(
     mk,
     starts,
@@ -232,7 +243,7 @@ def find_middle(
     tl.store(wide_memory + b, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Q", "key_tiles"])
 def fill_bank(
     mk,
     starts,

@@ -85,7 +85,7 @@ def memory_read_backward(
     return dk, ds, dv, dq, de
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "count"])
 def score_gradients(w, dw, d_usage, N, NP, rows, count, HAS_USAGE: tl.constexpr, BLOCK: tl.constexpr):
     """dS over dW, in place: w [B, rows, NP], dw [B, count, N], d_usage [B, N]. Grid [count, B]."""
     b = tl.program_id(1).to(tl.int64)

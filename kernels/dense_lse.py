@@ -77,7 +77,7 @@ def split_scores(keys, scale, row, e_hi, q_hi, q_lo, e_lo, add, unscale, CK: tl.
     return (product * unscale + add) * (tl.load(scale + row) * LOG2E)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "splits"])
 def split_lse(
     keys,
     scale,
@@ -120,7 +120,7 @@ def split_lse(
     tl.store(lse + (b * splits + part) * QP + query, m + tl.log2(l))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Q", "tiles", "splits"])
 def wide_lse(
     mk,
     starts,

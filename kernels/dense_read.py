@@ -19,6 +19,7 @@ from . import bank, configs, interpreted
 from .bank import Memory, Queries
 from .dense_lse import ALIGN, PROGRAMS, affinity
 from .dense_weights import FORMATS, HALF_SCALE, block_rows, weights
+from .tiles import bound
 
 WEIGHT_BYTES = 40 << 20  # of weights at a time, but at least a block of queries
 _SPLITS = 16
@@ -122,7 +123,7 @@ def _part(x, UPCAST: tl.constexpr):
     return x.to(tl.float32) if UPCAST else x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Q", "first", "count", "splits"])
 def multiply_values(
     parts,
     mv,
@@ -170,10 +171,12 @@ def multiply_values(
     total = tl.zeros((BLOCK_Q, BLOCK_C), tl.float32)
     for i in tl.static_range(SEGMENTS):
         value = mv[i] + b * sb[i] + o * so[i] + channel[None, :].to(tl.int64) * sc[i]
-        for start in range(tl.maximum(lowest, starts[i]), tl.minimum(highest, ends[i]), BLOCK_N):
+        # Both are multiples of ALIGN; said so that loads are wide.
+        low = tl.maximum(lowest, bound(starts, i)) // BLOCK_N * BLOCK_N
+        for start in range(low, tl.minimum(highest, bound(ends, i)), BLOCK_N):
             token = start + tl.arange(0, BLOCK_N)
-            mask = (token < ends[i])[:, None] & (channel < CV)[None, :]
-            v = tl.load(value + (token - starts[i]).to(tl.int64)[:, None] * sn[i], mask=mask, other=0.0)
+            mask = (token < bound(ends, i))[:, None] & (channel < CV)[None, :]
+            v = tl.load(value + (token - bound(starts, i)).to(tl.int64)[:, None] * sn[i], mask=mask, other=0.0)
             w = _part(tl.load(weight + token[None, :]), UPCAST)
             if PARTS == 2:
                 total = tl.dot(_part(tl.load(weight + part + token[None, :]), UPCAST), _part(v, UPCAST), total)
@@ -202,7 +205,7 @@ def multiply_values(
     tl.store(at, total.to(out.dtype.element_ty), mask=(row < count)[:, None] & (channel < CV)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "count", "Q", "first"])
 def sum_splits(partial, out, splits, B, count, Q, first, WIDTH, BLOCK: tl.constexpr):
     """out [B, Q, WIDTH] from row ``first``, of partial [splits, B, count, WIDTH]. Grid [count, blocks, B]."""
     b = tl.program_id(2).to(tl.int64)
@@ -215,7 +218,7 @@ def sum_splits(partial, out, splits, B, count, Q, first, WIDTH, BLOCK: tl.conste
     tl.store(out + row * WIDTH + at, total.to(out.dtype.element_ty), mask=at < WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "N"])
 def add_columns(columns, usage, starts, ends, compact, tiles, NP, N, SEGMENTS: tl.constexpr, ALIGN: tl.constexpr):
     """Adds sums over queries [B, tiles, NP], numbered with gaps, to usage [B, N] without. Grid [blocks of ALIGN, B]."""
     b = tl.program_id(1).to(tl.int64)
@@ -224,6 +227,6 @@ def add_columns(columns, usage, starts, ends, compact, tiles, NP, N, SEGMENTS: t
     for tile in range(tiles):
         total += tl.load(columns + (b * tiles + tile) * NP + token)
     for i in tl.static_range(SEGMENTS):
-        here = (token >= starts[i]) & (token < ends[i])
-        at = usage + b * N + compact[i] + token - starts[i]
+        here = (token >= bound(starts, i)) & (token < bound(ends, i))
+        at = usage + b * N + bound(compact, i) + token - bound(starts, i)
         tl.store(at, tl.load(at, mask=here, other=0.0) + total, mask=here)

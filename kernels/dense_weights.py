@@ -103,7 +103,7 @@ def _store_weights(out, w, b, row, token, rows, NP, PARTS: tl.constexpr):
         tl.store(at + 2 * part, (rest - middle.to(tl.float32)).to(tl.bfloat16))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Q", "tiles", "splits", "first", "span"])
 def split_weights(
     keys,
     scale,
@@ -168,7 +168,7 @@ def split_weights(
         tl.store(shrinkage + (b * tl.num_programs(1) + tl.program_id(1)) * rows + row, kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Q", "tiles", "splits", "first", "span"])
 def wide_weights(
     mk,
     starts,

@@ -12,12 +12,18 @@ import triton.language as tl
 
 
 @triton.jit
+def bound(numbers, i: tl.constexpr):
+    """One of ``starts`` or ``ends``, as ``bank.numbers`` has written it."""
+    return numbers[i] >> 4
+
+
+@triton.jit
 def load_tokens(ptrs, starts, ends, sb, sc, sn, b, token, channel, CHANNELS, SEGMENTS: tl.constexpr):
     """Channels of tokens of [B, CHANNELS, N] as rows: token [T] int64, channel [C] -> [T, C], 0 where there is none."""
     rows = tl.zeros((token.shape[0], channel.shape[0]), ptrs[0].dtype.element_ty)
     for i in tl.static_range(SEGMENTS):
-        here = (token >= starts[i]) & (token < ends[i])
-        offset = (token - starts[i])[:, None] * sn[i] + channel[None, :].to(tl.int64) * sc[i]
+        here = (token >= bound(starts, i)) & (token < bound(ends, i))
+        offset = (token - bound(starts, i))[:, None] * sn[i] + channel[None, :].to(tl.int64) * sc[i]
         mask = here[:, None] & (channel < CHANNELS)[None, :]
         rows = tl.where(here[:, None], tl.load(ptrs[i] + b.to(tl.int64) * sb[i] + offset, mask=mask, other=0.0), rows)
     return rows
@@ -29,8 +35,8 @@ def load_scalars(ptrs, starts, ends, sb, sn, b, token, channel, sc, SEGMENTS: tl
     numbers = tl.zeros((token.shape[0],), tl.float32)
     b = b.to(tl.int64)  # and with it what it is added to
     for i in tl.static_range(SEGMENTS):
-        here = (token >= starts[i]) & (token < ends[i])
-        at = ptrs[i] + b * sb[i] + (b * 0 + channel) * sc[i] + (token - starts[i]) * sn[i]
+        here = (token >= bound(starts, i)) & (token < bound(ends, i))
+        at = ptrs[i] + b * sb[i] + (b * 0 + channel) * sc[i] + (token - bound(starts, i)) * sn[i]
         numbers = tl.where(here, tl.load(at, mask=here, other=0.0).to(tl.float32), numbers)
     return numbers
 
@@ -40,7 +46,7 @@ def exists(starts, ends, token, SEGMENTS: tl.constexpr):
     """Whether a token belongs to a segment."""
     found = token < 0
     for i in tl.static_range(SEGMENTS):
-        found = found | ((token >= starts[i]) & (token < ends[i]))
+        found = found | ((token >= bound(starts, i)) & (token < bound(ends, i)))
     return found
 
 

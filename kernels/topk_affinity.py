@@ -105,7 +105,7 @@ def _choose(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "Q", "first", "count", "candidates"])
 def weigh_candidates(
     mk,
     starts,

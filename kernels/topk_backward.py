@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import bank
 from .bank import Queries
-from .tiles import load_queries, load_scalars, load_tokens
+from .tiles import bound, load_queries, load_scalars, load_tokens
 
 
 def memory_read_backward(
@@ -63,7 +63,7 @@ def memory_read_backward(
     return dk, ds if memory.ms else None, dv, dq, de if qe is not None else None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "Q"])
 def query_gradients(
     mk,
     starts,
@@ -126,8 +126,8 @@ def query_gradients(
             channel = start + tl.arange(0, BLOCK_C)
             d = tl.load(d_out + ((b * Q + query) * O + o) * CV + channel, mask=channel < CV, other=0.0)
             for i in tl.static_range(SEGMENTS):
-                here = (token >= starts[i]) & (token < ends[i])
-                at = mv[i] + b * v_sb[i] + (b * 0 + o) * v_so[i] + (token - starts[i])[:, None] * v_sn[i]
+                here = (token >= bound(starts, i)) & (token < bound(ends, i))
+                at = mv[i] + b * v_sb[i] + (b * 0 + o) * v_so[i] + (token - bound(starts, i))[:, None] * v_sn[i]
                 x = tl.load(
                     at + channel[None, :].to(tl.int64) * v_sc[i],
                     mask=here[:, None] & (channel < CV)[None, :],
@@ -156,7 +156,7 @@ def query_gradients(
     tl.store(de + at, tl.sum(x_h * x, 0), mask=channel < CK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "Q"])
 def key_gradients(
     mk,
     starts,
@@ -217,7 +217,7 @@ def key_gradients(
     tl.store(ds + b * N + token, tl.sum(d_shrinkage, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "Q"])
 def value_gradients(order, bounds, weight, d_out, dv, N, Q, K, WIDTH, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr):
     """dv [B, N, WIDTH]: sum over a token's slots of weight * d_out [B, Q, WIDTH]. Grid [N, blocks of WIDTH, B]."""
     b = tl.program_id(2).to(tl.int64)

@@ -82,7 +82,7 @@ def group_maxima(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "count"])
 def split_maxima(
     keys,
     scale,
@@ -127,7 +127,7 @@ def split_maxima(
     tl.store(at, best, mask=((query - first) < count)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Q", "first", "count"])
 def wide_maxima(
     mk,
     starts,
@@ -230,7 +230,7 @@ def _coarser(maxima: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["GROUPS", "COARSE"])
 def coarser_maxima(maxima, out, GROUPS, COARSE, GROUP: tl.constexpr, BLOCK: tl.constexpr):
     """Maxima of GROUP consecutive groups: [rows, GROUPS] -> [rows, COARSE]. Grid [rows, blocks of COARSE]."""
     row = tl.program_id(0).to(tl.int64)
@@ -247,7 +247,7 @@ def order_key(x):
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["GROUPS", "candidates", "K", "count"])
 def select_groups(
     maxima,
     parents,

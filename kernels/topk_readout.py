@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import bank, configs
+from .tiles import bound
 
 
 def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     return out.permute(0, 2, 3, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Q"])
 def read_rows(
     mv,
     starts,
@@ -76,8 +77,8 @@ def read_rows(
         token = tl.load(index + row + slot, mask=slot < K, other=0)
         rows = tl.zeros((SLOTS, BLOCK_C), mv[0].dtype.element_ty)
         for i in tl.static_range(SEGMENTS):
-            here = (token >= starts[i]) & (token < ends[i]) & (slot < K)
-            at = mv[i] + b * sb[i] + o * so[i] + (token - starts[i])[:, None] * sn[i]
+            here = (token >= bound(starts, i)) & (token < bound(ends, i)) & (slot < K)
+            at = mv[i] + b * sb[i] + o * so[i] + (token - bound(starts, i))[:, None] * sn[i]
             x = tl.load(
                 at + channel[None, :].to(tl.int64) * sc[i], mask=here[:, None] & (channel < CV)[None, :], other=0.0
             )

@@ -45,7 +45,7 @@ def add_usage(sums, token, weight, N, unit, mask):
         tl.atomic_add(sums + limb * N + token, whole, mask=mask & (whole != 0), sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def usage_of_sums(sums, usage, N, unit, BLOCK: tl.constexpr):
     """usage [B, N] of sums [B, LIMBS, N]; ``unit`` is 2^-B. Grid [blocks of N, B]."""
     b = tl.program_id(1).to(tl.int64)
