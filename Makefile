@@ -16,13 +16,17 @@ C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint format wheel clean
+.PHONY: demo test aot lint format wheel clean
 
 demo: $(READY)
 	$(PY) -m xmemk demo
 
 test: $(READY)
 	$(PY) -m pytest --min-passed=$(or $(MIN_PASSED),$(shell cat tests/min-passed)) $(PYTEST_ARGS)
+
+# Every launch of the Triton kernels, compiled for every architecture; no GPU is needed. AOT="--arch 90 --only topk"
+aot: $(READY)
+	$(PY) -m xmemk.kernels.aot $(AOT)
 
 lint: $(STATE)/.xmemk-lint
 	$(PY) -m ruff check .

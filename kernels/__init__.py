@@ -5,8 +5,11 @@ Importing this loads neither Triton nor a kernel; the functions do. DESIGN.md ha
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +43,19 @@ def error(device: str, index: int | None = None) -> str | None:
     return None
 
 
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Kernels are launched on the current device, which need not be that of the tensors."""
+
+    @functools.wraps(function)
+    def there(*args: Any) -> Any:
+        like = args[0] if isinstance(args[0], Tensor) else args[0][0]
+        with torch.cuda.device_of(like):
+            return function(*args)
+
+    return there
+
+
+@_on_its_device
 def memory_read(
     mk: list[Tensor],
     ms: list[Tensor] | None,
@@ -60,6 +76,7 @@ def memory_read(
     return read(mv, weight, index), usage
 
 
+@_on_its_device
 def memory_read_with_gradients(
     mk: list[Tensor],
     ms: list[Tensor] | None,
@@ -75,6 +92,7 @@ def memory_read_with_gradients(
     return autograd.memory_read(mk, ms, mv, qk, qe, top_k, return_usage)
 
 
+@_on_its_device
 def affinity_topk(
     mk: list[Tensor], ms: list[Tensor] | None, qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -84,6 +102,7 @@ def affinity_topk(
     return select(mk, ms, qk, qe, top_k, return_usage)
 
 
+@_on_its_device
 def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     """-> readout [B, O, CV, Q]. An index that no token has reads 0."""
     from .topk_readout import readout_topk as read
@@ -91,6 +110,7 @@ def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     return read(mv, weight, index)
 
 
+@_on_its_device
 def potentiate(mk: Tensor, ms: Tensor | None, mv: Tensor, pk: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor]:
     """Eq. 3 for prototypes pk [B, CK, P] with selection pe or None -> ps [B, 1, P] float32, pv [B, O, CV, P]"""
     from . import bank, dense_read

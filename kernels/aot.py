@@ -158,15 +158,15 @@ def recorded() -> Iterator[list[Launch]]:
     """Launches made inside are listed and not run."""
     from triton.runtime.jit import JITFunction
 
-    launches: list[Launch] = []
+    made: list[Launch] = []
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         if any(not 0 < size < 2**31 for size in grid) or any(size > 65535 for size in grid[1:]):
             raise ValueError(f"{self.__name__}: a grid of {grid}")
-        launches.append(_launch(self, args, options))
+        made.append(_launch(self, args, options))
 
     with mock.patch.object(JITFunction, "run", run):
-        yield launches
+        yield made
 
 
 def _launch(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Launch:

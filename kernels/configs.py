@@ -32,33 +32,41 @@ def assumed(architecture: int) -> Iterator[None]:
     """Launch as on this architecture, whatever the tensors are on; for compiling ahead of time."""
     global _assumed
     before, _assumed = _assumed, architecture
-    _of.cache_clear()
+    forget()
     try:
         yield
     finally:
         _assumed = before
-        _of.cache_clear()
+        forget()
+
+
+def forget() -> None:
+    """Look into the table anew."""
+    _of.cache_clear()
+
+
+def name(device: torch.device) -> str:
+    """The table's name for a device: the newest architecture listed that is no newer than the GPU's."""
+    if _assumed is not None:
+        return str(_assumed)
+    if device.type != "cuda":
+        return "interpreter"
+    major, minor = torch.cuda.get_device_capability(device)
+    return str(max((a for a in ARCHITECTURES if a <= 10 * major + minor), default=ARCHITECTURES[0]))
 
 
 def of(kernel: str, like: Tensor, channels: int = 64) -> dict[str, int]:
     """The configuration of a kernel on the device of ``like``, for key operands of ``channels`` (at most 128)."""
-    return _of(kernel, like.device.type, like.device.index, channels > 64)
+    return _of(kernel, like.device, channels > 64)
 
 
 @functools.cache
-def _of(kernel: str, device: str, index: int | None, wide: bool) -> dict[str, int]:
-    if _assumed is not None:
-        name = str(_assumed)
-    elif device == "cuda":
-        major, minor = torch.cuda.get_device_capability(index)
-        name = str(max((a for a in ARCHITECTURES if a <= 10 * major + minor), default=ARCHITECTURES[0]))
-    else:
-        name = "interpreter"
-    config = dict(table()[name][kernel])
+def _of(kernel: str, device: torch.device, wide: bool) -> dict[str, int]:
+    config = dict(table()[name(device)][kernel])
     if wide:  # twice the channels: half the keys and queries fit the same shared memory
-        for size in ("BLOCK_N", "BLOCK_Q"):
+        for size, least in (("BLOCK_N", 32), ("BLOCK_Q", 64)):
             if size in config:
-                config[size] = max(32 if size == "BLOCK_N" else 64, config[size] // 2)
+                config[size] = max(least, config[size] // 2)
     return config
 
 

@@ -22,7 +22,7 @@ from .dense_weights import FORMATS, HALF_SCALE, block_rows, weights
 from .tiles import bound
 
 WEIGHT_BYTES = 40 << 20  # of weights at a time, but at least a block of queries
-_SPLITS = 16
+_SPLITS = 12
 
 
 def memory_read(

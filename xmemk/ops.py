@@ -93,7 +93,11 @@ def _fake_usage(mk: list[Tensor], qk: Tensor, wanted: bool) -> Tensor:
     return qk.new_empty(shape, dtype=torch.float32)
 
 
-# On CUDA these have Triton kernels (xmemk.kernels).
+def _kernels() -> Any:
+    return importlib.import_module("xmemk.kernels")
+
+
+# On CUDA these have Triton kernels.
 def _memory_read_triton(
     mk: list[Tensor],
     ms: list[Tensor],
@@ -103,30 +107,24 @@ def _memory_read_triton(
     top_k: int | None,
     return_usage: bool,
 ) -> tuple[Tensor, Tensor]:
-    from . import kernels
-
-    readout, usage = kernels.memory_read(mk, ms or None, mv, qk, qe, top_k, return_usage)
+    readout, usage = _kernels().memory_read(mk, ms or None, mv, qk, qe, top_k, return_usage)
     return readout, _fake_usage(mk, qk, False) if usage is None else usage
 
 
 def _affinity_topk_triton(
     mk: list[Tensor], ms: list[Tensor], qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from . import kernels
-
-    weight, index, usage = kernels.affinity_topk(mk, ms or None, qk, qe, top_k, return_usage)
+    weight, index, usage = _kernels().affinity_topk(mk, ms or None, qk, qe, top_k, return_usage)
     return weight, index, _fake_usage(mk, qk, False) if usage is None else usage
 
 
 @functools.cache
 def _register_triton() -> None:
     """Done at the first look at a GPU."""
-    from . import kernels
-
     _LIBRARY.impl("memory_read", _memory_read_triton, "CUDA")
     _LIBRARY.impl("affinity_topk", _affinity_topk_triton, "CUDA")
-    _LIBRARY.impl("readout_topk", kernels.readout_topk, "CUDA")
-    _LIBRARY.impl("potentiate", kernels.potentiate, "CUDA")
+    _LIBRARY.impl("readout_topk", _kernels().readout_topk, "CUDA")
+    _LIBRARY.impl("potentiate", _kernels().potentiate, "CUDA")
 
 
 _native_error: str | None = ""  # "" until the first look
@@ -154,10 +152,9 @@ def native_error() -> str | None:
 def triton_error(device: str, index: int | None = None) -> str | None:
     """Why the Triton kernels cannot be used on this device, in one line; None when they can."""
     try:
-        from . import kernels
+        error: str | None = _kernels().error(device, index)
     except ModuleNotFoundError:
-        return "needs xmemk.kernels, which comes with an installed xmemk (pip install --no-build-isolation -e .)"
-    error = kernels.error(device, index)
+        return "needs xmemk.kernels, which an installed xmemk has (pip install --no-build-isolation -e . in a checkout)"
     if device == "cuda" and error is None:
         _register_triton()
     return error
@@ -169,18 +166,15 @@ def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on CPU tensors."""
     if triton_error("cpu") is not None:
         return False
-    from . import kernels
-
-    return kernels.interpreted()
+    interpreted: bool = _kernels().interpreted()
+    return interpreted
 
 
 def triton(like: Tensor) -> Any:
     """The functions of backend "triton" for tensors such as this: the operators, or for the interpreter the kernels
     themselves, since the operators' CPU kernels are others.
     """
-    from . import kernels
-
-    return sys.modules[__name__] if like.device.type == "cuda" else kernels
+    return sys.modules[__name__] if like.device.type == "cuda" else _kernels()
 
 
 def memory_read_with_gradients(
@@ -193,9 +187,10 @@ def memory_read_with_gradients(
     return_usage: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """:func:`memory_read` of backend "triton", differentiable in mk, ms, mv, qk and qe; not under torch.compile."""
-    from . import kernels
-
-    return kernels.memory_read_with_gradients(mk, ms, mv, qk, qe, top_k, return_usage)
+    result: tuple[Tensor, Tensor | None] = _kernels().memory_read_with_gradients(
+        mk, ms, mv, qk, qe, top_k, return_usage
+    )
+    return result
 
 
 def potentiate(mk: Tensor, ms: Tensor | None, mv: Tensor, pk: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor]:
