@@ -19,7 +19,7 @@ def parts(x, sizes):
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_reads_agree_with_the_oracle_in_every_dtype(dtype):
-    x = make_inputs(300, 9, objects=2, value_channels=33, dtype=dtype)
+    x = make_inputs(200, 5, objects=2, value_channels=33, dtype=dtype)
     readout, usage = read(x)
     assert readout.dtype == dtype
     assert readout.stride(2) == 1
@@ -32,7 +32,7 @@ def test_reads_agree_with_the_oracle_in_every_dtype(dtype):
     [
         (1, 1, {}),
         (129, 2, {"shrinkage": False, "selection": False, "key_channels": 17}),
-        (150, 131, {"batch": 2, "key_channels": 16}),
+        (150, 9, {"batch": 2, "key_channels": 16}),
         (40, 3, {"token_major": False, "batch": 2, "objects": 3}),
         (200, 5, {"key_channels": 100, "dtype": torch.float16}),
     ],
@@ -65,17 +65,23 @@ def test_segments_are_one_memory(sizes):
 
 
 @interpreted
-def test_blocks_of_queries_and_splits_of_the_memory():
-    from xmemk.kernels import dense_read
-
-    x = make_inputs(1100, 130, key_channels=8, value_channels=3, dtype=torch.float16)
-    before, dense_read.WEIGHT_BYTES = dense_read.WEIGHT_BYTES, 1
-    try:
-        first, again = read(x), read(x)
-    finally:
-        dense_read.WEIGHT_BYTES = before
+def test_splits_of_the_memory_and_the_same_bits_every_time():
+    x = make_inputs(1100, 3, key_channels=8, value_channels=3, dtype=torch.float16)
+    first, again = read(x), read(x)
     compare_read(x, *first).check()
     assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
+@interpreted
+def test_blocks_of_queries():
+    from xmemk.kernels import dense_read
+
+    x = make_inputs(60, 130, key_channels=8, value_channels=3)
+    before, dense_read.WEIGHT_BYTES = dense_read.WEIGHT_BYTES, 1
+    try:
+        compare_read(x, *read(x)).check()
+    finally:
+        dense_read.WEIGHT_BYTES = before
 
 
 @interpreted

@@ -25,7 +25,7 @@ def check(x, k):
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_reads_agree_with_the_oracle_in_every_dtype(dtype):
-    x = make_inputs(600, 4, objects=2, value_channels=33, dtype=dtype)
+    x = make_inputs(200, 3, objects=2, value_channels=33, dtype=dtype)
     readout, usage = xmemk.memory_read(*x.read, top_k=5, return_usage=True, backend="triton")
     assert readout.dtype == dtype
     assert readout.stride(2) == 1
@@ -56,11 +56,11 @@ def test_the_same_bits_every_time():
 
 
 @interpreted
-@pytest.mark.parametrize("wide", [None, 5, 70, 130])
+@pytest.mark.parametrize("wide", [None, 70, 130])
 def test_group_maxima_of_several_blocks(wide):
     from xmemk.kernels import bank, configs, topk_groups
 
-    x = make_inputs(600, 140, batch=2, key_channels=16, value_channels=1)
+    x = make_inputs(600, 140, batch=2, key_channels=6, value_channels=1)
     if wide is not None:  # one block of queries is scored by differences
         x.qe[1, 0, wide] = -0.01
     memory, queries = bank.memory([x.mk], [x.ms]), bank.Queries(x.qk, x.qe)
