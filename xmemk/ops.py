@@ -228,9 +228,13 @@ def _built_with_cuda() -> bool:
     return bool(importlib.import_module("xmemk._C").build_info()["cuda"])
 
 
-@functools.cache
 def triton_error(device: str, index: int | None = None) -> str | None:
     """Why the Triton kernels cannot be used on this device, in one line; None when they can."""
+    return _triton_error(device, index)
+
+
+@functools.cache
+def _triton_error(device: str, index: int | None) -> str | None:
     try:
         error: str | None = _kernels().error(device, index)
     except ModuleNotFoundError:
@@ -240,9 +244,13 @@ def triton_error(device: str, index: int | None = None) -> str | None:
     return error
 
 
-@functools.cache
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on CPU tensors."""
+    return _interpreted()
+
+
+@functools.cache
+def _interpreted() -> bool:
     if triton_error("cpu") is not None:
         return False
     interpreted: bool = _kernels().interpreted()
