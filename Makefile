@@ -17,7 +17,7 @@ C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu 
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test gpu soak sanitize lint format wheel clean
+.PHONY: demo test gpu aot soak sanitize lint format wheel clean
 
 demo: $(READY)
 	$(PY) -m xmemk demo
@@ -41,6 +41,10 @@ sanitize: $(READY)
 
 gpu:
 	sh tools/gpu.sh "$(PY)"
+
+# Every launch of the Triton kernels, compiled for every architecture; no GPU is needed. AOT="--arch 90 --only topk"
+aot: $(READY)
+	$(PY) -m xmemk.kernels.aot $(AOT)
 
 lint: $(STATE)/.xmemk-lint
 	$(PY) -m ruff check .

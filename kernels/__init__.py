@@ -1,7 +1,123 @@
-"""Triton kernels, one op per file, imported as ``xmemk.kernels``."""
+"""Triton kernels for NVIDIA GPUs of compute capability 8.0 and newer, imported as ``xmemk.kernels``: backend "triton".
+
+Importing this loads neither Triton nor a kernel; the functions do. DESIGN.md has what the files are and why.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
 
 if __name__ == "kernels":
     raise ImportError(
         "this folder holds xmemk's Triton kernels, to be imported as xmemk.kernels; it hides the package 'kernels' "
         "only because Python was started in xmemk's repository"
     )
+
+LARGEST_K = 256
+MOST_KEY_CHANNELS = 128
+
+
+def interpreted() -> bool:
+    """Whether kernels are run by Triton's interpreter, which takes CPU tensors (TRITON_INTERPRET=1; for tests)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def error(device: str, index: int | None = None) -> str | None:
+    """Why the kernels cannot run here, in one line; None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "needs Triton, which is not installed (pip install 'xmemk[gpu]')"
+    if device != "cuda" or interpreted():
+        return None
+    if torch.version.hip is not None:
+        return "is for NVIDIA GPUs"
+    major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:
+        return f"needs compute capability 8.0 or newer, this GPU has {major}.{minor}"
+    return None
+
+
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Kernels are launched on the current device, which need not be that of the tensors."""
+
+    @functools.wraps(function)
+    def there(*args: Any) -> Any:
+        like = args[0] if isinstance(args[0], Tensor) else args[0][0]
+        with torch.cuda.device_of(like):
+            return function(*args)
+
+    return there
+
+
+@_on_its_device
+def memory_read(
+    mk: list[Tensor],
+    ms: list[Tensor] | None,
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int | None,
+    return_usage: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """-> readout [B, O, CV, Q], usage [B, N] or None"""
+    if top_k is None or top_k >= sum(k.shape[2] for k in mk):
+        from . import dense_read
+
+        return dense_read.memory_read(mk, ms, mv, qk, qe, return_usage)
+    from .topk_readout import readout_topk as read
+
+    weight, index, usage = affinity_topk(mk, ms, qk, qe, top_k, return_usage)
+    return read(mv, weight, index), usage
+
+
+@_on_its_device
+def memory_read_with_gradients(
+    mk: list[Tensor],
+    ms: list[Tensor] | None,
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int | None,
+    return_usage: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The same, differentiable in mk, ms, mv, qk and qe."""
+    from . import autograd
+
+    return autograd.memory_read(mk, ms, mv, qk, qe, top_k, return_usage)
+
+
+@_on_its_device
+def affinity_topk(
+    mk: list[Tensor], ms: list[Tensor] | None, qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """-> weight [B, Q, k], index [B, Q, k] with k = min(top_k, N), usage [B, N] or None"""
+    from .topk_affinity import affinity_topk as select
+
+    return select(mk, ms, qk, qe, top_k, return_usage)
+
+
+@_on_its_device
+def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
+    """-> readout [B, O, CV, Q]. An index that no token has reads 0."""
+    from .topk_readout import readout_topk as read
+
+    return read(mv, weight, index)
+
+
+@_on_its_device
+def potentiate(
+    mk: list[Tensor], ms: list[Tensor] | None, mv: list[Tensor], pk: Tensor, pe: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Eq. 3 for prototypes pk [B, CK, P] with selection pe or None -> ps [B, 1, P] float32, pv [B, O, CV, P]"""
+    from . import bank, dense_read
+
+    memory = bank.memory(mk, ms, dense_read.ALIGN)
+    pv, _, ps = dense_read.read(memory, mv, bank.Queries(pk, pe), False, True)
+    assert ps is not None
+    return ps, pv

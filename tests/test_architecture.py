@@ -64,7 +64,7 @@ def fresh(code):
 def test_importing_loads_torch_alone(module, foreign):
     # torch itself loads some of these where they are installed; what it loads is not ours to hold.
     code = (
-        "import sys, torch; before = set(sys.modules); "
+        "import sys, torch, torch._dynamo; before = set(sys.modules); "
         f"import {module}; print([m for m in {foreign!r} if m in sys.modules and m not in before])"
     )
     done = fresh(code)

@@ -95,8 +95,12 @@ def memory_read(
     tensors = (*memory.mk, *(memory.ms or ()), *memory.mv, qk, qe)
     gradient = _wants_gradient(tensors)
     read = plain.memory_read
-    if _choose("memory_read", tensors, gradient, backend) == "cpu":
+    chosen = _choose("memory_read", tensors, gradient, backend, top_k)
+    if chosen == "cpu":
         read = ops.memory_read_saving if gradient else ops.memory_read
+    elif chosen == "triton":
+        kernels = ops.triton(qk)
+        read = kernels.memory_read_with_gradients if gradient else kernels.memory_read
     elif gradient and not torch.compiler.is_compiling():
         read = autograd.memory_read
     with _full_precision(qk):
@@ -125,10 +129,11 @@ def affinity_topk(
     """
     memory = checks.memory(mk, ms, None, qk, qe, with_values=False)
     checks.top_k(top_k)
-    chosen = _choose("affinity_topk", (*memory.mk, *(memory.ms or ()), qk, qe), False, backend)
+    chosen = _choose("affinity_topk", (*memory.mk, *(memory.ms or ()), qk, qe), False, backend, top_k)
     with _full_precision(qk), torch.no_grad():
-        if chosen == "cpu":
-            weight, index, usage = ops.affinity_topk(memory.mk, memory.ms, qk, qe, top_k, return_usage)
+        if chosen in ("cpu", "triton"):
+            native = ops if chosen == "cpu" else ops.triton(qk)
+            weight, index, usage = native.affinity_topk(memory.mk, memory.ms, qk, qe, top_k, return_usage)
             return (weight, index, usage) if return_usage else (weight, index)
         weight, index = plain.affinity_topk(memory.mk, memory.ms, qk, qe, top_k)
         if not return_usage:
@@ -161,9 +166,12 @@ def readout_topk(
         _check_index(index, sum(v.shape[3] for v in codes))
         return plain.readout_topk_scaled(codes, scales, weight, index)
     values = checks.affinity(mv, weight, index)
-    if _choose("readout_topk", (weight, *values), _wants_gradient((*values, weight)), backend) == "cpu":
+    chosen = _choose("readout_topk", (weight, *values), _wants_gradient((*values, weight)), backend)
+    if chosen == "cpu":
         return ops.readout_topk(values, weight, index)
     _check_index(index, sum(v.shape[3] for v in values))
+    if chosen == "triton":
+        return ops.triton(weight).readout_topk(values, weight, index)
     with _full_precision(weight):
         return plain.readout_topk(values, weight, index)
 
@@ -219,12 +227,18 @@ def consolidate(
     tensors = (*keys, *(shrinkage or ()), *(selection or ()), *values)
     steps: tuple[Callable[..., Tensor], ...] = (plain.select_prototypes, plain.gather_tokens)
     chosen = _choose("consolidate", (*tensors, usage), _wants_gradient(tensors), backend)
-    if chosen in ("cpu", "cuda"):
-        if chosen == "cpu" and torch.float64 not in (keys[0].dtype, values[0].dtype):
-            index = ops.select_prototypes(usage.detach(), num_prototypes)
-            pk = plain.gather_from(keys, index, ops.gather_tokens)
-            pe = None if selection is None else plain.gather_from(selection, index, ops.gather_tokens)
-            return pk, *ops.potentiate(keys, shrinkage, values, pk, pe)
+    if chosen == "cpu" and torch.float64 in (keys[0].dtype, values[0].dtype):
+        steps = (ops.select_prototypes, ops.gather_tokens)
+    elif chosen in ("cpu", "triton"):
+        native = chosen == "cpu" or (usage.is_cuda and ops.cuda_error() is None)
+        select, gather = (ops.select_prototypes, ops.gather_tokens) if native else steps
+        index = select(usage.detach(), num_prototypes)
+        with _full_precision(keys[0]):
+            pk = plain.gather_from(keys, index, gather)
+            pe = None if selection is None else plain.gather_from(selection, index, gather)
+            potentiate = ops.potentiate if chosen == "cpu" else ops.triton(keys[0]).potentiate
+            return pk, *potentiate(keys, shrinkage, values, pk, pe)
+    elif chosen == "cuda":
         steps = (ops.select_prototypes, ops.gather_tokens)
     with _full_precision(keys[0]):
         return plain.consolidate(keys, shrinkage, selection, values, usage.detach(), num_prototypes, *steps)
@@ -247,7 +261,7 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
     """Which backend a call would use, and why each other one would not; ``print`` the result.
 
     ``explain(xmemk.memory_read, mk, ms, mv, qk, qe, top_k=30)``: the call's function (or its name) and its arguments,
-    of which only devices, dtypes and the need for gradients matter. Nothing is computed.
+    of which only devices, dtypes, CK, top_k and the need for gradients matter. Nothing is computed.
     """
     op = function if isinstance(function, str) else getattr(function, "__name__", "")
     if op not in backends.OPS:
@@ -266,17 +280,30 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
         gradient = False
     else:  # usage, the only argument of two dimensions, chooses and is not differentiated
         gradient = _wants_gradient([t for t in tensors if t.dim() > 2])
-    return backends.explain(_call(op, tensors, gradient), backend, ops.native_error(), ops.cuda_error())
+    call = _call(op, tensors, gradient, kwargs.get("top_k"))
+    return backends.explain(call, backend, ops.native_error(), ops.cuda_error())
 
 
-def _choose(op: str, tensors: Sequence[Tensor | None], gradient: bool, backend: str) -> str:
-    return backends.choose(_call(op, tensors, gradient), backend, ops.native_error(), ops.cuda_error())
+def _choose(op: str, tensors: Sequence[Tensor | None], gradient: bool, backend: str, top_k: int | None = None) -> str:
+    return backends.choose(_call(op, tensors, gradient, top_k), backend, ops.native_error(), ops.cuda_error())
 
 
-def _call(op: str, tensors: Sequence[Tensor | None], gradient: bool) -> Call:
+def _call(op: str, tensors: Sequence[Tensor | None], gradient: bool, top_k: int | None = None) -> Call:
     given = [t for t in tensors if t is not None]
+    device = given[0].device
     double = any(t.dtype == torch.float64 for t in given)
-    return Call(op, given[0].device.type, gradient, torch.float64 if double else given[0].dtype)
+    with_keys = op in ("memory_read", "affinity_topk", "consolidate")
+    return Call(
+        op,
+        device.type,
+        gradient,
+        torch.float64 if double else given[0].dtype,
+        top_k,
+        given[0].shape[1] if with_keys else 0,
+        torch.compiler.is_compiling(),
+        ops.triton_error(device.type, device.index),
+        ops.interpreted(),
+    )
 
 
 def _wants_gradient(tensors: Sequence[Tensor | None]) -> bool:

@@ -19,7 +19,7 @@ BACKENDS = ("triton", "cuda", "cpu", "torch")
 _KERNELS: dict[str, frozenset[str]] = {
     # consolidate: selection and gathering; the potentiation between them is plain PyTorch.
     "cuda": frozenset({"select_prototypes", "consolidate", "evict_lfu"}),
-    "triton": frozenset(),
+    "triton": frozenset({"memory_read", "affinity_topk", "readout_topk", "consolidate"}),
     "cpu": frozenset(
         {
             "memory_read",
@@ -32,22 +32,37 @@ _KERNELS: dict[str, frozenset[str]] = {
         }
     ),
 }
-# Those of them that do their arithmetic in float32.
-_FLOAT32 = frozenset({"memory_read", "affinity_topk", "readout_topk", "readout_topk_scaled"})
-# Those of them that can be differentiated.
-_GRADIENT: dict[str, frozenset[str]] = {"cuda": frozenset(), "triton": frozenset(), "cpu": frozenset({"memory_read"})}
+# Those of them that do their arithmetic in float32, and those that have gradients.
+_FLOAT32 = {
+    "cuda": frozenset[str](),
+    "triton": _KERNELS["triton"],
+    "cpu": frozenset({"memory_read", "affinity_topk", "readout_topk", "readout_topk_scaled"}),
+}
+_GRADIENT = {
+    "cuda": frozenset[str](),
+    "triton": frozenset({"memory_read"}),
+    "cpu": frozenset({"memory_read"}),
+}
+# Sizes up to which the Triton kernels go.
+_LARGEST_K, _MOST_KEY_CHANNELS = 256, 128
 _DEVICE = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
 
 
 class Call(NamedTuple):
-    """What the choice depends on: the op's name, the tensors' device type, whether gradients are wanted, and the
-    widest dtype.
+    """What the choice depends on: the op's name, the tensors' device type, whether gradients are wanted, the widest
+    dtype, two sizes, whether torch.compile traces the call, and what keeps Triton's kernels from running (or that its
+    interpreter runs them).
     """
 
     op: str
     device: str
     gradient: bool
     dtype: torch.dtype = torch.float32
+    top_k: int | None = None
+    key_channels: int = 0
+    compiling: bool = False
+    triton_error: str | None = None
+    interpreted: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,24 +90,41 @@ def refusal(backend: str, call: Call, native_error: str | None, cuda_error: str 
         return None
     if call.op not in _KERNELS[backend]:
         return f"has no kernel for {call.op} in this version"
-    if call.device != _DEVICE[backend]:
+    interpreted = backend == "triton" and call.interpreted and call.device == "cpu"
+    if call.device != _DEVICE[backend] and not interpreted:
         return f"needs {_DEVICE[backend]} tensors, these are on {call.device}"
-    if call.dtype == torch.float64 and call.op in _FLOAT32:
+    if call.dtype == torch.float64 and call.op in _FLOAT32[backend]:
         return f"has no float64 kernel for {call.op}"
     if call.gradient and call.op not in _GRADIENT[backend]:
         return f"has no gradient for {call.op}; detach the inputs or use torch.no_grad()"
+    if backend == "triton":
+        return _triton_refusal(call)
     error = native_error or (cuda_error if backend == "cuda" else None)
     if error is not None:
         return f"{error}; `xmemk doctor` says how to get it"
     return None
 
 
+def _triton_refusal(call: Call) -> str | None:
+    if call.top_k is not None and call.top_k > _LARGEST_K:
+        return f"has no kernel for top_k above {_LARGEST_K}, this is {call.top_k}"
+    if call.key_channels > _MOST_KEY_CHANNELS:
+        return f"has no kernel for CK above {_MOST_KEY_CHANNELS}, this is {call.key_channels}"
+    if call.gradient and call.compiling:
+        return f"has no gradient for {call.op} under torch.compile"
+    return call.triton_error
+
+
+def _first(call: Call, native_error: str | None, cuda_error: str | None) -> str:
+    """What "auto" takes; the interpreter only by name."""
+    at_home = (b for b in BACKENDS if _DEVICE.get(b, call.device) == call.device)
+    return next(b for b in at_home if refusal(b, call, native_error, cuda_error) is None)
+
+
 def choose(call: Call, requested: str, native_error: str | None, cuda_error: str | None = None) -> str:
     """The backend that serves ``call``. Raises ValueError for an unknown name, or one that cannot serve the call."""
     if requested == "auto":
-        for backend in BACKENDS:
-            if refusal(backend, call, native_error, cuda_error) is None:
-                return backend
+        return _first(call, native_error, cuda_error)
     if requested not in BACKENDS:
         raise ValueError(f"backend: wanted 'auto' or one of {', '.join(BACKENDS)}, got {requested!r}")
     why = refusal(requested, call, native_error, cuda_error)
@@ -108,7 +140,7 @@ def explain(call: Call, requested: str, native_error: str | None, cuda_error: st
         raise ValueError(f"backend: wanted 'auto' or one of {', '.join(BACKENDS)}, got {requested!r}")
     why = {b: refusal(b, call, native_error, cuda_error) for b in BACKENDS}
     if requested == "auto":
-        chosen: str | None = next(b for b in BACKENDS if why[b] is None)
+        chosen: str | None = _first(call, native_error, cuda_error)
     else:
         chosen = requested if why[requested] is None else None
     others = {b: w or "could serve it too" for b, w in why.items() if b != chosen}

@@ -56,7 +56,9 @@ def backends() -> dict[str, dict[str, str]]:
     """For each op and backend on this machine's best device: "yes", or why not."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     errors = ops.native_error(), ops.cuda_error()
-    return {op: {b: refusal(b, Call(op, device, False), *errors) or "yes" for b in BACKENDS} for op in OPS}
+    triton = ops.triton_error(device)
+    calls = {op: Call(op, device, False, triton_error=triton) for op in OPS}
+    return {op: {b: refusal(b, call, *errors) or "yes" for b in BACKENDS} for op, call in calls.items()}
 
 
 def _core() -> list[Finding]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -169,6 +171,47 @@ def _fake_usage(mk: list[Tensor], qk: Tensor, wanted: bool) -> Tensor:
     return qk.new_empty(shape, dtype=torch.float32)
 
 
+def _kernels() -> Any:
+    return importlib.import_module("xmemk.kernels")
+
+
+# On CUDA these have Triton kernels.
+def _memory_read_triton(
+    mk: list[Tensor],
+    ms: list[Tensor],
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int | None,
+    return_usage: bool,
+) -> tuple[Tensor, Tensor]:
+    readout, usage = _kernels().memory_read(mk, ms or None, mv, qk, qe, top_k, return_usage)
+    return readout, _fake_usage(mk, qk, False) if usage is None else usage
+
+
+def _affinity_topk_triton(
+    mk: list[Tensor], ms: list[Tensor], qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    weight, index, usage = _kernels().affinity_topk(mk, ms or None, qk, qe, top_k, return_usage)
+    return weight, index, _fake_usage(mk, qk, False) if usage is None else usage
+
+
+def _potentiate_triton(
+    mk: list[Tensor], ms: list[Tensor], mv: list[Tensor], pk: Tensor, pe: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _kernels().potentiate(mk, ms or None, mv, pk, pe)
+    return result
+
+
+@functools.cache
+def _register_triton() -> None:
+    """Done at the first look at a GPU."""
+    LIBRARY.impl("memory_read", _memory_read_triton, "CUDA")
+    LIBRARY.impl("affinity_topk", _affinity_topk_triton, "CUDA")
+    LIBRARY.impl("readout_topk", _kernels().readout_topk, "CUDA")
+    LIBRARY.impl("potentiate", _potentiate_triton, "CUDA")
+
+
 _native_error: str | None = ""  # "" until the first look
 
 
@@ -201,9 +244,61 @@ def _built_with_cuda() -> bool:
     return bool(importlib.import_module("xmemk._C").build_info()["cuda"])
 
 
+def triton_error(device: str, index: int | None = None) -> str | None:
+    """Why the Triton kernels cannot be used on this device, in one line; None when they can."""
+    return _triton_error(device, index)
+
+
+@functools.cache
+def _triton_error(device: str, index: int | None) -> str | None:
+    try:
+        error: str | None = _kernels().error(device, index)
+    except ModuleNotFoundError:
+        return "needs xmemk.kernels, which an installed xmemk has (pip install --no-build-isolation -e . in a checkout)"
+    if device == "cuda" and error is None:
+        _register_triton()
+    return error
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on CPU tensors."""
+    return _interpreted()
+
+
+@functools.cache
+def _interpreted() -> bool:
+    if triton_error("cpu") is not None:
+        return False
+    interpreted: bool = _kernels().interpreted()
+    return interpreted
+
+
+def triton(like: Tensor) -> Any:
+    """The functions of backend "triton" for tensors such as this: the operators, or for the interpreter the kernels
+    themselves, since the operators' CPU kernels are others.
+    """
+    return sys.modules[__name__] if like.device.type == "cuda" else _kernels()
+
+
+def memory_read_with_gradients(
+    mk: list[Tensor],
+    ms: list[Tensor] | None,
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int | None,
+    return_usage: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`memory_read` of backend "triton", differentiable in mk, ms, mv, qk and qe; not under torch.compile."""
+    result: tuple[Tensor, Tensor | None] = _kernels().memory_read_with_gradients(
+        mk, ms, mv, qk, qe, top_k, return_usage
+    )
+    return result
+
+
 # What torch.compiler.assume_constant_result does, but that loads the whole compiler, and Triton with it.
-native_error._dynamo_marked_constant = True  # type: ignore[attr-defined]
-cuda_error._dynamo_marked_constant = True  # type: ignore[attr-defined]
+for _constant in (native_error, cuda_error, triton_error, interpreted):
+    setattr(_constant, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def select_prototypes(usage: Tensor, num_prototypes: int, size: Tensor | None = None) -> Tensor:

@@ -99,12 +99,12 @@ def validate(shapes: tuple[Shape, ...], device: str = "cpu", only: str | None = 
     """
     for op in OPS:
         for backend in BACKENDS if only is None else (only,):
-            why = refusal(backend, Call(op, device, False), ops.native_error(), ops.cuda_error())
+            why = refusal(backend, _call(op, device), ops.native_error(), ops.cuda_error())
             if why is not None:
                 yield Row(op, backend, "", unavailable=why)
                 continue
             for dtype in DTYPES:
-                if refusal(backend, Call(op, device, False, dtype), ops.native_error(), ops.cuda_error()) is not None:
+                if refusal(backend, _call(op, device, dtype), ops.native_error(), ops.cuda_error()) is not None:
                     continue
                 row = Row(op, backend, str(dtype).removeprefix("torch."))
                 for i, shape in enumerate(shapes):
@@ -115,6 +115,12 @@ def validate(shapes: tuple[Shape, ...], device: str = "cpu", only: str | None = 
                         row.checks += 1
                         row.failures.append(f"{shape}: {type(error).__name__}: {error}")
                 yield row
+
+
+def _call(op: str, device: str, dtype: torch.dtype = torch.float32) -> Call:
+    where = torch.device(device)
+    error = ops.triton_error(where.type, where.index)
+    return Call(op, where.type, False, dtype, triton_error=error, interpreted=ops.interpreted())
 
 
 def _compare(

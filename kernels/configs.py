@@ -1,0 +1,75 @@
+"""Tile sizes per architecture, from configs.json; ``python -m xmemk.kernels.tune`` writes it anew on a GPU.
+
+Fixed, so that a read is launched in the same way every time: nothing is tried out while a program runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+PATH = Path(__file__).with_name("configs.json")
+
+_assumed: int | None = None
+
+
+@functools.cache
+def table() -> dict[str, dict[str, dict[str, int]]]:
+    """architecture (or "interpreter") -> kernel -> tile sizes, warps and stages."""
+    loaded: dict[str, dict[str, dict[str, int]]] = json.loads(PATH.read_text())
+    return loaded
+
+
+@contextlib.contextmanager
+def assumed(architecture: int) -> Iterator[None]:
+    """Launch as on this architecture, whatever the tensors are on; for compiling ahead of time."""
+    global _assumed
+    before, _assumed = _assumed, architecture
+    forget()
+    try:
+        yield
+    finally:
+        _assumed = before
+        forget()
+
+
+def forget() -> None:
+    """Look into the table anew."""
+    _of.cache_clear()
+
+
+def name(device: torch.device) -> str:
+    """The table's name for a device: the newest architecture listed that is no newer than the GPU's."""
+    if _assumed is not None:
+        return str(_assumed)
+    if device.type != "cuda":
+        return "interpreter"
+    major, minor = torch.cuda.get_device_capability(device)
+    return str(max((a for a in ARCHITECTURES if a <= 10 * major + minor), default=ARCHITECTURES[0]))
+
+
+def of(kernel: str, like: Tensor, channels: int = 64) -> dict[str, int]:
+    """The configuration of a kernel on the device of ``like``, for key operands of ``channels`` (at most 128)."""
+    return _of(kernel, like.device, channels > 64)
+
+
+@functools.cache
+def _of(kernel: str, device: torch.device, wide: bool) -> dict[str, int]:
+    config = dict(table()[name(device)][kernel])
+    if wide:  # twice the channels: half the keys and queries fit the same shared memory
+        for size, least in (("BLOCK_N", 32), ("BLOCK_Q", 64)):
+            if size in config:
+                config[size] = max(least, config[size] // 2)
+    return config
+
+
+def launch(config: dict[str, int]) -> dict[str, int]:
+    """The options of a launch among a configuration's numbers."""
+    return {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}

@@ -1,0 +1,107 @@
+"""Gradients of the dense read, a block of queries at a time.
+
+With S_ij = -(s_i / sqrt(CK)) D_ij, D_ij = sum_c e k^2 - 2 e q k + e q^2, W the softmax of S over i, and dF, dU the
+gradients of readout and usage:
+
+    dW_ij = v_i . dF_j + dU_i        dS_ij = W_ij (dW_ij - sum_i W_ij dW_ij)        dv_i = sum_j W_ij dF_j
+    [A1 | A2 | a]_i = sum_j dS_ij [e | e q | sum_c e q^2]_j
+        dk_i = -2 (s_i / sqrt(CK)) (k_i A1_i - A2_i)        ds_i = -(k_i^2 . A1_i - 2 k_i . A2_i + a_i) / sqrt(CK)
+    [B1 | B2 | b]_j = sum_i dS_ij [h k^2 | h k | h]_i,  h_i = -s_i / sqrt(CK)
+        dq_j = -2 e_j (B2_j - q_j b_j)        de_j = B1_j - 2 q_j B2_j + q_j^2 b_j
+
+Weights come from the forward's kernels in float32, dS from the one here, and the four products are PyTorch's float32.
+Keys and queries are translated by the middle key, of which all of this is independent. Nothing is added atomically.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import bank
+from .bank import Queries
+from .dense_lse import affinity
+from .dense_weights import FLOAT32, block_rows, weights
+
+PAIR_BYTES = 64 << 20  # of W and of dS at a time, each
+
+
+def memory_read_backward(
+    mk: list[Tensor],
+    ms: list[Tensor] | None,
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    d_readout: Tensor,
+    d_usage: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+    """Float32 gradients with tokens and queries as rows: of keys [B, N, CK] and values [B, N, O * CV] of all segments,
+    shrinkage [B, N, 1], queries and selection [B, Q, CK]. d_readout [B, O, CV, Q], d_usage [B, N] or None.
+    """
+    b, ck, q = qk.shape
+    a = affinity(bank.memory(mk, ms), Queries(qk, qe))
+    n, np, qp = a.memory.tokens, a.bank.keys.shape[1], a.bank.queries.shape[1]
+    root = math.sqrt(ck)
+    middle = a.bank.middle[:, None, :ck]
+    k = torch.cat([x.float() for x in mk], 2).transpose(1, 2) - middle
+    h = k.new_ones(b, n, 1) if ms is None else torch.cat([x.float() for x in ms], 2).transpose(1, 2)
+    h = h / -root
+    # A token that cannot be read has weight 0, and 0 times what is not finite would be NaN for all queries.
+    k, h = (torch.where(x.isfinite(), x, 0.0) for x in (k, h))
+    queries = qk.float().transpose(1, 2) - middle
+    e = torch.ones_like(queries) if qe is None else qe.float().transpose(1, 2)
+    eq = e * queries
+    of_query = torch.cat([e, eq, (eq * queries).sum(2, keepdim=True)], 2)
+    of_token = torch.cat([h * k * k, h * k, h], 2)
+    values = torch.cat([v.float().flatten(1, 2) for v in mv], 2)  # [B, O * CV, N]
+    d_out = d_readout.float().permute(0, 3, 1, 2).flatten(2)  # [B, Q, O * CV]
+    at_token = torch.zeros_like(of_token)
+    at_query = torch.empty_like(of_query)
+    dv = values.new_zeros(b, n, values.shape[1])
+    rows = max(block_rows(), PAIR_BYTES // (4 * b * np) // block_rows() * block_rows())
+    for first in range(0, q, rows):
+        count = min(rows, qp - first)
+        w = weights(a, first, count, FLOAT32, False).parts[:, 0]
+        count = min(count, q - first)
+        span = slice(first, first + count)
+        dw = d_out[:, span] @ values
+        if d_usage is None:
+            score_gradients[(count, b)](w, dw, dw, n, np, w.shape[1], count, False, 1024)
+        else:
+            score_gradients[(count, b)](w, dw, d_usage.float(), n, np, w.shape[1], count, True, 1024)
+        dv.baddbmm_(w[:, :count, :n].transpose(1, 2), d_out[:, span])
+        at_token.baddbmm_(dw.transpose(1, 2), of_query[:, span])
+        at_query[:, span] = dw @ of_token
+    a1, a2, a3 = at_token.split([ck, ck, 1], 2)
+    b1, b2, b3 = at_query.split([ck, ck, 1], 2)
+    dk = 2 * h * (k * a1 - a2)
+    ds = None if ms is None else ((k * (k * a1 - 2 * a2)).sum(2, keepdim=True) + a3) / -root
+    dq = -2 * e * (b2 - queries * b3)
+    de = None if qe is None else b1 - queries * (2 * b2 - queries * b3)
+    return dk, ds, dv, dq, de
+
+
+@triton.jit(do_not_specialize=["N", "count"])
+def score_gradients(w, dw, d_usage, N, NP, rows, count, HAS_USAGE: tl.constexpr, BLOCK: tl.constexpr):
+    """dS over dW, in place: w [B, rows, NP], dw [B, count, N], d_usage [B, N]. Grid [count, B]."""
+    b = tl.program_id(1).to(tl.int64)
+    w += (b * rows + tl.program_id(0)) * NP
+    dw += (b * count + tl.program_id(0)) * N
+    mean = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, N, BLOCK):
+        token = start + tl.arange(0, BLOCK)
+        x = tl.load(dw + token, mask=token < N, other=0.0)
+        if HAS_USAGE:
+            x += tl.load(d_usage + b * N + token, mask=token < N, other=0.0)
+        mean += tl.load(w + token, mask=token < N, other=0.0) * x
+    total = tl.sum(mean, 0)
+    for start in range(0, N, BLOCK):
+        token = start + tl.arange(0, BLOCK)
+        x = tl.load(dw + token, mask=token < N, other=0.0)
+        if HAS_USAGE:
+            x += tl.load(d_usage + b * N + token, mask=token < N, other=0.0)
+        tl.store(dw + token, tl.load(w + token, mask=token < N, other=0.0) * (x - total), mask=token < N)

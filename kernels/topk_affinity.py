@@ -1,0 +1,203 @@
+"""affinity_topk: the exact k best tokens of each query and their softmax weights, in a few launches.
+
+Two to prepare operands (bank.py), two for group maxima, one for the choice of groups (topk_groups.py), one here; two
+more where usage is wanted. Where k groups would hold the whole memory, the one here does it all.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import bank, configs, topk_usage
+from .bank import Memory, Queries
+from .tiles import load_queries, load_scalars, load_tokens, readable
+from .topk_groups import GROUP, candidate_groups, group_maxima, order_key
+from .topk_usage import add_usage
+
+MAXIMA_BYTES = 128 << 20  # of group maxima at a time; beyond, queries go in turns
+TURN = 128  # queries of a turn are a multiple of this
+
+
+def affinity_topk(
+    mk: list[Tensor],
+    ms: list[Tensor] | None,
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int,
+    return_usage: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """-> weight [B, Q, k] float32, descending, index [B, Q, k] int64, k = min(top_k, N); usage [B, N] or None."""
+    memory, queries = bank.memory(mk, ms), Queries(qk, qe)
+    b, _, q = qk.shape
+    k = min(top_k, memory.tokens)
+    weight = qk.new_empty((b, q, k), dtype=torch.float32)
+    index = qk.new_empty((b, q, k), dtype=torch.int64)
+    sums = topk_usage.new_sums(qk, b, memory.tokens) if return_usage else None
+    if weight.numel() > 0:
+        if memory.tokens <= k * GROUP:
+            _choose(memory, queries, None, 0, q, weight, index, sums)
+        else:
+            _choose_by_groups(memory, queries, weight, index, sums)
+    return weight, index, None if sums is None else topk_usage.finish(sums, topk_usage.usage_bits(q))
+
+
+def _choose_by_groups(memory: Memory, queries: Queries, weight: Tensor, index: Tensor, sums: Tensor | None) -> None:
+    b, q, k = weight.shape
+    config = configs.of("split_maxima", queries.qk, queries.qk.shape[1])
+    operands = bank.prepare(memory, queries, config["BLOCK_N"] * GROUP)
+    room = MAXIMA_BYTES // (4 * b * (operands.keys.shape[1] // GROUP))
+    turns = -(-q // max(TURN, room // TURN * TURN))
+    turn = -(-q // (turns * TURN)) * TURN
+    for first in range(0, q, turn):
+        count = min(turn, q - first)
+        groups = candidate_groups(group_maxima(operands, memory, queries, first, count, config), k)
+        _choose(memory, queries, groups, first, count, weight, index, sums)
+
+
+def _choose(
+    memory: Memory,
+    queries: Queries,
+    groups: Tensor | None,
+    first: int,
+    count: int,
+    weight: Tensor,
+    index: Tensor,
+    sums: Tensor | None,
+) -> None:
+    b, q, k = weight.shape
+    ck = queries.qk.shape[1]
+    candidates = memory.tokens if groups is None else k * GROUP
+    width = triton.next_power_of_2(candidates)
+    rows = min(128, width)
+    weigh_candidates[(count, b)](
+        *memory.keys,
+        *memory.shrinkage,
+        *queries.arguments,
+        index if groups is None else groups,
+        weight,
+        index,
+        weight if sums is None else sums,
+        memory.tokens,
+        q,
+        first,
+        count,
+        candidates,
+        1 / math.sqrt(ck),
+        2.0 ** topk_usage.usage_bits(q),
+        ck,
+        bank.padded_channels(ck),
+        memory.segments,
+        len(memory.ms) > 0,
+        queries.qe is not None,
+        groups is not None,
+        sums is not None,
+        GROUP,
+        k,
+        triton.next_power_of_2(k),
+        rows,
+        width // rows,
+        num_warps=4 if width < 2048 else 8,
+    )
+
+
+@triton.jit(do_not_specialize=["N", "Q", "first", "count", "candidates"])
+def weigh_candidates(
+    mk,
+    starts,
+    ends,
+    sb,
+    sc,
+    sn,
+    ms,
+    ms_sb,
+    ms_sn,
+    qk,
+    qe,
+    q_sb,
+    q_sc,
+    q_sq,
+    e_sb,
+    e_sc,
+    e_sq,
+    groups,
+    weight,
+    index,
+    sums,
+    N,
+    Q,
+    first,
+    count,
+    candidates,
+    root,
+    unit,
+    CK: tl.constexpr,
+    CKP: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    HAS_S: tl.constexpr,
+    HAS_E: tl.constexpr,
+    HAS_GROUPS: tl.constexpr,
+    HAS_USAGE: tl.constexpr,
+    GROUP: tl.constexpr,
+    K: tl.constexpr,
+    KP: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """weight, index [B, Q, K]: of a query's candidates the K best, best first, and the softmax of their scores.
+
+    Candidates are the tokens of groups [B, count, candidates / GROUP], ascending, or all tokens. They are scored by the
+    differences of Eq. 2, which cancel nothing, ROWS at a time. Grid [count, B].
+    """
+    b = tl.program_id(1)
+    query = first + tl.program_id(0)
+    row = b.to(tl.int64) * count + tl.program_id(0)
+    channel = tl.arange(0, CKP)
+    q, e = load_queries(qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq, b, query + tl.arange(0, 1), Q, CK, CKP, HAS_E)
+    score = tl.full((STEPS, ROWS), -float("inf"), tl.float32)
+    step = tl.arange(0, STEPS)[:, None]
+    for i in range(STEPS):
+        at = i * ROWS + tl.arange(0, ROWS)
+        token = at.to(tl.int64)
+        if HAS_GROUPS:
+            group = tl.load(groups + row * (candidates // GROUP) + at // GROUP, mask=at < candidates, other=0)
+            token = group.to(tl.int64) * GROUP + at % GROUP
+        token = tl.where(at < candidates, token, N)
+        x = load_tokens(mk, starts, ends, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32) - q
+        s = tl.full((ROWS,), 1.0, tl.float32)
+        if HAS_S:
+            s = load_scalars(ms, starts, ends, ms_sb, ms_sn, b, token, 0, ms_sb, SEGMENTS)
+        new = tl.where(token < N, readable(-s * (tl.sum(e * x * x, 1) * root)), -float("inf"))
+        score = tl.where(step == i, new[None, :], score)
+    # One integer for each candidate: its score's order, then its place, of which the lower wins.
+    place = (step * ROWS + tl.arange(0, ROWS)[None, :]).to(tl.int64)
+    packed = (order_key(score).to(tl.int64) << 32) | (STEPS * ROWS - 1 - place)
+    slot = tl.arange(0, KP)
+    best = tl.full((KP,), 0, tl.int64)
+    for i in range(K):
+        top = tl.max(tl.max(packed, 1), 0)
+        best = tl.where(slot == i, top, best)
+        packed = tl.where(packed == top, -9223372036854775807, packed)
+    key = (best >> 32).to(tl.int32)
+    value = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    value = tl.where(slot < K, value, -float("inf"))
+    at = (STEPS * ROWS - 1 - (best & 0xFFFFFFFF)).to(tl.int32)
+    largest = tl.max(value, 0)
+    # A slot left over repeats the best token with weight 0.
+    at = tl.where(value == -float("inf"), tl.min(tl.where(slot == 0, at, STEPS * ROWS), 0), at)
+    w = tl.exp(value - largest)
+    w = tl.where(slot < K, w, 0.0)
+    w = w / tl.sum(w, 0)
+    token = at.to(tl.int64)
+    if HAS_GROUPS:
+        group = tl.load(groups + row * (candidates // GROUP) + at // GROUP, mask=slot < K, other=0)
+        token = group.to(tl.int64) * GROUP + at % GROUP
+    out = (b.to(tl.int64) * Q + query) * K + slot
+    tl.store(weight + out, w, mask=slot < K)
+    tl.store(index + out, token, mask=slot < K)
+    if HAS_USAGE:
+        add_usage(sums + b.to(tl.int64) * 3 * N, token, w, N, unit, slot < K)

@@ -1,0 +1,286 @@
+"""The tokens that can be among the k best: those of the k groups with the largest maxima.
+
+Tokens are grouped by GROUP consecutive ones. One pass over the memory computes every score and keeps each group's
+largest alone. **Of the k groups with the largest maxima (of equal ones those that come first), the tokens hold the k
+largest scores (of equal ones those that come first).** For a token outside these groups is no better than its group's
+maximum, which is no better than those k maxima, each of them another token; and where it equals one of them, that one's
+group comes first, so the token does, too. This holds level by level when groups are grouped again.
+
+The k * GROUP tokens are then scored anew by differences (topk_affinity.py), so what this pass decides is only which
+groups are looked at, by the expanded form at float32 level (bank.py): the choice that the other backends make, too.
+The work does not depend on the data, and nothing overflows.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import configs
+from .bank import TILE, Bank, Memory, Queries
+from .tiles import difference_scores, is_wide, query_operand, split_product
+
+GROUP = 16
+WIDE_KEYS = 32  # groups of a program that scores by differences
+WIDEST = 8192  # groups that one program selects from; above, groups of groups
+
+
+def group_maxima(
+    bank: Bank, memory: Memory, queries: Queries, first: int, count: int, config: dict[str, int]
+) -> Tensor:
+    """Largest score of each group, [B, count, NP / GROUP], for ``count`` queries from ``first``, a multiple of a tile.
+
+    Two launches, of which each tile of queries takes one.
+    """
+    b, ck, q = queries.qk.shape
+    np, qp = bank.keys.shape[1], bank.queries.shape[1]
+    ckp = bank.keys.shape[3]
+    out = bank.keys.new_empty((b, count, np // GROUP), dtype=torch.float32)
+    block_q, block_n = config["BLOCK_Q"], config["BLOCK_N"]
+    grid = (-(-count // block_q), np // (block_n * GROUP), b)
+    split_maxima[grid](
+        *bank.split,
+        out,
+        np,
+        qp,
+        first,
+        count,
+        ckp,
+        bank.e_exact,
+        GROUP,
+        TILE,
+        block_q,
+        block_n,
+        **configs.launch(config),
+    )
+    grid = (-(-count // TILE), np // (WIDE_KEYS * GROUP), b)
+    wide_maxima[grid](
+        *memory.keys,
+        *memory.shrinkage,
+        *queries.arguments,
+        bank.wide_memory,
+        bank.wide_queries,
+        out,
+        q,
+        np,
+        qp,
+        first,
+        count,
+        ck**-0.5,
+        ck,
+        memory.segments,
+        len(memory.ms) > 0,
+        queries.qe is not None,
+        GROUP,
+        TILE,
+        block_q,
+        WIDE_KEYS,
+        num_warps=8,
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["first", "count"])
+def split_maxima(
+    keys,
+    scale,
+    queries,
+    offset,
+    unscale,
+    wide_memory,
+    wide_queries,
+    out,
+    NP,
+    QP,
+    first,
+    count,
+    CK: tl.constexpr,
+    E_EXACT: tl.constexpr,
+    GROUP: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """out [B, count, NP / GROUP]: largest score of each group of tokens, for certified tiles of queries.
+
+    Grid [tiles of BLOCK_Q queries, chunks of BLOCK_N groups, B]. Step t of a program scores the t-th token of each of
+    its groups, so that the maximum over a group is one of whole tiles.
+    """
+    b = tl.program_id(2).to(tl.int64)
+    first_tile = first // BLOCK_Q + tl.program_id(0)
+    if is_wide(wide_memory, wide_queries, b, first_tile * BLOCK_Q, QP // TILE, TILE, BLOCK_Q):
+        return
+    query = first_tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    e_hi, q_hi, q_lo, e_lo = query_operand(queries + b * QP * 4 * CK, query, CK, E_EXACT)
+    add = tl.load(offset + b * QP + query)[:, None]
+    group = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    best = tl.full((BLOCK_Q, BLOCK_N), -float("inf"), tl.float32)
+    for t in range(GROUP):
+        token = group * GROUP + t
+        product = split_product(keys + b * NP * 4 * CK, token, e_hi, q_hi, q_lo, e_lo, CK, E_EXACT)
+        best = tl.maximum(best, (product + add) * tl.load(scale + b * NP + token)[None, :])
+    best = best * tl.load(unscale + b * QP + query)[:, None]
+    row = b * count + (query - first)
+    at = out + row[:, None] * (NP // GROUP) + group[None, :]
+    tl.store(at, best, mask=((query - first) < count)[:, None])
+
+
+@triton.jit(do_not_specialize=["Q", "first", "count"])
+def wide_maxima(
+    mk,
+    starts,
+    ends,
+    sb,
+    sc,
+    sn,
+    ms,
+    ms_sb,
+    ms_sn,
+    qk,
+    qe,
+    q_sb,
+    q_sc,
+    q_sq,
+    e_sb,
+    e_sc,
+    e_sq,
+    wide_memory,
+    wide_queries,
+    out,
+    Q,
+    NP,
+    QP,
+    first,
+    count,
+    root,
+    CK: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    HAS_S: tl.constexpr,
+    HAS_E: tl.constexpr,
+    GROUP: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The same by differences, for the blocks of BLOCK_Q that are not certified.
+
+    Grid [tiles of TILE queries, chunks of BLOCK_N groups, B]."""
+    b = tl.program_id(2).to(tl.int64)
+    tile = first // TILE + tl.program_id(0)
+    if not is_wide(wide_memory, wide_queries, b, tile * TILE, QP // TILE, TILE, BLOCK_Q):
+        return
+    query = tile * TILE + tl.arange(0, TILE)
+    group = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    best = tl.full((TILE, BLOCK_N), -float("inf"), tl.float32)
+    for t in range(GROUP):
+        token = group.to(tl.int64) * GROUP + t
+        score = difference_scores(
+            mk, starts, ends, sb, sc, sn, ms, ms_sb, ms_sn, qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq,
+            b, query, token, Q, root, CK, SEGMENTS, HAS_S, HAS_E
+        )  # fmt: skip
+        best = tl.maximum(best, score)
+    row = b * count + (query - first)
+    at = out + row[:, None] * (NP // GROUP) + group[None, :]
+    tl.store(at, best, mask=((query - first) < count)[:, None])
+
+
+def candidate_groups(maxima: Tensor, k: int) -> Tensor:
+    """The k groups with the largest of maxima [B, count, groups] -> [B, count, k] int32, ascending.
+
+    One launch; two more for each factor of GROUP by which there are more than WIDEST groups, too many for a program.
+    """
+    levels = [maxima]
+    while levels[-1].shape[2] > WIDEST:
+        levels.append(_coarser(levels[-1]))
+    chosen = None
+    for level in reversed(levels):
+        b, count, groups = level.shape
+        if chosen is None and groups <= k:
+            continue
+        candidates = groups if chosen is None else min(k, chosen.shape[2]) * GROUP
+        parents = level if chosen is None else chosen
+        out = level.new_empty((b, count, min(k, groups)), dtype=torch.int32)
+        width = triton.next_power_of_2(candidates)
+        warps = 8 if width >= 4096 else 4 if width >= 512 else 1
+        select_groups[(count, b)](
+            level,
+            parents,
+            out,
+            groups,
+            candidates,
+            out.shape[2],
+            count,
+            chosen is not None,
+            GROUP,
+            width,
+            num_warps=warps,
+        )
+        chosen = out
+    assert chosen is not None
+    return chosen
+
+
+def _coarser(maxima: Tensor) -> Tensor:
+    b, count, groups = maxima.shape
+    out = maxima.new_empty((b, count, -(-groups // GROUP)))
+    rows = b * count
+    coarser_maxima[(rows, -(-out.shape[2] // 128))](maxima, out, groups, out.shape[2], GROUP, 128)
+    return out
+
+
+@triton.jit(do_not_specialize=["GROUPS", "COARSE"])
+def coarser_maxima(maxima, out, GROUPS, COARSE, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+    """Maxima of GROUP consecutive groups: [rows, GROUPS] -> [rows, COARSE]. Grid [rows, blocks of COARSE]."""
+    row = tl.program_id(0).to(tl.int64)
+    coarse = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    group = coarse[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    x = tl.load(maxima + row * GROUPS + group, mask=group < GROUPS, other=-float("inf"))
+    tl.store(out + row * COARSE + coarse, tl.max(x, 1), mask=coarse < COARSE)
+
+
+@triton.jit
+def order_key(x):
+    """int32 in the order of float32, the zeros equal, above the smallest int32."""
+    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit(do_not_specialize=["GROUPS", "candidates", "K", "count"])
+def select_groups(
+    maxima,
+    parents,
+    out,
+    GROUPS,
+    candidates,
+    K,
+    count,
+    HAS_PARENTS: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """out [B, count, K] int32: of ``candidates`` groups the K largest, of equal ones the first, in ascending order.
+
+    Candidates are all groups, or those of ``parents`` [B, count, candidates / GROUP] groups of groups. The K-th largest
+    is found by bisection over its bits, so that the work does not depend on the data. Grid [count, B].
+    """
+    row = tl.program_id(1).to(tl.int64) * count + tl.program_id(0)
+    at = tl.arange(0, WIDTH)
+    group = at
+    if HAS_PARENTS:
+        parent = tl.load(parents + row * (candidates // GROUP) + at // GROUP, mask=at < candidates, other=0)
+        group = parent * GROUP + at % GROUP
+    exists = (at < candidates) & (group < GROUPS)
+    key = order_key(tl.load(maxima + row * GROUPS + group, mask=exists, other=0.0))
+    key = tl.where(exists, key, -2147483648)
+    kth = tl.where(tl.sum((key >= 0).to(tl.int32), 0) >= K, 0, -2147483648)
+    for bit in range(31):
+        higher = kth + (1 << (30 - bit))
+        kth = tl.where(tl.sum((key >= higher).to(tl.int32), 0) >= K, higher, kth)
+    above = key > kth
+    equal = (key == kth).to(tl.int32)
+    room = K - tl.sum(above.to(tl.int32), 0)
+    chosen = above | ((equal != 0) & (tl.cumsum(equal, 0) <= room))
+    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
+    tl.store(out + row * K + place, group.to(tl.int32), mask=chosen)

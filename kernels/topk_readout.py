@@ -1,0 +1,87 @@
+"""readout_topk: values of the selected tokens, weighted and summed (Eq. 1). One launch."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import bank, configs
+from .tiles import bound
+
+
+def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
+    """mv [B, O, CV, N_i], weight, index [B, Q, k] -> readout [B, O, CV, Q] in mv's dtype, with channel stride 1."""
+    b, o, cv, _ = mv[0].shape
+    q, k = index.shape[1:]
+    out = mv[0].new_empty((b, q, o, cv))
+    if out.numel() > 0:
+        values = bank.joined([v for v in mv if v.shape[3] > 0])
+        config = configs.of("read_rows", mv[0])
+        block = min(config["BLOCK_C"], max(16, triton.next_power_of_2(cv)))
+        blocks = -(-cv // block)
+        read_rows[(q, o * blocks, b)](
+            values,
+            *bank.numbers(values),
+            *bank.strides(values),
+            weight.contiguous(),
+            index.contiguous(),
+            out,
+            q,
+            o,
+            cv,
+            k,
+            blocks,
+            len(values),
+            block,
+            min(config["SLOTS"], triton.next_power_of_2(k)),
+            **configs.launch(config),
+        )
+    return out.permute(0, 2, 3, 1)
+
+
+@triton.jit(do_not_specialize=["Q"])
+def read_rows(
+    mv,
+    starts,
+    ends,
+    sb,
+    so,
+    sc,
+    sn,
+    weight,
+    index,
+    out,
+    Q,
+    O,  # noqa: E741
+    CV,
+    K,
+    blocks,
+    SEGMENTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    """out [B, Q, O, CV]: sum over K slots of weight * value, float32 sums in the order of the slots.
+
+    Grid [Q, O * blocks of BLOCK_C channels, B]: neighbouring programs read neighbouring queries, which share tokens.
+    """
+    b = tl.program_id(2).to(tl.int64)
+    query = tl.program_id(0).to(tl.int64)
+    o = (tl.program_id(1) // blocks).to(tl.int64)
+    channel = tl.program_id(1) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_C,), tl.float32)
+    row = (b * Q + query) * K
+    for first in range(0, K, SLOTS):
+        slot = first + tl.arange(0, SLOTS)
+        w = tl.load(weight + row + slot, mask=slot < K, other=0.0).to(tl.float32)
+        token = tl.load(index + row + slot, mask=slot < K, other=0)
+        rows = tl.zeros((SLOTS, BLOCK_C), mv[0].dtype.element_ty)
+        for i in tl.static_range(SEGMENTS):
+            here = (token >= bound(starts, i)) & (token < bound(ends, i)) & (slot < K)
+            at = mv[i] + b * sb[i] + o * so[i] + (token - bound(starts, i))[:, None] * sn[i]
+            x = tl.load(
+                at + channel[None, :].to(tl.int64) * sc[i], mask=here[:, None] & (channel < CV)[None, :], other=0.0
+            )
+            rows = tl.where(here[:, None], x, rows)
+        total += tl.sum(rows.to(tl.float32) * w[:, None], 0)
+    tl.store(out + ((b * Q + query) * O + o) * CV + channel, total.to(out.dtype.element_ty), mask=channel < CV)

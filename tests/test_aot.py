@@ -1,0 +1,111 @@
+"""The Triton kernels compiled ahead of time, without a GPU: a part of what `make aot` does for all."""
+
+import dataclasses
+import importlib.util
+
+import pytest
+from interpreter import find_kernels
+
+find_kernels()
+from xmemk.kernels import configs  # noqa: E402
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed; it is made for Linux alone", allow_module_level=True)
+
+from xmemk.kernels import aot  # noqa: E402
+
+pytestmark = pytest.mark.timeout(900)  # a minute, but on a busy machine
+
+# The kernels that do most of the work of XMem's read at 480p, and the one that is the most Python in one kernel.
+KERNELS = (*aot.MULTIPLY, "weigh_candidates")
+CASES = ("topk float16", "dense float16")
+
+
+@pytest.fixture(scope="module")
+def reports():
+    jobs = []
+    for architecture in configs.ARCHITECTURES:
+        first = {x.kernel: x for x in reversed(aot.launches(architecture, lambda name: name in CASES))}
+        jobs += [(first[kernel], architecture) for kernel in KERNELS]
+    return list(aot.compile_all(jobs))
+
+
+def test_kernels_fit_do_not_spill_and_use_matrix_units(reports):
+    assert len(reports) == len(KERNELS) * len(configs.ARCHITECTURES)
+    assert [r.row() for r in reports if r.problems] == []
+
+
+def test_hopper_and_blackwell_get_their_own_instructions(reports):
+    for report in reports:
+        assert 24 < report.registers <= 255
+        multiplies = report.launch.kernel in aot.MULTIPLY
+        assert (report.matrix > 0) == multiplies
+
+
+def test_a_launch_that_does_not_fit_is_a_problem():
+    launch = next(x for x in aot.launches(90, lambda name: name == "topk float16") if x.kernel == "split_maxima")
+    stages = tuple((name, 4 if name == "num_stages" else value) for name, value in launch.options)
+    (report,) = aot.compile_all([(dataclasses.replace(launch, options=stages), 90)])
+    assert "shared memory" in report.problems[0]
+
+
+def test_every_configuration_is_launched():
+    for architecture in configs.ARCHITECTURES:
+        launched = {x.kernel for x in aot.launches(architecture)}
+        table = set(configs.table()[str(architecture)])
+        assert {name.removesuffix("_float32") for name in table} <= launched
+        assert table == set(configs.table()["interpreter"])
+
+
+def test_launches_of_a_growing_memory_need_no_new_kernels():
+    from xmemk.kernels import memory_read
+
+    def kinds(n):
+        with configs.assumed(90), aot.recorded() as made:
+            for top_k in (None, 30):
+                memory_read(*aot.meta(n, 1620, segments=(1620, n)), top_k, True)
+        return set(made)
+
+    assert kinds(24_580) == kinds(24_589) == kinds(24_592)
+
+
+@pytest.mark.parametrize(("top_k", "usage", "most"), [(30, False, 7), (30, True, 8)])
+def test_a_top_k_read_takes_few_launches(top_k, usage, most):
+    from xmemk.kernels import memory_read
+
+    with configs.assumed(90), aot.recorded() as made:
+        memory_read(*aot.meta(24_580, 1620), top_k, usage)
+    assert len(made) == most
+
+
+def test_the_table_is_written_as_it_is_committed(tmp_path, monkeypatch):
+    from xmemk.kernels import tune
+
+    committed = configs.PATH.read_text()
+    monkeypatch.setattr(configs, "PATH", tmp_path / "configs.json")
+    tune.write(configs.table())
+    assert configs.PATH.read_text() == committed
+
+
+def test_tuning_keeps_the_fastest_that_launches():
+    from xmemk.kernels import tune
+
+    def time(config):
+        if config["num_stages"] == 4:
+            raise RuntimeError("out of resource: shared memory")
+        return 2.0 if config == now else 1.0 + abs(config["BLOCK_N"] - 64) + config["num_warps"]
+
+    now = {"BLOCK_Q": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+    assert tune.best("split_lse", now, time) == (now, 2.0)
+    kept, least = tune.best("split_lse", now, lambda config: 9.0 if config == now else time(config))
+    assert kept["num_warps"] == 4 and kept["BLOCK_N"] == 64 and least == 5.0
+    for kernel, config in configs.table()["90"].items():
+        assert set(config) == set(next(tune.candidates(kernel)))
+
+
+def test_newer_gpus_use_the_nearest_older_table(monkeypatch):
+    import torch
+
+    for capability, wanted in (((8, 7), "86"), ((9, 0), "90"), ((10, 3), "100"), ((12, 1), "120")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert configs.name(torch.device("cuda", 0)) == wanted
