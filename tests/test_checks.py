@@ -120,8 +120,11 @@ def test_consolidate(x):
     ):
         with pytest.raises(ValueError, match=words):
             xmemk.consolidate(**({"num_prototypes": 5} | arguments | changed))
-    with pytest.raises(TypeError, match="mk: wanted one tensor"):
-        xmemk.consolidate(**(arguments | {"mk": [x.mk], "num_prototypes": 5}))
+    with pytest.raises(ValueError, match=r"mv: wanted 2 segments as in mk, got 1"):
+        cut = {name: [arguments[name][..., :3], arguments[name][..., 3:]] for name in ("mk", "ms")}
+        xmemk.consolidate(**(arguments | cut | {"num_prototypes": 5}))
+    with pytest.raises(ValueError, match=r"me: wanted 1 segments as in mk, got 2"):
+        xmemk.consolidate(**(arguments | {"me": [x.me, x.me], "num_prototypes": 5}))
 
 
 def test_inputs_are_left_as_they_were(x):

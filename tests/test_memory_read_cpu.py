@@ -258,7 +258,7 @@ def test_operators_pass_opcheck(shrinkage):
         torch.library.opcheck(torch.ops.xmemk.affinity_topk, (mk, ms, x.qk, None, top_k, True))
     weight, index = xmemk.affinity_topk(mk, ms or None, x.qk, x.qe, top_k=5)
     torch.library.opcheck(torch.ops.xmemk.readout_topk, (mv, weight, index))
-    torch.library.opcheck(torch.ops.xmemk.potentiate, (x.mk, x.ms, x.mv, x.qk, x.qe))
+    torch.library.opcheck(torch.ops.xmemk.potentiate, (mk, ms, mv, x.qk, x.qe))
 
 
 def test_operators_check_what_they_are_given():

@@ -180,10 +180,10 @@ def select_prototypes(usage: Tensor, num_prototypes: int, *, backend: str = "aut
 
 
 def consolidate(
-    mk: Tensor,
-    ms: Tensor | None,
-    me: Tensor | None,
-    mv: Tensor,
+    mk: Segments,
+    ms: Segments | None,
+    me: Segments | None,
+    mv: Segments,
     usage: Tensor,
     num_prototypes: int,
     *,
@@ -193,7 +193,7 @@ def consolidate(
 
     Args:
         mk, ms, me, mv: the candidates' keys [B, CK, N], shrinkage [B, 1, N] or None, selection [B, CK, N] or None, and
-            values [B, O, CV, N].
+            values [B, O, CV, N]; or equally long lists of segments [..., N_i], read as one memory.
         usage: [B, N], normalised by the time each candidate was in memory.
         num_prototypes: P, 0 <= P <= N.
 
@@ -201,15 +201,20 @@ def consolidate(
         pk [B, CK, P] the chosen candidates' keys, most used first; ps [B, 1, P] float32 and pv [B, O, CV, P], shrinkage
         and values of all candidates averaged with the softmax of their similarity to each prototype.
     """
-    checks.consolidation(mk, ms, me, mv, usage, num_prototypes)
-    gradient = _wants_gradient((mk, ms, me, mv))
+    memory, selection = checks.consolidation(mk, ms, me, mv, usage, num_prototypes)
+    keys, shrinkage, values = memory
+    assert values is not None
+    tensors = (*keys, *(shrinkage or ()), *(selection or ()), *values)
     steps: tuple[Callable[..., Tensor], ...] = (plain.select_prototypes, plain.gather_tokens)
-    if _choose("consolidate", (mk, ms, me, mv, usage), gradient, backend) == "cpu":
-        if torch.float64 not in (mk.dtype, mv.dtype):
-            return ops.consolidate(mk, ms, me, mv, usage.detach(), num_prototypes)
+    if _choose("consolidate", (*tensors, usage), _wants_gradient(tensors), backend) == "cpu":
+        if torch.float64 not in (keys[0].dtype, values[0].dtype):
+            index = ops.select_prototypes(usage.detach(), num_prototypes)
+            pk = plain.gather_from(keys, index, ops.gather_tokens)
+            pe = None if selection is None else plain.gather_from(selection, index, ops.gather_tokens)
+            return pk, *ops.potentiate(keys, shrinkage, values, pk, pe)
         steps = (ops.select_prototypes, ops.gather_tokens)
-    with _full_precision(mk):
-        return plain.consolidate(mk, ms, me, mv, usage.detach(), num_prototypes, *steps)
+    with _full_precision(keys[0]):
+        return plain.consolidate(keys, shrinkage, selection, values, usage.detach(), num_prototypes, *steps)
 
 
 def evict_lfu(usage: Tensor, keep: int, *, backend: str = "auto") -> Tensor:

@@ -107,22 +107,27 @@ def affinity(mv: Segments, weight: Tensor, index: Tensor) -> list[Tensor]:
 
 
 def consolidation(
-    mk: Tensor, ms: Tensor | None, me: Tensor | None, mv: Tensor, usage_: Tensor, num_prototypes: int
-) -> None:
-    """The candidates of a consolidation."""
-    for name, given in (("mk", mk), ("ms", ms), ("mv", mv)):
-        if given is not None and not isinstance(given, Tensor):
-            raise TypeError(f"{name}: wanted one tensor (candidates are one segment), got {_what(given)}")
-    memory(mk, ms, mv, mk, None, with_values=True)
-    if me is not None:
-        _tensor("me", me, "[B, CK, N]")
-        if me.shape != mk.shape:
-            raise ValueError(f"me: wanted {_shape(mk)} as mk, got {_shape(me)}")
-        _same("me", me, "mk", mk)
+    mk: Segments, ms: Segments | None, me: Segments | None, mv: Segments, usage_: Tensor, num_prototypes: int
+) -> tuple[Memory, list[Tensor] | None]:
+    """The candidates of a consolidation, and their selection, as equally long lists of segments."""
+    first = _segments("mk", mk)[0]
+    _tensor("mk" if isinstance(mk, Tensor) else "mk[0]", first, "[B, CK, N]")
+    candidates = memory(mk, ms, mv, first, None, with_values=True)
+    selection = None if me is None else _segments("me", me)
+    if selection is not None:
+        if len(selection) != len(candidates.mk):
+            raise ValueError(f"me: wanted {len(candidates.mk)} segments as in mk, got {len(selection)}")
+        for i, (e, k) in enumerate(zip(selection, candidates.mk)):
+            name = _name("me", me, i)
+            _tensor(name, e, "[B, CK, N]")
+            if e.shape != k.shape:
+                raise ValueError(f"{name}: wanted {_shape(k)} as mk, got {_shape(e)}")
+            _same(name, e, "mk", k)
     usage(usage_, num_prototypes, "num_prototypes")
-    if usage_.shape != (mk.shape[0], mk.shape[2]):
-        raise ValueError(f"usage: wanted [B={mk.shape[0]}, N={mk.shape[2]}] as in mk, got {_shape(usage_)}")
-    _device("usage", usage_, "mk", mk)
+    if usage_.shape[0] != first.shape[0] or usage_.shape[1] != candidates.tokens:
+        raise ValueError(f"usage: wanted [B={first.shape[0]}, N={candidates.tokens}] as in mk, got {_shape(usage_)}")
+    _device("usage", usage_, "mk", first)
+    return candidates, selection
 
 
 def usage(usage: Tensor, count: int, name: str) -> None:

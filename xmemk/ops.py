@@ -29,7 +29,9 @@ _LIBRARY.define(
     tags=_PURE,
 )
 _LIBRARY.define("readout_topk(Tensor[] mv, Tensor weight, Tensor index) -> Tensor", tags=_PURE)
-_LIBRARY.define("potentiate(Tensor mk, Tensor? ms, Tensor mv, Tensor pk, Tensor? pe) -> (Tensor, Tensor)", tags=_PURE)
+_LIBRARY.define(
+    "potentiate(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor pk, Tensor? pe) -> (Tensor, Tensor)", tags=_PURE
+)
 
 
 @torch.library.register_fake("xmemk::select_prototypes", lib=_LIBRARY)
@@ -75,9 +77,9 @@ def _(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("xmemk::potentiate", lib=_LIBRARY)
-def _(mk: Tensor, ms: Tensor | None, mv: Tensor, pk: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(mk: list[Tensor], ms: list[Tensor], mv: list[Tensor], pk: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor]:
     ps = pk.new_empty((pk.shape[0], 1, pk.shape[2]), dtype=torch.float32)
-    return ps, _token_major(mv, pk.shape[2])
+    return ps, _token_major(mv[0], pk.shape[2])
 
 
 def _token_major(mv: Tensor, queries: int) -> Tensor:
@@ -156,12 +158,9 @@ def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     return result
 
 
-def consolidate(
-    mk: Tensor, ms: Tensor | None, me: Tensor | None, mv: Tensor, usage: Tensor, num_prototypes: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-> pk [B, CK, P], ps [B, 1, P] float32, pv [B, O, CV, P]."""
-    index = select_prototypes(usage, num_prototypes)
-    pk = gather_tokens(mk, index)
-    pe = None if me is None else gather_tokens(me, index)
-    ps, pv = torch.ops.xmemk.potentiate(mk, ms, mv, pk, pe)
-    return pk, ps, pv
+def potentiate(
+    mk: list[Tensor], ms: list[Tensor] | None, mv: list[Tensor], pk: Tensor, pe: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """-> ps [B, 1, P] float32, pv [B, O, CV, P]."""
+    result: tuple[Tensor, Tensor] = torch.ops.xmemk.potentiate(mk, ms or [], mv, pk, pe)
+    return result

@@ -1,6 +1,8 @@
 // The operators of the memory read: checks, and which way to go.
 #include "../memory_read.h"
 
+#include <vector>
+
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
 #include <torch/library.h>
@@ -52,13 +54,15 @@ at::Tensor readout_topk(at::TensorList mv, const at::Tensor& weight, const at::T
   return read_topk(mv, weight.to(at::kFloat).contiguous(), chosen);
 }
 
-std::tuple<at::Tensor, at::Tensor> potentiate(const at::Tensor& mk, const std::optional<at::Tensor>& ms,
-                                              const at::Tensor& mv, const at::Tensor& pk,
-                                              const std::optional<at::Tensor>& pe) {
-  const at::Tensor shrinkage =
-      ms ? ms->to(at::kFloat) : at::ones({mk.size(0), 1, mk.size(-1)}, mk.options().dtype(at::kFloat));
-  check_keys("potentiate", mk, shrinkage, pk, pe);
+std::tuple<at::Tensor, at::Tensor> potentiate(at::TensorList mk, at::TensorList ms, at::TensorList mv,
+                                              const at::Tensor& pk, const std::optional<at::Tensor>& pe) {
+  check_keys("potentiate", mk, ms, pk, pe);
   check_values_of_keys("potentiate", mv, mk);
+  std::vector<at::Tensor> shrinkage;
+  for (size_t i = 0; i < mk.size(); ++i) {
+    shrinkage.push_back(ms.empty() ? at::ones({mk[i].size(0), 1, mk[i].size(2)}, mk[i].options().dtype(at::kFloat))
+                                   : ms[i].to(at::kFloat));
+  }
   return read_potentiated(mk, shrinkage, mv, pk, pe);
 }
 

@@ -24,7 +24,7 @@ std::tuple<at::Tensor, at::Tensor> read_dense(at::TensorList mk, at::TensorList 
                                               bool return_usage);
 
 // Shrinkage [B, 1, N] float32 and values averaged for prototypes pk [B, CK, P] -> ps [B, 1, P], pv [B, O, CV, P]
-std::tuple<at::Tensor, at::Tensor> read_potentiated(const at::Tensor& mk, const at::Tensor& ms, const at::Tensor& mv,
+std::tuple<at::Tensor, at::Tensor> read_potentiated(at::TensorList mk, at::TensorList ms, at::TensorList mv,
                                                     const at::Tensor& pk, const std::optional<at::Tensor>& pe);
 
 }  // namespace xmemk::cpu

@@ -282,12 +282,15 @@ std::tuple<at::Tensor, at::Tensor> read_dense(at::TensorList mk, at::TensorList 
   return {out.permute({0, 2, 3, 1}), usage};
 }
 
-std::tuple<at::Tensor, at::Tensor> read_potentiated(const at::Tensor& mk, const at::Tensor& ms, const at::Tensor& mv,
+std::tuple<at::Tensor, at::Tensor> read_potentiated(at::TensorList mk, at::TensorList ms, at::TensorList mv,
                                                     const at::Tensor& pk, const std::optional<at::Tensor>& pe) {
   const Operands operands(mk, ms, pk, pe);
-  const ValueTiles values(mv), shrinkage(ms.unsqueeze(1));
-  at::Tensor pv = at::empty({operands.batch(), operands.queries(), values.objects(), values.channels()}, mv.options());
-  at::Tensor ps = at::empty({operands.batch(), 1, operands.queries()}, mk.options().dtype(at::kFloat));
+  std::vector<at::Tensor> channel;
+  for (const at::Tensor& s : ms) channel.push_back(s.unsqueeze(1));
+  const ValueTiles values(mv), shrinkage(channel);
+  at::Tensor pv =
+      at::empty({operands.batch(), operands.queries(), values.objects(), values.channels()}, mv[0].options());
+  at::Tensor ps = at::empty({operands.batch(), 1, operands.queries()}, pk.options().dtype(at::kFloat));
   if (ps.numel() > 0) {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, pv.scalar_type(), "potentiate", [&] {
       DenseRead(operands, values, &shrinkage, nullptr)

@@ -5,12 +5,13 @@ Arithmetic is float32 for float16 and bfloat16 input, and the input's own dtype 
 """
 
 from .read import affinity_topk, memory_read, readout_topk, similarity, usage_topk
-from .upkeep import consolidate, evict_lfu, gather_tokens, select_prototypes
+from .upkeep import consolidate, evict_lfu, gather_from, gather_tokens, select_prototypes
 
 __all__ = [
     "affinity_topk",
     "consolidate",
     "evict_lfu",
+    "gather_from",
     "gather_tokens",
     "memory_read",
     "readout_topk",

@@ -1,0 +1,269 @@
+"""The storage of one memory whose objects joined together: preallocated, changed in place, never concatenated.
+
+An arena holds tokens in this order: those of long-term memory, then frames, oldest first (another order of frames is
+the caller's to make, see ``admit``). For each token there is a key, a shrinkage, a use (the mass it received), the
+number of reads there had been when it came, and a value per object; frames also have a selection. All of it is stored
+token-major and handed to the stateless functions as views.
+
+An arena has no rules. It offers steps, and a memory's rules are what is composed of them:
+
+    slot = arena.stage(key, shrinkage, selection, value)  a frame is written to a free slot, still out of sight
+    arena.admit(slot)                                     becomes the last frame; ``at=0`` the first
+    arena.release(first, last)                            frames leave: FIFO, or candidates now that they are prototypes
+    readout, usage = arena.read(qk, qe, top_k=k)          Eq. 1 over all tokens; nothing is recorded
+    arena.record(usage)                                   one read more, and this mass for each token
+    index = arena.survivors(keep)                         of long-term memory exactly ``keep`` stay, by usage (LFU)
+    prototypes = arena.prototypes(arena.frames[1:6], P)   selection and potentiation, Eq. 3, over some frames
+    arena.keep(index); arena.remember(prototypes)         eviction and what takes its place
+    arena.values = arena.without(rows)                    only the other objects from here on
+
+``stage``, ``read``, ``survivors``, ``prototypes`` and ``without`` change nothing that can be seen, and are where an
+operation may fail; the other steps only move data between buffers that exist (``keep`` takes its scratch, a megabyte,
+before it moves anything). So a memory that first computes and then commits is changed by a call wholly or not at all.
+
+Batch elements select and evict each for itself: ``index`` is [B, n], and prototypes are those of each element. Frames
+that must stay (the first, permanent ones) are those that the caller does not name in ``release`` and ``prototypes``.
+
+The number of reads a token has been part of, its life, is reads - birth + 1e-7: nothing is counted up per frame, and a
+token nothing has read yet has usage 0 / 1e-7 = 0.
+
+Frames and long-term tokens have their place from the start (``nbytes``, a fixed number) unless more frames come than
+``Spec.frames``: then blocks of frames are added, each twice the last up to 256 MB, and what is there stays where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import api
+from .bank import Bank
+from .table import LONG_TERM, Run, Slot, Table
+from .values import Values
+
+LIFE_OF_A_NEW_TOKEN = 1e-7
+_LARGEST_BLOCK = 256 << 20  # bytes of frames that are added at a time, or one frame
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an arena is for: sizes, types, and how much it holds."""
+
+    batch: int
+    frame: int  # tokens per frame, HW
+    key_channels: int
+    value_channels: int
+    objects: int
+    key_dtype: torch.dtype
+    value_dtype: torch.dtype  # of the values given, and of readouts
+    device: torch.device
+    frames: int  # room for frames
+    long_term: int = 0  # room for long-term tokens
+    has_selection: bool = True
+    stored_value_dtype: torch.dtype | None = None  # None: as given
+    count_long_term: bool = True  # whether long-term tokens have a use, without which none can be evicted
+
+    @property
+    def number(self) -> torch.dtype:
+        """The type of shrinkage and use: float32, or float64 with float64 keys."""
+        return torch.promote_types(self.key_dtype, torch.float32)
+
+
+class Prototypes(NamedTuple):
+    """What a consolidation makes of its candidates."""
+
+    key: Tensor  # [B, CK, P]
+    shrinkage: Tensor  # [B, 1, P]
+    value: Tensor  # [B, O, CV, P]
+
+
+class Arena:
+    """The tokens of some objects; see the head of this file."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.table = Table(spec.frame, spec.frames)
+        self.reads = 0
+        b, device = spec.batch, spec.device
+        self.key = Bank(b, (spec.key_channels,), spec.key_dtype, device)
+        self.shrinkage = Bank(b, (), spec.number, device)
+        self.selection = Bank(b, (spec.key_channels,), spec.key_dtype, device) if spec.has_selection else None
+        self.use = Bank(b, (), spec.number, device)
+        self.birth = Bank(b, (), torch.int64, device)
+        self.values = Values(b, spec.objects, spec.value_channels, spec.value_dtype, spec.stored_value_dtype, device)
+        self._add_block(spec.long_term)
+        self._add_block(spec.frames * spec.frame)
+
+    @property
+    def banks(self) -> dict[str, Bank]:
+        """All banks by name."""
+        named = {"key": self.key, "shrinkage": self.shrinkage, "use": self.use, "birth": self.birth}
+        if self.selection is not None:
+            named["selection"] = self.selection
+        return named | {f"value{i}": bank for i, bank in enumerate(self.values.banks)}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all banks."""
+        return sum(bank.nbytes for bank in self.banks.values())
+
+    @property
+    def frames(self) -> list[Slot]:
+        """The frames held, in order."""
+        return self.table.frames
+
+    @property
+    def long_term(self) -> int:
+        """Tokens in long-term memory."""
+        return self.table.long
+
+    @property
+    def tokens(self) -> int:
+        """N, of long-term memory and frames."""
+        return self.table.tokens
+
+    # Frames
+
+    def stage(self, key: Tensor, shrinkage: Tensor, selection: Tensor | None, value: Tensor) -> Slot:
+        """Writes a frame to the slot that is to be admitted next.
+
+        key [B, CK, HW], shrinkage [B, 1, HW], selection as key or None, value [B, O, CV, HW], in types that convert.
+        """
+        slot = self.table.free()
+        if slot is None:
+            self._grow()
+            slot = self.table.free()
+            assert slot is not None
+        run = self.table.run(slot)
+        with torch.no_grad():
+            self.key.rows(run).copy_(key.transpose(1, 2))
+            self.shrinkage.rows(run).copy_(shrinkage[:, 0])
+            if self.selection is not None and selection is not None:
+                self.selection.rows(run).copy_(selection.transpose(1, 2))
+            self.use.rows(run).zero_()
+            self.birth.rows(run).fill_(self.reads)
+            self.values.write(run, value)
+        return slot
+
+    def admit(self, slot: Slot, at: int | None = None) -> None:
+        """A staged frame becomes part of the memory, as the last frame or before the ``at``-th."""
+        self.frames.insert(len(self.frames) if at is None else at, slot)
+
+    def release(self, first: int, last: int) -> None:
+        """Frames first to last - 1 leave, and their slots are free."""
+        del self.frames[first:last]
+
+    # Reading
+
+    def read(
+        self,
+        qk: Tensor,
+        qe: Tensor | None,
+        *,
+        top_k: int | None,
+        return_usage: bool = True,
+        backend: str = "auto",
+    ) -> tuple[Tensor, Tensor | None]:
+        """Eq. 1 over all tokens: readout [B, O, CV, Q] and, where wanted, usage [B, N] for :meth:`record`."""
+        runs = self.table.runs()
+        mk, ms = self.keys(runs)
+        return self.values.read(mk, ms, runs, qk, qe, top_k=top_k, return_usage=return_usage, backend=backend)
+
+    def keys(self, runs: Sequence[Run]) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys [B, CK, n] and shrinkage [B, 1, n] of each run, views."""
+        return [self.key.view(run) for run in runs], [self.shrinkage.rows(run)[:, None] for run in runs]
+
+    def record(self, usage: Tensor) -> None:
+        """One read more, in which the tokens in order received the mass ``usage`` [B, N]."""
+        at = 0
+        with torch.no_grad():
+            for run in self.table.runs():
+                if run.block != LONG_TERM or self.spec.count_long_term:
+                    self.use.rows(run).add_(usage[:, at : at + run.tokens])
+                at += run.tokens
+        self.reads += 1
+
+    def usage(self, runs: Sequence[Run]) -> Tensor:
+        """[B, n] mass per read, "normalized by the duration" in memory (Sec. 2.3)."""
+        number = self.spec.number
+        parts = [
+            self.use.rows(run) / ((self.reads - self.birth.rows(run)).to(number) + LIFE_OF_A_NEW_TOKEN) for run in runs
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    # Long-term memory
+
+    def prototypes(self, frames: Sequence[Slot], count: int, *, backend: str = "auto") -> Prototypes:
+        """The ``count`` most used tokens of these frames (staged ones too), potentiated by Eq. 3 over all of them."""
+        runs = self.table.runs(frames)
+        mk, ms = self.keys(runs)
+        me = None if self.selection is None else [self.selection.view(run) for run in runs]
+        with torch.no_grad():
+            usage = self.usage(runs)
+            return Prototypes(*self.values.consolidate(mk, ms, me, runs, usage, count, backend=backend))
+
+    def survivors(self, keep: int, *, backend: str = "auto") -> Tensor:
+        """The long-term tokens [B, keep] int64 that least-frequently-used eviction leaves, ascending."""
+        return api.evict_lfu(self.long_term_usage(), keep, backend=backend)
+
+    def long_term_usage(self) -> Tensor:
+        """[B, L] mass per read of long-term tokens. RuntimeError where it is not counted."""
+        if not self.spec.count_long_term:
+            raise RuntimeError(
+                "long-term memory is full and usage was not counted, so nothing can be evicted: "
+                "set enable_long_term_count_usage=True or a larger max_long_term_elements"
+            )
+        with torch.no_grad():
+            return self.usage([Run(LONG_TERM, 0, self.long_term)])
+
+    def scratch(self, tokens: int, ascending: bool = True) -> Tensor:
+        """What :meth:`keep` of so many tokens moves them with."""
+        size = max(bank.moving_bytes(tokens, ascending) for bank in self.banks.values())
+        return torch.empty(size, dtype=torch.uint8, device=self.spec.device)
+
+    def keep(self, index: Tensor, *, ascending: bool = True, scratch: Tensor | None = None) -> None:
+        """Of long-term memory these tokens [B, n] stay, in this order; another than ascending takes more scratch."""
+        scratch = self.scratch(index.shape[1], ascending) if scratch is None else scratch
+        with torch.no_grad():
+            for bank in self.banks.values():
+                bank.keep(index, scratch, ascending)
+        self.table.long = index.shape[1]
+
+    def remember(self, prototypes: Prototypes) -> None:
+        """Prototypes become the last long-term tokens. ValueError where there is no room for them."""
+        count = prototypes.key.shape[2]
+        if self.long_term + count > self.spec.long_term:
+            raise ValueError(f"prototypes: wanted at most {self.spec.long_term - self.long_term}, got {count}")
+        run = Run(LONG_TERM, self.long_term, self.long_term + count)
+        with torch.no_grad():
+            self.key.rows(run).copy_(prototypes.key.transpose(1, 2))
+            self.shrinkage.rows(run).copy_(prototypes.shrinkage[:, 0])
+            self.use.rows(run).zero_()
+            self.birth.rows(run).fill_(self.reads)
+            self.values.write(run, prototypes.value)
+        self.table.long += count
+
+    # Objects and room
+
+    def without(self, rows: Sequence[int]) -> Values:
+        """The values of all objects but these rows, copied, so that the old banks can go."""
+        stay = [row for row in range(self.values.objects) if row not in rows]
+        with torch.no_grad():
+            return self.values.of(stay, self.table.runs())
+
+    def _grow(self) -> None:
+        frame_bytes = sum(bank.row_bytes for bank in self.banks.values()) * self.spec.batch * self.spec.frame
+        slots = max(1, min(2 * self.table.slots[-1], _LARGEST_BLOCK // frame_bytes))
+        self._add_block(slots * self.spec.frame)
+        self.table.slots.append(slots)
+
+    def _add_block(self, tokens: int) -> None:
+        banks = list(self.banks.values())
+        # No selection in long-term memory: prototypes have none.
+        blocks = [bank.empty(0 if bank is self.selection and not bank.blocks else tokens) for bank in banks]
+        for bank, block in zip(banks, blocks):
+            bank.blocks.append(block)
