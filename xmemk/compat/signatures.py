@@ -118,10 +118,10 @@ def signature(function: Callable[..., Any]) -> str:
     return str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
-def looks_like_a_manager(candidate: object) -> bool:
+def looks_like_a_manager(candidate: Any) -> bool:
     """Whether this is a class MemoryManager of one of the families, known or not."""
     return (
-        isinstance(candidate, type)
+        issubclass(type(candidate), type)  # isinstance would ask the candidate, and some warn or load something
         and candidate.__name__ == "MemoryManager"
         and callable(getattr(candidate, "add_memory", None))
         and (callable(getattr(candidate, "match_memory", None)) or callable(getattr(candidate, "read", None)))
