@@ -10,10 +10,12 @@ from .api import (
     select_prototypes,
     similarity,
 )
+from .memory import Memory
 from .reference.config import MemoryConfig
 from .version import __version__
 
 __all__ = [
+    "Memory",
     "MemoryConfig",
     "__version__",
     "affinity_topk",

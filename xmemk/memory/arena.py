@@ -34,43 +34,18 @@ Frames and long-term tokens have their place from the start (``nbytes``, a fixed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import api
-from .bank import Bank
+from .bank import Bank, add_block, place
+from .spec import Spec
 from .table import LONG_TERM, Run, Slot, Table
 from .values import Values
 
 LIFE_OF_A_NEW_TOKEN = 1e-7
-_LARGEST_BLOCK = 256 << 20  # bytes of frames that are added at a time, or one frame
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What an arena is for: sizes, types, and how much it holds."""
-
-    batch: int
-    frame: int  # tokens per frame, HW
-    key_channels: int
-    value_channels: int
-    objects: int
-    key_dtype: torch.dtype
-    value_dtype: torch.dtype  # of the values given, and of readouts
-    device: torch.device
-    frames: int  # room for frames
-    long_term: int = 0  # room for long-term tokens
-    has_selection: bool = True
-    stored_value_dtype: torch.dtype | None = None  # None: as given
-    count_long_term: bool = True  # whether long-term tokens have a use, without which none can be evicted
-
-    @property
-    def number(self) -> torch.dtype:
-        """The type of shrinkage and use: float32, or float64 with float64 keys."""
-        return torch.promote_types(self.key_dtype, torch.float32)
 
 
 class Prototypes(NamedTuple):
@@ -94,9 +69,11 @@ class Arena:
         self.selection = Bank(b, (spec.key_channels,), spec.key_dtype, device) if spec.has_selection else None
         self.use = Bank(b, (), spec.number, device)
         self.birth = Bank(b, (), torch.int64, device)
-        self.values = Values(b, spec.objects, spec.value_channels, spec.value_dtype, spec.stored_value_dtype, device)
-        self._add_block(spec.long_term)
-        self._add_block(spec.frames * spec.frame)
+        self.values = Values(spec)
+        with_long_term = [bank for bank in self.banks.values() if bank is not self.selection]  # prototypes have none
+        add_block(with_long_term, spec.long_term)
+        add_block([] if self.selection is None else [self.selection], 0)
+        add_block(self.banks.values(), spec.frames * spec.frame)
 
     @property
     def banks(self) -> dict[str, Bank]:
@@ -133,11 +110,7 @@ class Arena:
 
         key [B, CK, HW], shrinkage [B, 1, HW], selection as key or None, value [B, O, CV, HW], in types that convert.
         """
-        slot = self.table.free()
-        if slot is None:
-            self._grow()
-            slot = self.table.free()
-            assert slot is not None
+        slot = place(self.table, list(self.banks.values()))
         run = self.table.run(slot)
         with torch.no_grad():
             self.key.rows(run).copy_(key.transpose(1, 2))
@@ -195,6 +168,12 @@ class Arena:
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
+    def pick(self, bank: Bank, runs: Sequence[Run], index: Tensor) -> Tensor:
+        """[B, C, n]: of a bank the tokens index [B, n] of those in ``runs``, which are all of one block."""
+        place = torch.cat([torch.arange(run.start, run.stop, device=index.device) for run in runs])
+        rows = place[index].unsqueeze(2).expand(-1, -1, *bank.channels)
+        return bank.blocks[runs[0].block].gather(1, rows).transpose(1, 2)
+
     # Long-term memory
 
     def prototypes(self, frames: Sequence[Slot], count: int, *, backend: str = "auto") -> Prototypes:
@@ -247,23 +226,10 @@ class Arena:
             self.values.write(run, prototypes.value)
         self.table.long += count
 
-    # Objects and room
+    # Objects
 
     def without(self, rows: Sequence[int]) -> Values:
         """The values of all objects but these rows, copied, so that the old banks can go."""
-        stay = [row for row in range(self.values.objects) if row not in rows]
+        stay = [row for row in range(self.values.spec.objects) if row not in rows]
         with torch.no_grad():
             return self.values.of(stay, self.table.runs())
-
-    def _grow(self) -> None:
-        frame_bytes = sum(bank.row_bytes for bank in self.banks.values()) * self.spec.batch * self.spec.frame
-        slots = max(1, min(2 * self.table.slots[-1], _LARGEST_BLOCK // frame_bytes))
-        self._add_block(slots * self.spec.frame)
-        self.table.slots.append(slots)
-
-    def _add_block(self, tokens: int) -> None:
-        banks = list(self.banks.values())
-        # No selection in long-term memory: prototypes have none.
-        blocks = [bank.empty(0 if bank is self.selection and not bank.blocks else tokens) for bank in banks]
-        for bank, block in zip(banks, blocks):
-            bank.blocks.append(block)

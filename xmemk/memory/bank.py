@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from .table import LONG_TERM, Run
+from .table import LONG_TERM, Run, Slot, Table
 
 MOVED_BYTES = 1 << 20  # of rows that are on their way at a time when long-term memory is compacted
+LARGEST_BLOCK = 256 << 20  # bytes of frames that are added at a time, or one frame
 
 
 class Bank:
@@ -72,3 +73,23 @@ class Bank:
     @property
     def nbytes(self) -> int:
         return sum(block.nbytes for block in self.blocks)
+
+
+def add_block(banks: Iterable[Bank], tokens: int) -> None:
+    """A block more for all of them, or an error and none."""
+    pairs = [(bank, bank.empty(tokens)) for bank in banks]
+    for bank, block in pairs:
+        bank.blocks.append(block)
+
+
+def place(table: Table, banks: Sequence[Bank]) -> Slot:
+    """The slot for the next frame; where all are taken, the banks get a block of frames more."""
+    slot = table.free()
+    if slot is None:
+        frame_bytes = sum(bank.row_bytes * bank.batch for bank in banks) * table.frame
+        slots = max(1, min(2 * table.slots[-1], LARGEST_BLOCK // frame_bytes))
+        add_block(banks, slots * table.frame)
+        table.slots.append(slots)
+        slot = table.free()
+        assert slot is not None
+    return slot

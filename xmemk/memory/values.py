@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from .. import api
 from .bank import Bank
+from .spec import Spec
 from .table import Run
 
 
 class Values:
-    """Banks of values [B, tokens, O, CV] of O objects, in ``stored``, or as they are given where that is None."""
+    """Banks of values [B, tokens, O, CV], in ``spec.stored_value_dtype``, or as they are given where that is None."""
 
-    def __init__(
-        self,
-        batch: int,
-        objects: int,
-        channels: int,
-        dtype: torch.dtype,
-        stored: torch.dtype | None,
-        device: torch.device,
-    ) -> None:
-        self.batch, self.objects, self.channels = batch, objects, channels
-        self.dtype = dtype  # of what is given and of readouts
-        self.stored = stored
-        self.device = device
-        self.bank = Bank(batch, (objects, channels), dtype if stored is None else stored, device)
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.bank = Bank(
+            spec.batch, (spec.objects, spec.value_channels), spec.stored_value_dtype or spec.value_dtype, spec.device
+        )
         self.banks = [self.bank]
 
     def write(self, run: Run, value: Tensor) -> None:
@@ -55,8 +47,8 @@ class Values:
         mv = self.segments(runs)
         if return_usage:
             readout, usage = api.memory_read(mk, ms, mv, qk, qe, top_k=top_k, return_usage=True, backend=backend)
-            return readout.to(self.dtype), usage
-        return api.memory_read(mk, ms, mv, qk, qe, top_k=top_k, backend=backend).to(self.dtype), None
+            return readout.to(self.spec.value_dtype), usage
+        return api.memory_read(mk, ms, mv, qk, qe, top_k=top_k, backend=backend).to(self.spec.value_dtype), None
 
     def consolidate(
         self,
@@ -72,9 +64,14 @@ class Values:
         """Of the tokens of ``runs``: pk [B, CK, P], ps [B, 1, P], pv [B, O, CV, P]; see :func:`xmemk.consolidate`."""
         return api.consolidate(mk, ms, me, self.segments(runs), usage, count, backend=backend)
 
+    def keep(self, index: Tensor, scratch: Tensor, ascending: bool) -> None:
+        """See :meth:`.bank.Bank.keep`."""
+        for bank in self.banks:
+            bank.keep(index, scratch, ascending)
+
     def of(self, rows: Sequence[int], runs: Sequence[Run]) -> Values:
         """Banks of their own for some of the objects, with their values of ``runs``."""
-        values = Values(self.batch, len(rows), self.channels, self.dtype, self.stored, self.device)
+        values = Values(replace(self.spec, objects=len(rows)))
         for new, old in zip(values.banks, self.banks):
             new.blocks = [new.empty(block.shape[1]) for block in old.blocks]
             for run in runs:

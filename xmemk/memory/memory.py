@@ -1,0 +1,168 @@
+"""XMem's feature memory with its three stores: sensory, working, long-term (Sec. 2.3 and 2.4).
+
+``memory.add`` takes a memory frame into working memory. When that holds T_max frames, all but the first and the most
+recent T_min - 1 become P prototypes in long-term memory (prototype selection by usage, potentiation by Eq. 3); and when
+long-term memory would exceed its maximum, its least frequently used tokens are evicted first. ``memory.read`` reads
+long-term and working memory as one (Eq. 1 and 2) and records how much each token was used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..reference.config import MemoryConfig
+from .checks import Layout, check_labels, expect_known
+from .exact import ExactGroups
+from .rules import Frame, Rules
+from .sensory import Sensory
+from .shared import SharedGroups
+
+Groups = ExactGroups | SharedGroups
+
+
+class Memory:
+    """The three stores of one video, or of a batch of videos that add and read at the same time.
+
+    config: sizes and rules. backend: as for the public functions, "auto" or one by name. check_finite: whether keys,
+    shrinkage, values, selections and queries are searched for NaN and Inf; None means on the CPU only, because
+    elsewhere each look waits for the device. Unchecked, a key or shrinkage that is not finite is never read, and a
+    value that is not finite spoils the readouts that select its token.
+
+    The first ``add`` fixes B, the channels, H and W, the types and the device, and allocates what the configuration
+    can ever need (:attr:`nbytes`); from then on frames, prototypes and survivors are written in place and read as
+    views, and objects that join at a later frame get storage of their own. Keys, selections and queries have one
+    floating type, values may have another; shrinkage and usage are float32, or float64 with float64 keys. What is
+    stored carries no gradient. A call that raises has changed nothing.
+    """
+
+    def __init__(
+        self, config: MemoryConfig | None = None, *, backend: str = "auto", check_finite: bool | None = None
+    ) -> None:
+        self.config = MemoryConfig() if config is None else config
+        if not isinstance(self.config, MemoryConfig):
+            raise TypeError(f"config: wanted a MemoryConfig, got {type(config).__name__}")
+        self.backend = backend
+        self.check_finite = check_finite
+        self.sensory = Sensory(self.config.hidden_dim)
+        self._layout: Layout | None = None
+        self._groups: Groups | None = None
+
+    def add(
+        self,
+        key: Tensor,
+        shrinkage: Tensor,
+        value: Tensor,
+        objects: Sequence[int],
+        selection: Tensor | None = None,
+    ) -> None:
+        """Takes one memory frame; consolidates, and evicts before that, where the rules of Sec. 2.3 say so.
+
+        key [B, CK, H, W]; shrinkage [B, 1, H, W] in the key's type or float32; value [B, O, CV, H, W], row i of which
+        belongs to ``objects[i]``; objects: the labels, from 1, of all objects held and of those that join now (with
+        groups="xmem" in ascending order); selection [B, CK, H, W], on every frame or on none, for potentiation.
+
+        Raises ValueError or TypeError for input that does not fit, NaN and Inf included; RuntimeError when long-term
+        memory is full and usage is not counted.
+        """
+        labels = check_labels("objects", objects)
+        layout = Layout.of(key, value, selection) if self._layout is None else self._layout
+        if self.config.groups == "xmem" and layout.batch != 1:
+            raise ValueError(f'key: wanted a batch of 1 with groups="xmem", got B = {layout.batch}')
+        layout.check_add(key, shrinkage, value, labels, selection, finite=self._looks(layout))
+        if not set(self.objects) <= set(labels):
+            raise ValueError(f"objects: wanted all that are held, {list(self.objects)}, got {list(labels)}")
+        groups = self._new_groups(layout) if self._groups is None else self._groups
+        frame = Frame(key.flatten(2), shrinkage.flatten(2), None if selection is None else selection.flatten(2))
+        groups.add(frame, value.flatten(3), labels)
+        self._layout, self._groups = layout, groups
+
+    def read(self, query_key: Tensor, selection: Tensor | None = None) -> Tensor:
+        """Reads the memory (Eq. 1) for every token of a frame, and records what was used.
+
+        query_key [B, CK, H, W], selection [B, CK, H, W] or None (all ones). Returns [B, O, CV, H, W] in the values'
+        type, objects in the order of :attr:`objects`. Every read adds 1 to the life of each token that was read
+        over, and to its use the mass it received.
+
+        Raises RuntimeError when there is nothing to read, ValueError or TypeError for a query that does not fit.
+        """
+        readout, groups, usages = self._look_up(query_key, selection)
+        groups.record(usages)
+        return readout
+
+    def remove(self, objects: Sequence[int]) -> None:
+        """Objects leave, with their values and their sensory rows; the last of a bucket takes its keys along.
+
+        The others are read as before. A label that left may join again as a new object. ValueError for one that is
+        not held. RuntimeError with groups="xmem": there all groups share the first one's keys and usage, and no
+        result of the released code exists to compare with.
+        """
+        leaving = check_labels("objects", objects)
+        expect_known("objects", leaving, self.objects)
+        if self._groups is not None:
+            self._groups.remove(set(leaving))
+            in_sensory = [label for label in leaving if label in self.sensory.objects]
+            if in_sensory:
+                self.sensory.remove(in_sensory)
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """The labels held, in order of introduction: by the add that brought them, then as given there."""
+        return () if self._groups is None else self._groups.objects
+
+    @property
+    def working_size(self) -> int:
+        """Tokens in working memory; with groups="exact" those of all buckets together."""
+        return 0 if self._groups is None else self._groups.working_size
+
+    @property
+    def long_term_size(self) -> int:
+        """Tokens in long-term memory; with groups="exact" those of all buckets together."""
+        return 0 if self._groups is None else self._groups.long_term_size
+
+    @property
+    def consolidations(self) -> int:
+        """How often working memory was consolidated; with groups="exact" each bucket counts."""
+        return 0 if self._groups is None else self._groups.consolidations
+
+    @property
+    def evictions(self) -> int:
+        """How often tokens were evicted from long-term memory; with groups="exact" each bucket counts."""
+        return 0 if self._groups is None else self._groups.evictions
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that working and long-term memory occupy; they change when objects join or leave, and at no other time
+        (without long-term memory, which grows, also when a block of frames is added).
+        """
+        return 0 if self._groups is None else self._groups.nbytes
+
+    @property
+    def groups(self) -> Groups | None:
+        """The stores themselves, for looking and testing; None before the first add."""
+        return self._groups
+
+    def __repr__(self) -> str:
+        return (
+            f"Memory(groups={self.config.groups!r}, objects={list(self.objects)}, working_size={self.working_size}, "
+            f"long_term_size={self.long_term_size}, consolidations={self.consolidations}, evictions={self.evictions})"
+        )
+
+    def _look_up(self, query_key: Tensor, selection: Tensor | None) -> tuple[Tensor, Groups, list[Tensor | None]]:
+        """A read that is not yet recorded: readout, and whose usage is to be recorded where."""
+        if self._layout is None or self._groups is None:
+            raise RuntimeError("the memory is empty: call add before read")
+        self._layout.check_read(query_key, selection, finite=self._looks(self._layout))
+        if not self.objects:
+            raise RuntimeError("the memory holds no object: all have been removed")
+        qe = None if selection is None else selection.flatten(2)
+        readout, usages = self._groups.read(query_key.flatten(2), qe)
+        return readout.unflatten(3, query_key.shape[2:]), self._groups, usages
+
+    def _looks(self, layout: Layout) -> bool:
+        return layout.device.type == "cpu" if self.check_finite is None else self.check_finite
+
+    def _new_groups(self, layout: Layout) -> Groups:
+        rules = Rules(self.config, layout, self.backend)
+        return ExactGroups(rules) if self.config.groups == "exact" else SharedGroups(rules)

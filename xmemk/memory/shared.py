@@ -1,0 +1,226 @@
+"""Groups of objects over shared keys, as the released code keeps them: ``groups="xmem"``.
+
+The first group and the keys are an arena. A group that joined later has values alone, in a table of its own: V of them,
+which belong to the *last* V tokens (last of long-term memory, last of working memory). So its runs and those of the
+keys are laid side by side for a read. :mod:`xmemk.reference.groups_xmem` says what the rules are and which of them are
+defects; they are the same here, to the letter.
+
+An eviction and the prototypes of later groups depend on the numbers (what ties goes, what is not valid is left out), so
+that on a GPU these steps wait for the device, once per consolidation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .. import api
+from .arena import Arena, Prototypes
+from .bank import add_block, place
+from .rules import Frame, Rules, objects_of
+from .table import LONG_TERM, Run, Slot, Table, last, side_by_side
+from .values import Values
+
+
+class Late:
+    """The values of a group that joined after the first."""
+
+    def __init__(self, rules: Rules, objects: tuple[int, ...]) -> None:
+        spec = rules.spec(len(objects))
+        self.objects = objects
+        self.table = Table(spec.frame, spec.frames)
+        self.values = Values(spec)
+        add_block(self.values.banks, spec.long_term)
+        add_block(self.values.banks, spec.frames * spec.frame)
+
+    def stage(self, value: Tensor) -> Slot:
+        """As :meth:`Arena.stage`."""
+        slot = place(self.table, self.values.banks)
+        with torch.no_grad():
+            self.values.write(self.table.run(slot), value)
+        return slot
+
+    def remember(self, value: Tensor) -> None:
+        """As :meth:`Arena.remember`."""
+        run = Run(LONG_TERM, self.table.long, self.table.long + value.shape[3])
+        with torch.no_grad():
+            self.values.write(run, value)
+        self.table.long = run.stop
+
+
+@dataclass
+class Change:
+    """What a memory frame will do: computed, but not yet done. Lists have an entry per later group."""
+
+    slot: Slot
+    late_slots: list[Slot]
+    survivors: Tensor | None = None  # [1, n]
+    late_survivors: list[Tensor] = field(default_factory=list)
+    scratch: Tensor | None = None
+    prototypes: Prototypes | None = None
+    late_values: list[Tensor | None] = field(default_factory=list)  # [1, O, CV, valid], or None
+
+
+class SharedGroups:
+    """Working and long-term memory with shared keys. The batch is 1: which values are missing differs within one."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.first: tuple[int, ...] = ()
+        self.arena: Arena | None = None
+        self.late: list[Late] = []
+        self.consolidations = 0
+        self.evictions = 0
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        return self.first + tuple(label for group in self.late for label in group.objects)
+
+    @property
+    def working_size(self) -> int:
+        return 0 if self.arena is None else self.arena.tokens - self.arena.long_term
+
+    @property
+    def long_term_size(self) -> int:
+        return 0 if self.arena is None else self.arena.long_term
+
+    @property
+    def nbytes(self) -> int:
+        own = 0 if self.arena is None else self.arena.nbytes
+        return own + sum(bank.nbytes for group in self.late for bank in group.values.banks)
+
+    def add(self, frame: Frame, value: Tensor, objects: tuple[int, ...]) -> None:
+        """A memory frame; objects that were not there before become a group. ValueError if out of ascending order."""
+        row = {label: i for i, label in enumerate(objects)}
+        known = set(self.objects)
+        new = tuple(label for label in objects if label not in known)
+        in_order = self.objects + new
+        if in_order != tuple(sorted(in_order)):
+            raise ValueError(
+                'objects: wanted new labels in ascending order and above all earlier ones (groups="xmem"), '
+                f"got {list(new)} after {list(self.objects)}"
+            )
+
+        def values_of(labels: Sequence[int]) -> Tensor:
+            return objects_of(value, [row[label] for label in labels])
+
+        first, arena, late = self.first, self.arena, list(self.late)
+        if arena is None:
+            first, arena = new, Arena(self.rules.spec(len(new)))
+        elif new:
+            late.append(Late(self.rules, new))
+        change = Change(arena.stage(*frame, values_of(first)), [g.stage(values_of(g.objects)) for g in late])
+        if self.rules.is_full(len(arena.frames) + 1):
+            self._evict(arena, late, change)
+            self._consolidate(arena, late, change)
+        self.first, self.arena, self.late = first, arena, late
+        self._commit(arena, change)
+
+    def read(self, qk: Tensor, qe: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+        """The readout [1, O, CV, Q] of all groups, and the first group's usage for :meth:`record`."""
+        assert self.arena is not None
+        config, arena, backend = self.rules.config, self.arena, self.rules.backend
+        readout, usage = arena.read(qk, qe, top_k=config.top_k, return_usage=config.enable_long_term, backend=backend)
+        readouts = [readout]
+        for group in self.late:
+            table = group.table
+            working = len(table.frames) * table.frame
+            of_keys = last([Run(LONG_TERM, 0, arena.long_term)], table.long)
+            of_keys += last(arena.table.runs(arena.frames), working)
+            of_keys, of_values = side_by_side(of_keys, table.runs())
+            mk, ms = arena.keys(of_keys)
+            readout, _ = group.values.read(
+                mk, ms, of_values, qk, qe, top_k=config.top_k, return_usage=False, backend=backend
+            )
+            readouts.append(readout)
+        return readouts[0] if len(readouts) == 1 else torch.cat(readouts, 1), [usage]
+
+    def record(self, usages: Sequence[Tensor | None]) -> None:
+        """A read that gave these tokens this mass."""
+        for usage in usages:
+            if usage is not None and self.arena is not None:
+                self.arena.record(usage)
+
+    def remove(self, leaving: set[int]) -> None:
+        """RuntimeError: the released code cannot, since usage and prototypes are those of the first group."""
+        raise RuntimeError(
+            f'objects {sorted(leaving)} cannot leave: with groups="xmem" all groups share the keys, usage and '
+            'prototypes of the first; use groups="exact"'
+        )
+
+    def _evict(self, arena: Arena, late: Sequence[Late], change: Change) -> None:
+        """Only usage strictly above that of the last one to go survives, and nothing where all are equal."""
+        surplus = arena.long_term - self.rules.long_term_before_prototypes
+        if surplus <= 0:
+            return
+        usage = arena.long_term_usage()[0]
+        survives = usage > usage.sort().values[surplus - 1]  # NaN is above nothing
+        change.survivors = survives.nonzero().T
+        change.late_survivors = [survives[survives.shape[0] - g.table.long :].nonzero().T for g in late]
+        change.scratch = arena.scratch(change.survivors.shape[1])
+
+    def _consolidate(self, arena: Arena, late: Sequence[Late], change: Change) -> None:
+        """Prototypes by the first group's usage; potentiation (Eq. 3) for each group over what it has."""
+        rules, backend = self.rules, self.rules.backend
+        frames = [*arena.frames, change.slot]
+        candidates = frames[rules.candidates(len(frames))]
+        count = rules.prototypes(len(candidates))
+        change.prototypes = arena.prototypes(candidates, count, backend=backend)
+        if not late:
+            return
+        runs = arena.table.runs(candidates)
+        index = api.select_prototypes(arena.usage(runs), count, backend=backend)
+        pe = None if arena.selection is None else arena.pick(arena.selection, runs, index)
+        for group, slot in zip(late, change.late_slots):
+            own = [*group.table.frames, slot]
+            mine = self._contribution(own, len(frames))
+            tokens = len(mine) * rules.layout.frame
+            valid = (index[0] >= len(candidates) * rules.layout.frame - tokens).nonzero()[:, 0]
+            if valid.shape[0] == 0:
+                change.late_values.append(None)
+                continue
+            of_keys, of_values = side_by_side(last(runs, tokens), group.table.runs(mine))
+            mk, ms = arena.keys(of_keys)
+            qk = change.prototypes.key.index_select(2, valid)
+            qe = None if pe is None else pe.index_select(2, valid)
+            with torch.no_grad():
+                value, _ = group.values.read(mk, ms, of_values, qk, qe, top_k=None, return_usage=False, backend=backend)
+            change.late_values.append(value)
+
+    def _contribution(self, frames: list[Slot], working: int) -> list[Slot]:
+        """The candidates of a group that has values of these frames, ``working`` being those of the keys."""
+        if len(frames) == working or len(frames) > self._one_above_minimum:
+            return frames[self.rules.candidates(len(frames))]
+        return []
+
+    @property
+    def _one_above_minimum(self) -> int:
+        return self.rules.config.min_mid_term_frames + 1
+
+    def _commit(self, arena: Arena, change: Change) -> None:
+        if change.survivors is not None and change.scratch is not None:
+            arena.keep(change.survivors, scratch=change.scratch)
+            for group, survivors in zip(self.late, change.late_survivors):
+                with torch.no_grad():
+                    group.values.keep(survivors, change.scratch, True)
+                group.table.long = survivors.shape[1]
+            self.evictions += 1
+        arena.admit(change.slot)
+        for group, slot in zip(self.late, change.late_slots):
+            group.table.frames.append(slot)
+        if change.prototypes is None:
+            return
+        arena.remember(change.prototypes)
+        candidates = self.rules.candidates(len(arena.frames))
+        arena.release(candidates.start, candidates.stop)
+        for group, value in zip(self.late, change.late_values):
+            if value is not None:
+                group.remember(value)
+            own = group.table.frames
+            if len(own) >= self._one_above_minimum:  # a shorter group keeps all of them
+                candidates = self.rules.candidates(len(own))
+                del own[candidates]
+        self.consolidations += 1
