@@ -10,6 +10,7 @@ from .api import (
     select_prototypes,
     similarity,
 )
+from .compat import patch
 from .memory import Memory
 from .reference.config import MemoryConfig
 from .version import __version__
@@ -23,6 +24,7 @@ __all__ = [
     "evict_lfu",
     "explain",
     "memory_read",
+    "patch",
     "readout_topk",
     "select_prototypes",
     "similarity",

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import api
 from ..memory import Arena, Prototypes, Spec
 from ..memory.table import LONG_TERM, Run, Slot
+from ..memory.values import Values
 
 
 class Frame(NamedTuple):
@@ -210,7 +211,7 @@ class Buckets:
         """Makes the bucket's candidates prototypes now."""
         start, stop = self._candidates(bucket.arena.frames[bucket.permanent :], bucket.permanent, rules)
         prototypes = self._prototypes(bucket, bucket.arena.frames[start:stop], rules)
-        self._make_room(bucket.arena, rules)
+        enlarge(bucket.arena, rules.max_tokens)
         bucket.arena.remember(prototypes)
         bucket.arena.release(start, stop)
         bucket.long_engaged = True
@@ -225,7 +226,7 @@ class Buckets:
         first = bucket.permanent + stays
         temporary = frames[first:]
         if rules.long_term and rules.full(len(temporary)):
-            self._make_room(arena, rules)
+            enlarge(arena, rules.max_tokens)
             found = rules.survivors(arena)
             if found is not None:
                 index, ascending = found
@@ -245,17 +246,21 @@ class Buckets:
         count = min(rules.num_prototypes, len(frames) * bucket.arena.spec.frame)
         return bucket.arena.prototypes(frames, count, backend=self.backend)
 
-    def _make_room(self, arena: Arena, rules: Rules) -> None:
-        """Long-term memory of the size that the rules have by now: limits may be changed while a video runs."""
-        if arena.spec.long_term >= rules.max_tokens:
-            return
-        arena.spec = dataclasses.replace(arena.spec, long_term=rules.max_tokens)
-        for bank in arena.banks.values():
-            old = bank.blocks[LONG_TERM]
-            if bank is not arena.selection:
-                new = bank.empty(rules.max_tokens)
-                new[:, : arena.long_term].copy_(old[:, : arena.long_term])
-                bank.blocks[LONG_TERM] = new
+
+def enlarge(arena: Arena, long_term: int, others: Sequence[Values] = ()) -> None:
+    """Room for so many long-term tokens, also for ``others``, values that share the arena's keys.
+
+    For limits that are raised while a video runs: what is stored is copied once.
+    """
+    if arena.spec.long_term >= long_term:
+        return
+    banks = [bank for bank in arena.banks.values() if bank is not arena.selection]  # prototypes have no selection
+    banks += [bank for values in others for bank in values.banks]
+    blocks = [bank.empty(long_term) for bank in banks]
+    for bank, block in zip(banks, blocks):
+        block[:, : arena.long_term].copy_(bank.blocks[LONG_TERM][:, : arena.long_term])
+        bank.blocks[LONG_TERM] = block
+    arena.spec = dataclasses.replace(arena.spec, long_term=long_term)
 
 
 def _spec(frame: Frame, objects: int, rules: Rules) -> Spec:

@@ -8,8 +8,6 @@ Reading, adding, consolidation, eviction and the pixel memory's stores are ours.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,9 +27,7 @@ __all__ = ["do_softmax", "get_affinity", "get_similarity", "manager", "readout"]
 _PERMANENT = {False: "no", True: "all", "no": "no", "first": "first", "all": "all"}
 
 
-def get_similarity(
-    mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None, add_batch_dim: bool = False
-) -> Tensor:
+def get_similarity(mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None, add_batch_dim: bool = False) -> Tensor:
     """:func:`xmemk.compat.functions.get_similarity`; with ``add_batch_dim`` for arguments without the batch."""
     if not add_batch_dim:
         return _get_similarity(mk, ms, qk, qe)
@@ -84,7 +80,7 @@ class CutieMemory:
         usages = []
         for bucket in self._buckets.held.values():
             dtype = bucket.arena.spec.key_dtype
-            with _storing():
+            with torch.no_grad():
                 parts, usage = bucket.read(
                     query_key.flatten(2).to(dtype),
                     selection.flatten(2).to(dtype),
@@ -97,7 +93,7 @@ class CutieMemory:
             for objects, found in parts:
                 visual = found.contiguous().unflatten(3, (h, w))
                 readouts |= self._fuse(objects, visual, pix_feat, last_mask, network)
-        with _storing():
+        with torch.no_grad():
             for bucket, usage in usages:
                 if usage is not None:
                     bucket.arena.record(usage)
@@ -116,11 +112,11 @@ class CutieMemory:
     ) -> None:
         """Takes a memory frame. key [B, CK, H, W], msk_value [B, O, CV, H, W], obj_value [B, O, S, C + 1] or None."""
         self._check(key, shrinkage, msk_value, obj_value, objects, selection, as_permanent)
-        with _storing():
+        with torch.no_grad():
             frame = self._frame(key, shrinkage, msk_value, selection)
             self._buckets.add(frame, list(objects), self._rules(), _PERMANENT[as_permanent])
         self.engaged = True
-        if self.H is None or self.config_stale or (self.H, self.W) != tuple(key.shape[-2:]):
+        if self.H is None or self.config_stale or tuple(key.shape[-2:]) != (self.H, self.W):
             self.config_stale = False
             self.H, self.W = key.shape[-2:]
             self.HW = self.H * self.W
@@ -143,7 +139,7 @@ class CutieMemory:
 
     def compress_features(self: Any, bucket_id: int) -> None:
         """Consolidates a bucket now; :meth:`add_memory` does it when its frames are as many as they may be."""
-        with _storing():
+        with torch.no_grad():
             self._buckets.consolidate(self._buckets.held[bucket_id], self._rules())
 
     def clear_non_permanent_memory(self: Any) -> None:
@@ -259,10 +255,3 @@ class CutieMemory:
         for name, x in (("key", key), ("shrinkage", shrinkage), ("msk_value", msk_value), ("selection", selection)):
             if x is not None and x.device.type == "cpu" and not bool(torch.isfinite(x).all()):
                 raise ValueError(f"{name}: wanted finite numbers, got {int((~torch.isfinite(x)).sum())} NaN or Inf")
-
-
-@contextlib.contextmanager
-def _storing() -> Iterator[None]:
-    """What is stored must outlive an inference_mode block of the host's, and carries no gradients."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield

@@ -164,4 +164,3 @@ class LongTermView(_View):
         return bucket.long_term
 
     _counted = _runs
-

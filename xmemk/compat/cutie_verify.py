@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..testing import Inputs
 from .report import Report
-from .verify import Judge
+from .verify import Judge, twin_of
 
 
 def verified(base: Any, original: Any, report: Report) -> Any:
@@ -20,16 +20,17 @@ def verified(base: Any, original: Any, report: Report) -> Any:
 
     A read is compared where it leaves the memory: at the visual readout that goes into the network's pixel fusion.
     """
+    twin = twin_of(original)
 
-    class Verified(base):  # type: ignore[misc]
+    class Verified(base):
         def __init__(self, cfg: Any, object_manager: Any) -> None:
             super().__init__(cfg, object_manager)
-            self._host: Any = original(cfg, object_manager)
+            self._host: Any = twin(cfg, object_manager)
             self._calls = {"read": 0, "add": 0}
 
         def _take_over(self, before: dict[str, Any]) -> None:
             super()._take_over(before)
-            self._host = original.__new__(original)
+            self._host = twin.__new__(twin)
             vars(self._host).update(before)
             for name in self._stores():
                 setattr(self._host, name, copy.deepcopy(before[name]))
@@ -129,8 +130,12 @@ def verified(base: Any, original: Any, report: Report) -> Any:
             for name in self._stores():
                 ours, theirs = getattr(self, name), getattr(host, name)
                 for i in ours.buckets if ours.save_usage else ():
-                    judge.usage(f"{name}.use_cnt[{i}]", ours.use_cnt[i], _or_nothing(theirs.use_cnt, i, ours.use_cnt[i]))
-                    judge.close(f"{name}.life_cnt[{i}]", ours.life_cnt[i], _or_nothing(theirs.life_cnt, i, ours.life_cnt[i]))
+                    judge.usage(
+                        f"{name}.use_cnt[{i}]", ours.use_cnt[i], _or_nothing(theirs.use_cnt, i, ours.use_cnt[i])
+                    )
+                    judge.close(
+                        f"{name}.life_cnt[{i}]", ours.life_cnt[i], _or_nothing(theirs.life_cnt, i, ours.life_cnt[i])
+                    )
 
         def _compare_stores(self, judge: Judge, host: Any) -> None:
             for name in self._stores():

@@ -1,9 +1,9 @@
 """Similarity and affinity that are not computed until somebody looks at them.
 
-A host writes ``readout(do_softmax(get_similarity(...)))``, three calls with an N x Q matrix between them. Here the first
-two return tensors of that shape which only remember what they are; a product with values is then read straight from
-the memory. Any other use of such a tensor computes the matrix, once, and goes on with it. Gradients never pass through
-one: where they are wanted, :mod:`xmemk.compat.functions` computes at once.
+A host writes ``readout(do_softmax(get_similarity(...)))``, three calls with an N x Q matrix between them. Here the
+first two return tensors of that shape which only remember what they are; a product with values is then read straight
+from the memory. Any other use of such a tensor computes the matrix, once, and goes on with it. Gradients never pass
+through one: where they are wanted, :mod:`xmemk.compat.functions` computes at once.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.b
 
 class Lazy(Tensor):
     """A tensor of known shape, dtype and device that :meth:`compute` makes when its numbers are needed."""
+
+    _dense: Tensor | None
+    _sources: list[tuple[Tensor, int]]
 
     @staticmethod
     def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, sources: tuple[Tensor | None, ...]) -> Any:
@@ -72,7 +75,7 @@ class Lazy(Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         args, kwargs = tree_map(lambda x: x.dense() if isinstance(x, Lazy) else x, (args, kwargs or {}))
@@ -81,6 +84,8 @@ class Lazy(Tensor):
 
 class LazySimilarity(Lazy):
     """S [B, N, Q] of Eq. 2."""
+
+    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 
     def __new__(cls, mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None) -> LazySimilarity:
         dtype = _result_type(mk, ms)
@@ -97,7 +102,7 @@ class LazyAffinity(Lazy):
 
     def product(self, values: Tensor) -> Tensor | None:
         """``values @ W``, for values [B, CV, N] or, with B = 1, [O, CV, N] or [CV, N]; None for what it is not for."""
-        b, n, q = self.shape
+        b, n = self.shape[:2]
         if isinstance(values, Lazy) or values.shape[-1:] != (n,):
             return None
         if values.dim() == 3 and values.shape[0] == b:
@@ -115,23 +120,28 @@ class LazyAffinity(Lazy):
 class SparseAffinity(LazyAffinity):
     """W of a top-k read, kept as weights and indices [B, Q, k]."""
 
+    weight: Tensor
+    chosen: Tensor
+
     def __new__(cls, weight: Tensor, index: Tensor, n: int, dtype: torch.dtype) -> SparseAffinity:
         made = super().__new__(cls, (weight.shape[0], n, weight.shape[1]), dtype, (weight, index))
-        made.weight, made.index = weight, index
+        made.weight, made.chosen = weight, index
         return made
 
     def compute(self) -> Tensor:
         zeros = self.weight.new_zeros(self.shape)
         # Slots left over repeat a token with weight 0, hence the sum.
-        return zeros.scatter_add_(1, self.index.transpose(1, 2), self.weight.transpose(1, 2))
+        return zeros.scatter_add_(1, self.chosen.transpose(1, 2), self.weight.transpose(1, 2))
 
     def read(self, mv: Tensor) -> Tensor:
         self.unchanged()
-        return api.readout_topk(mv, self.weight, self.index)
+        return api.readout_topk(mv, self.weight, self.chosen)
 
 
 class SoftAffinity(LazyAffinity):
     """W of a softmax over the whole memory."""
+
+    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 
     def __new__(cls, mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None) -> SoftAffinity:
         dtype = _result_type(mk, ms)

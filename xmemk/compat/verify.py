@@ -11,6 +11,7 @@ rounding is to blame. What is copied (keys, counters of tokens that stay) must b
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,11 @@ from .report import Report, Stopwatch
 
 TOLERANCE = 1e-5
 _JUDGED_QUERIES = 32
+
+
+def twin_of(original: Any) -> Any:
+    """The host's class under another identity, so that its instances do not pass for managers of the host's own."""
+    return type(original.__name__, (original,), {"__module__": original.__module__})
 
 
 class VerificationError(AssertionError):
@@ -62,9 +68,7 @@ class Judge:
         if difference.numel() and not float(difference.max()) <= _allowed(host, tolerance):
             raise VerificationError(f"{self.what}, {op}: differs by {float(difference.max()):.3g}, relative")
 
-    def read(
-        self, op: str, ours: Tensor, host: Tensor, inputs: Callable[[Tensor], Inputs], top_k: int | None
-    ) -> None:
+    def read(self, op: str, ours: Tensor, host: Tensor, inputs: Callable[[Tensor], Inputs], top_k: int | None) -> None:
         """A readout [B, O, CV, Q]; ``inputs(queries)`` are the arguments of the read with these queries alone."""
         difference = self._differences(op, ours, host)
         if not difference.numel():

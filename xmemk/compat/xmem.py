@@ -9,18 +9,18 @@ stops with an error (eviction after objects have joined late, fewer than top_k t
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import api
+from ..memory import Memory
 from .config import memory_config
 from .functions import do_softmax, get_affinity, get_similarity, readout
-from .xmem_stores import Memory, StoreView, consolidate_now, new_memory, reconfigure
+from .xmem_stores import StoreView, reconfigure
 
 __all__ = ["MemoryManager", "do_softmax", "get_affinity", "get_similarity", "readout"]
 
@@ -48,10 +48,10 @@ class MemoryManager:
         self.W: int | None = None
         self.hidden: Tensor | None = None
         self.reset_config = True
-        self._memory = new_memory(self._config, self.backend)
-        self.work_mem = StoreView(self, "working", self.enable_long_term)
+        self.memory = Memory(self._config, backend=self.backend)
+        self.work_mem = StoreView(self.memory, False, self.enable_long_term)
         if self.enable_long_term:
-            self.long_mem = StoreView(self, "long_term", self.enable_long_term_usage)
+            self.long_mem = StoreView(self.memory, True, self.enable_long_term_usage)
 
     def update_config(self, config: Any) -> None:
         """New limits and top_k from the next call on; whether there is long-term memory cannot change."""
@@ -59,7 +59,7 @@ class MemoryManager:
         for name in ("enable_long_term", "enable_long_term_count_usage"):
             if getattr(new, name) != getattr(self._config, name):
                 raise ValueError(f"{name}: wanted {getattr(self._config, name)} as before, got {getattr(new, name)}")
-        self._memory = reconfigure(self._memory, new)
+        reconfigure(self.memory, new)
         self._set_config(config)
         self.reset_config = True
 
@@ -71,10 +71,9 @@ class MemoryManager:
         """
         if selection is None:
             raise ValueError("selection: wanted [1, CK, H, W] as XMem's network gives it, got None")
-        with _storing():
-            like = self._memory_dtypes()
-            found = self._memory.read(query_key.to(like[0]), selection.to(like[0]))
-        return found[0].contiguous()
+        with torch.no_grad():
+            dtype, _ = self._memory_dtypes(query_key.dtype, query_key.dtype)
+            return self.memory.read(query_key.to(dtype), selection.to(dtype))[0].contiguous()
 
     def add_memory(
         self, key: Tensor, shrinkage: Tensor, value: Tensor, objects: Iterable[int], selection: Tensor | None = None
@@ -92,9 +91,9 @@ class MemoryManager:
         rows = [label - 1 for label in labels]
         if rows != list(range(value.shape[1])):
             value = value[:, rows]
-        with _storing():
+        with torch.no_grad():
             key_type, value_type = self._memory_dtypes(key.dtype, value.dtype)
-            self._memory.add(
+            self.memory.add(
                 key.detach().to(key_type),
                 shrinkage.detach().to(torch.promote_types(key_type, torch.float32)),
                 value.detach().to(value_type),
@@ -111,11 +110,8 @@ class MemoryManager:
                 self.max_work_elements = self.max_mt_frames * self.HW
 
     def compress_features(self) -> None:
-        """Consolidates now, whatever working memory holds; :meth:`add_memory` does it when working memory is full."""
-        if not self.enable_long_term:
-            raise RuntimeError("there is no long-term memory to consolidate into: enable_long_term is False")
-        with _storing():
-            self._memory = consolidate_now(self._memory)
+        """RuntimeError: :meth:`add_memory` consolidates when working memory is full, and at no other time."""
+        raise RuntimeError("compress_features: consolidation is a part of add_memory here, and cannot be asked for")
 
     def consolidation(
         self,
@@ -168,7 +164,7 @@ class MemoryManager:
         return self.hidden
 
     def __repr__(self) -> str:
-        return f"{type(self).__module__}.{type(self).__name__}({self._memory!r})"
+        return f"{type(self).__module__}.{type(self).__name__}({self.memory!r})"
 
     def _take_over(self, before: dict[str, Any]) -> None:
         """Becomes the host's manager with these attributes, one that holds no object yet."""
@@ -195,27 +191,15 @@ class MemoryManager:
             self.num_prototypes = self._config.num_prototypes
             self.max_long_elements = self._config.max_long_term_elements
 
-    def _memory_dtypes(self, key: torch.dtype = torch.float32, value: torch.dtype = torch.float32) -> Any:
+    def _memory_dtypes(self, key: torch.dtype, value: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
         """The types of keys and values in the stores, which the first frame fixed; before it, those given."""
-        return self.work_mem.dtypes or (key, value)
+        groups = self.memory.groups
+        return (key, value) if groups is None else (groups.rules.layout.key_dtype, groups.rules.layout.value_dtype)
 
     def _check_order(self, labels: list[int]) -> None:
-        held = list(self._memory.objects)
+        held = list(self.memory.objects)
         new = [label for label in labels if label not in held]
         if held + new != sorted(held + new):
             raise ValueError(
                 f"objects: wanted new ones in ascending order and above all earlier ones, got {new} after {held}"
             )
-
-    # What is stored, for the views and for verification.
-    @property
-    def memory(self) -> Memory:
-        """The :class:`xmemk.Memory` behind it."""
-        return self._memory
-
-
-@contextlib.contextmanager
-def _storing() -> Iterator[None]:
-    """What is stored must outlive an inference_mode block of the host's, and carries no gradients."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield

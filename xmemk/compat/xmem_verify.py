@@ -10,17 +10,18 @@ from torch import Tensor
 
 from ..testing import Inputs
 from .report import Report
-from .verify import Judge
+from .verify import Judge, twin_of
 from .xmem import MemoryManager
 
 
 def verified(original: Callable[[Any], Any], report: Report) -> type[MemoryManager]:
     """A manager that compares every read and add with those of ``original``, and reports them to ``report``."""
+    twin = twin_of(original)
 
     class Verified(MemoryManager):
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            self._host: Any = original(config)
+            self._host: Any = twin(config)
             self._calls = {"read": 0, "add": 0}
             self._fresh_config: Any = None
 
@@ -130,7 +131,7 @@ def _copy_state(ours: Any, host: Any) -> None:
     host.k, host.s, host.e, host.v = ours.key, ours.shrinkage, ours.selection, ours.value
     if ours.count_usage:
         host.use_count, host.life_count = ours.use_count, ours.life_count
-    if host.obj_groups is not None and ours._which == "working":
+    if host.obj_groups is not None and not ours._long_term:
         host.obj_groups, host.all_objects = ours.obj_groups, ours.all_objects
 
 
