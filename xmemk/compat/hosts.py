@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from . import cutie, functions, xmem, xmem_verify
+from . import cutie, deva, functions, xmem, xmem_verify
 from .report import Report
 from .signatures import (
     CUTIE,
+    DEVA,
     XMEM,
     Family,
     UnknownHost,
@@ -22,7 +23,7 @@ from .signatures import (
     looks_like_a_manager,
 )
 
-FAMILIES = (XMEM, CUTIE)
+FAMILIES = (XMEM, CUTIE, DEVA)
 
 # Where the hosts keep their memory code, below the package or folder that is named as a target.
 _PLACES = (
@@ -96,7 +97,7 @@ def replacements(host: Host, options: Options, report: Report) -> dict[int, tupl
     made: dict[int, tuple[Any, Any]] = {}
     if host.manager is not None:
         made[id(host.manager)] = (host.manager, _manager(host, options, report))
-    for name, original in host.functions.items():
+    for name, original in host.functions.items():  # of XMem's or Cutie's form
         made[id(original)] = (original, _function(host.family, name))
     return made
 
@@ -108,6 +109,11 @@ def _manager(host: Host, options: Options, report: Report) -> type:
         attributes = {"groups": options.groups, "backend": options.backend}
         if options.verify:
             base = xmem_verify.verified(original, report)
+    elif host.family is DEVA:
+        if options.verify:
+            raise UnknownHost(f"{host.where}: cannot be verified, since xmemk does not know how {DEVA.name}'s stores lie")
+        base = deva.manager(original)
+        attributes = {"backend": options.backend}
     else:
         base = cutie.manager(original, report if options.verify else None)
         attributes = {"backend": options.backend}
@@ -135,7 +141,7 @@ def _own_functions(module_name: str, module: ModuleType) -> dict[str, Callable[.
 
 def _family_by_functions(found: dict[str, Callable[..., Any]], where: str) -> Family:
     complaint: UnknownHost | None = None
-    for family in FAMILIES:
+    for family in (XMEM, CUTIE):
         try:
             check_functions(found, family, where)
         except UnknownHost as error:

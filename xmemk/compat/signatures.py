@@ -23,9 +23,10 @@ class Family:
     """Hosts that share one form of memory code. Methods and functions map a name to its signature."""
 
     name: str
-    methods: Mapping[str, str]  # of class MemoryManager: all its public ones, and private ones that ours call
+    methods: Mapping[str, str | None]  # of class MemoryManager: all its public ones, and private ones that ours call
     store: Mapping[str, str]  # of class KeyValueMemoryStore
     functions: Mapping[str, str] = field(default_factory=dict)
+    inherited: tuple[str, ...] = ()  # public methods it may have beyond those, which are left to it
     refusal: str = ""  # why hosts of this family are not served, where they are not
 
 
@@ -89,6 +90,29 @@ CUTIE = Family(
         "purge_except": "(self, obj_keep_idx)",
     },
     functions={**_FUNCTIONS, "get_similarity": "(mk, ms, qk, qe, add_batch_dim=False)"},
+)
+
+# By its interface alone. ``inherited``: methods that are left to the host's own class.
+DEVA = Family(
+    name="DEVA",
+    methods={
+        "match_memory": "(self, query_key, selection)",
+        "add_memory": "(self, key, shrinkage, value, objects, selection=None)",
+        "purge_except": None,
+    },
+    store={},
+    inherited=(
+        "update_config",
+        "initialize_sensory_if_needed",
+        "update_sensory",
+        "get_sensory",
+        "clear_sensory_memory",
+        "create_hidden_state",
+        "set_hidden",
+        "get_hidden",
+        "compress_features",
+        "consolidation",
+    ),
 )
 
 # Not served: only their interfaces are known here, and those leave open what their results are.
@@ -169,20 +193,20 @@ def check_functions(functions: Mapping[str, Callable[..., Any]], family: Family,
             raise UnknownHost(f"{where}.{name}: wanted the signature {wanted}, found {found}; xmemk does not know it")
 
 
-def _difference(owner: type, wanted: Mapping[str, str], where: str) -> str:
+def _difference(owner: type, wanted: Mapping[str, str | None], where: str) -> str:
     for name, form in wanted.items():
         function = getattr(owner, name, None)
         if not callable(function):
-            return f"{where}.{name}: wanted the signature {form}, found no such method"
+            return f"{where}.{name}: wanted the signature {form or '(...)'}, found no such method"
         found = signature(function)
-        if found != form:
+        if form is not None and found != form:
             return f"{where}.{name}: wanted the signature {form}, found {found}"
     return ""
 
 
 def _unknown_method(manager: type, family: Family, where: str) -> str:
     for name in dir(manager):
-        known = name in family.methods or name.startswith("_")
+        known = name in family.methods or name in family.inherited or name.startswith("_")
         if not known and callable(getattr(manager, name)):
             return f"{where}.{name}: found a method with the signature {signature(getattr(manager, name))}, wanted none"
     return ""
