@@ -143,7 +143,12 @@ def memory(checkout: str, patched: bool, size: str, objects: int, repeats: int) 
     h, w = SIZES[size]
     fill = 5000 if size != "tiny" else 50
     full = 10000 if size != "tiny" else 100
-    limits = {"max_mid_term_frames": 10, "min_mid_term_frames": 5, "max_long_term_elements": 4 * full, "buffer_tokens": full // 5}
+    limits = {
+        "max_mid_term_frames": 10,
+        "min_mid_term_frames": 5,
+        "max_long_term_elements": 4 * full,
+        "buffer_tokens": full // 5,
+    }
     host = Host(family, prefix, objects, {**limits, "num_prototypes": fill})
     frames = features(h, w, objects, 512 if family == "xmem" else 256)
     readouts = []

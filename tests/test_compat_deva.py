@@ -25,7 +25,7 @@ def follow(config, n=200, joining=None, leaving=None):
     """Readouts by object of every frame, and the manager; joining and leaving: labels by frame."""
     manager, found, objects = memory_manager.MemoryManager(config), [], []
     joining = joining or {0: [4, 2]}
-    for t, (key, shrinkage, selection, value) in enumerate(frames(n)):
+    for t, (key, shrinkage, selection, value) in enumerate(frames(n, seed=4)):
         if t:
             found.append(manager.match_memory(key, selection))
         for label in (leaving or {}).get(t, ()):
@@ -119,5 +119,7 @@ def test_what_is_not_known_is_refused(monkeypatch):
     module = types.ModuleType("deva_fork")
     MemoryManager.__module__, module.MemoryManager, module.torch = "deva_fork", MemoryManager, torch
     monkeypatch.setitem(sys.modules, "deva_fork", module)
-    with pytest.raises(UnknownHost, match=r"deva_fork\..*forget_half: found a method with the signature \(self, share\)"):
+    with pytest.raises(
+        UnknownHost, match=r"deva_fork\..*forget_half: found a method with the signature \(self, share\)"
+    ):
         xmemk.patch(module)

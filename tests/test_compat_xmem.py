@@ -52,9 +52,7 @@ def follow(config, n=200, joining=None, every=2):
     for t, (key, shrinkage, selection, value) in enumerate(frames(n)):
         objects += joining.get(t, 0)
         labels = list(range(1, objects + 1))
-        found.append(
-            core.step(key, shrinkage, selection, value[:, :objects], labels, t in joining or t % every == 0)
-        )
+        found.append(core.step(key, shrinkage, selection, value[:, :objects], labels, t in joining or t % every == 0))
     return found[1:], core
 
 
@@ -73,7 +71,10 @@ def patched(*args, **kwargs):
 CASES = {
     "one group, evictions": ({}, {0: 2}),
     "late objects": ({"max_long_term_elements": 4000}, {0: 1, 9: 1, 40: 2, 71: 1}),
-    "late objects just before and after a consolidation": ({"max_long_term_elements": 4000}, {0: 2, 4: 1, 10: 1, 11: 1}),
+    "late objects just before and after a consolidation": (
+        {"max_long_term_elements": 4000},
+        {0: 2, 4: 1, 10: 1, 11: 1},
+    ),
     "no long-term memory": ({"enable_long_term": False}, {0: 2, 7: 1}),
     "usage of long-term memory not counted": (
         {"enable_long_term_count_usage": False, "max_long_term_elements": 4000},

@@ -111,7 +111,9 @@ def _manager(host: Host, options: Options, report: Report) -> type:
             base = xmem_verify.verified(original, report)
     elif host.family is DEVA:
         if options.verify:
-            raise UnknownHost(f"{host.where}: cannot be verified, since xmemk does not know how {DEVA.name}'s stores lie")
+            raise UnknownHost(
+                f"{host.where}: cannot be verified, since xmemk does not know how {DEVA.name}'s stores lie"
+            )
         base = deva.manager(original)
         attributes = {"backend": options.backend}
     else:
