@@ -218,7 +218,7 @@ def clip(checkout: str, patched: bool, frames: int) -> dict[str, object]:
         core_module = importlib.import_module(f"{prefix}inference.inference_core")
     except ImportError as error:
         return {"missing": str(error)}
-    config = {**XMEM_LIMITS, **SMALL, "mem_every": 3}
+    config = {**XMEM_LIMITS, **SMALL, "mem_every": 3, "top_k": 20}  # the first frame has 24 tokens
     network = network_module.XMem(dict(config)).eval()
     g = torch.Generator().manual_seed(1)
     h, w = 64, 96

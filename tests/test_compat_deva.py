@@ -119,7 +119,5 @@ def test_what_is_not_known_is_refused(monkeypatch):
     module = types.ModuleType("deva_fork")
     MemoryManager.__module__, module.MemoryManager, module.torch = "deva_fork", MemoryManager, torch
     monkeypatch.setitem(sys.modules, "deva_fork", module)
-    with pytest.raises(
-        UnknownHost, match=r"deva_fork\..*forget_half: found a method with the signature \(self, share\)"
-    ):
+    with pytest.raises(UnknownHost, match=r"deva_fork\..*forget_half: found a method .*\(self, share\)"):
         xmemk.patch(module)

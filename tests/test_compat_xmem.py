@@ -71,7 +71,7 @@ def patched(*args, **kwargs):
 CASES = {
     "one group, evictions": ({}, {0: 2}),
     "late objects": ({"max_long_term_elements": 4000}, {0: 1, 9: 1, 40: 2, 71: 1}),
-    "late objects just before and after a consolidation": (
+    "late objects around a consolidation": (
         {"max_long_term_elements": 4000},
         {0: 2, 4: 1, 10: 1, 11: 1},
     ),
@@ -241,7 +241,7 @@ def test_bad_input_names_the_argument_and_changes_nothing():
         with pytest.raises(ValueError, match=words):
             manager.add_memory(*arguments)
     for arguments in ((key[..., :3], selection[..., :3]), (key, None), (key * float("inf"), selection)):
-        with pytest.raises(ValueError, match="query_key|selection"):
+        with pytest.raises(ValueError, match=r"query_key|selection"):
             manager.match_memory(*arguments)
     after = held(manager)
     assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(before, after))

@@ -111,9 +111,7 @@ def _manager(host: Host, options: Options, report: Report) -> type:
             base = xmem_verify.verified(original, report)
     elif host.family is DEVA:
         if options.verify:
-            raise UnknownHost(
-                f"{host.where}: cannot be verified, since xmemk does not know how {DEVA.name}'s stores lie"
-            )
+            raise UnknownHost(f"{host.where}: cannot be verified, since how DEVA stores its tokens is not known")
         base = deva.manager(original)
         attributes = {"backend": options.backend}
     else:
