@@ -82,9 +82,11 @@ def find(target: str | None, want_functions: bool) -> list[Host]:
     hosts: dict[int, Host] = {}
     for module_name, module in loaded_modules():
         for value in list(vars(module).values()):
-            if looks_like_a_manager(value) and id(value) not in hosts and _within(value.__module__, target):
+            if id(value) in hosts or not looks_like_a_manager(value) or value.__module__.startswith("xmemk."):
+                continue
+            if within(value.__module__, target):
                 hosts[id(value)] = Host(family_of(value, FAMILIES), f"{value.__module__}.{value.__name__}", value)
-        if want_functions and _within(module_name, target):
+        if want_functions and within(module_name, target):
             found = _own_functions(module_name, module)
             if found:
                 family = _family_by_functions(found, module_name)
@@ -152,5 +154,6 @@ def _family_by_functions(found: dict[str, Callable[..., Any]], where: str) -> Fa
     raise complaint
 
 
-def _within(name: str, target: str | None) -> bool:
+def within(name: str, target: str | None) -> bool:
+    """Whether this is the module or package ``target``, or below it; everything is below None."""
     return target is None or name == target or name.startswith(target + ".")

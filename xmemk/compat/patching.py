@@ -160,7 +160,10 @@ class Patch:
                     setattr(module, attribute, back[id(value)])
 
     def _nothing(self) -> str:
-        if any(self.target is None or handle.target in (None, self.target) for handle in _active):
+        theirs = [handle.target for handle in _active]
+        if any(
+            self.target is None or hosts.within(self.target, x) or hosts.within(x or "", self.target) for x in theirs
+        ):
             return "patched already: undo the other handle first, or use it"
         where = "no loaded module holds" if self.target is None else f"{self.target!r} does not hold"
         return (
