@@ -72,7 +72,7 @@ def test_puts_back_after_an_exception_and_in_modules_imported_since(names, monke
 
 def test_functions_can_be_left_alone(names):
     with xmemk.patch(HOST, functions=False) as handle:
-        assert len(handle.report.bound) == 2
+        assert all(" -> xmemk.compat.xmem.MemoryManager" in line for line in handle.report.bound)
         assert memory_util.readout.__module__ == f"{HOST}.memory_util"
 
 
