@@ -16,7 +16,7 @@ C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint format wheel clean
+.PHONY: demo test soak lint format wheel clean
 
 demo: $(READY)
 	$(PY) -m xmemk demo
@@ -34,6 +34,9 @@ format: $(STATE)/.xmemk-lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(C_SOURCES)
+
+soak: $(READY)
+	$(PY) benchmarks/soak.py
 
 wheel: $(READY)
 	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .

@@ -6,12 +6,11 @@ import pytest
 
 pytest.importorskip("av")
 
-import xmemk
+from xmemk import Memory, MemoryConfig
 from xmemk.data import BUNNY
 from xmemk.data.masks import read_mask
 from xmemk.data.video import read_frames
 from xmemk.demo.tracker import MEMORY_CONFIG, DemoTracker
-from xmemk.reference import Memory, MemoryConfig
 
 DRAWN = {int(path.stem): read_mask(path) for path in sorted((Path(__file__).parent / "data" / "bunny").glob("*.png"))}
 
@@ -24,7 +23,7 @@ def region_similarity(found, drawn):
 
 @pytest.mark.slow
 def test_the_bunny_is_followed_to_the_end():
-    memory = Memory(MemoryConfig.from_dict(MEMORY_CONFIG), ops=xmemk)
+    memory = Memory(MemoryConfig.from_dict(MEMORY_CONFIG))
     frames = read_frames(BUNNY / "clip.mp4", (854, 480), 40)
     tracker = DemoTracker(memory, next(frames), read_mask(BUNNY / "00040.png"))
     found = {}

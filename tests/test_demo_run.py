@@ -13,7 +13,7 @@ pytest.importorskip("typer")
 import torch
 from PIL import Image
 
-from xmemk import api
+from xmemk import Memory, MemoryConfig, api
 from xmemk.cli.app import run
 from xmemk.data.masks import read_mask, write_mask
 from xmemk.data.video import VideoWriter, read_frames
@@ -22,7 +22,6 @@ from xmemk.demo.original import memory_read as original_read
 from xmemk.demo.pictures import Spread
 from xmemk.demo.run import Job
 from xmemk.demo.run import run as run_job
-from xmemk.reference import Memory, MemoryConfig
 from xmemk.testing import compare_read, make_inputs
 
 WIDTH, HEIGHT, FRAMES = 128, 96, 14
@@ -210,7 +209,7 @@ CONFIG = MemoryConfig(
 
 def test_measured_ops_check_every_call():
     ops = MeasuredOps(original_every=2)
-    memory = Memory(CONFIG, ops=ops)
+    memory = Memory(CONFIG, functions=ops)
     frames(memory)
     assert memory.consolidations > 0
     assert memory.evictions > 0
@@ -231,4 +230,4 @@ def test_a_wrong_backend_stops_the_demo(monkeypatch, op):
     wrong.__name__ = op
     monkeypatch.setattr(api, op, wrong)
     with pytest.raises(RuntimeError, match="fails the oracle"):
-        frames(Memory(CONFIG, ops=MeasuredOps(original_every=0)))
+        frames(Memory(CONFIG, functions=MeasuredOps(original_every=0)))

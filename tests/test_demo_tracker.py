@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from xmemk import Memory, MemoryConfig
 from xmemk.demo.features import CELL, describe, grid_size, shrinkage_of
 from xmemk.demo.refine import guided_filter, labels_of
 from xmemk.demo.tracker import MEMORY_CONFIG, DemoTracker
-from xmemk.reference import Memory, MemoryConfig
 
 HEIGHT, WIDTH = 128, 192
 

@@ -72,6 +72,7 @@ def test_defaults_are_those_of_the_released_code():
         "enable_long_term_count_usage": True,
         "hidden_dim": 64,
         "groups": "exact",
+        "value_dtype": None,
     }
 
 
@@ -104,6 +105,7 @@ def test_config_does_not_change():
         ({"enable_long_term": 1}, TypeError, "enable_long_term: wanted a bool, got 1"),
         ({"enable_long_term_count_usage": None}, TypeError, "enable_long_term_count_usage: wanted a bool, got None"),
         ({"groups": "shared"}, ValueError, "groups: wanted one of 'exact', 'xmem', got 'shared'"),
+        ({"value_dtype": "int4"}, ValueError, "value_dtype: wanted None or one of 'float16', .* got 'int4'"),
     ],
 )
 def test_config_refuses(changes, error, message):

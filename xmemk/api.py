@@ -135,19 +135,30 @@ def affinity_topk(
         return weight, index, plain.usage_topk(weight, index, memory.tokens)
 
 
-def readout_topk(mv: Segments, weight: Tensor, index: Tensor, *, backend: str = "auto") -> Tensor:
+def readout_topk(
+    mv: Segments, weight: Tensor, index: Tensor, *, scale: Segments | None = None, backend: str = "auto"
+) -> Tensor:
     """Eq. 1 over selected tokens: readout[b, o, c, q] = sum_j weight[b, q, j] * mv[b, o, c, index[b, q, j]].
 
     Args:
-        mv: values [B, O, CV, N], or a list of segments.
+        mv: values [B, O, CV, N], or a list of segments; with ``scale`` int8 or float8_e4m3fn.
         weight, index: [B, Q, k] as :func:`affinity_topk` returns them.
+        scale: float32 [B, O, G, N] (a list if mv is one): values are mv * scale, with one scale for each of G groups of
+            ceil(CV / G) channels. Nothing but the rows read is widened.
 
     Returns:
-        readout [B, O, CV, Q] in mv's dtype. Differentiable in mv and weight.
+        readout [B, O, CV, Q] in mv's dtype, differentiable in mv and weight; with ``scale`` float32.
 
     Raises IndexError for an index outside 0 .. N - 1; on a GPU or under torch.compile such an index fails where it is
     used, as PyTorch's own indexing does.
     """
+    if scale is not None:
+        codes, scales = checks.scaled_affinity(mv, scale, weight, index)
+        call = Call("readout_topk_scaled", weight.device.type, _wants_gradient((weight,)), weight.dtype)
+        if backends.choose(call, backend, ops.native_error()) == "cpu":
+            return ops.readout_topk_scaled(codes, scales, weight, index)
+        _check_index(index, sum(v.shape[3] for v in codes))
+        return plain.readout_topk_scaled(codes, scales, weight, index)
     values = checks.affinity(mv, weight, index)
     if _choose("readout_topk", (weight, *values), _wants_gradient((*values, weight)), backend) == "cpu":
         return ops.readout_topk(values, weight, index)
@@ -246,6 +257,8 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
         ]
     if not tensors:
         raise ValueError(f"explain: wanted {op}'s arguments, with at least one tensor")
+    if op == "readout_topk" and kwargs.get("scale") is not None:
+        op = "readout_topk_scaled"
     # As each function itself decides: selection has no gradient to offer, whatever is asked of its input.
     if op in ("affinity_topk", "select_prototypes", "evict_lfu"):
         gradient = False

@@ -19,10 +19,20 @@ BACKENDS = ("cuda", "triton", "cpu", "torch")
 _KERNELS: dict[str, frozenset[str]] = {
     "cuda": frozenset(),
     "triton": frozenset(),
-    "cpu": frozenset({"memory_read", "affinity_topk", "readout_topk", "select_prototypes", "consolidate", "evict_lfu"}),
+    "cpu": frozenset(
+        {
+            "memory_read",
+            "affinity_topk",
+            "readout_topk",
+            "readout_topk_scaled",  # readout_topk with a scale
+            "select_prototypes",
+            "consolidate",
+            "evict_lfu",
+        }
+    ),
 }
 # Those of them that do their arithmetic in float32.
-_FLOAT32 = frozenset({"memory_read", "affinity_topk", "readout_topk"})
+_FLOAT32 = frozenset({"memory_read", "affinity_topk", "readout_topk", "readout_topk_scaled"})
 _DEVICE = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
 
 

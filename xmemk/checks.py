@@ -15,6 +15,7 @@ from torch import Tensor
 Segments = Tensor | Sequence[Tensor]
 
 _FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_SCALED = (torch.int8, torch.float8_e4m3fn)
 
 
 class Memory(NamedTuple):
@@ -83,7 +84,7 @@ def memory(
     return checked
 
 
-def affinity(mv: Segments, weight: Tensor, index: Tensor) -> list[Tensor]:
+def affinity(mv: Segments, weight: Tensor, index: Tensor, dtypes: tuple[torch.dtype, ...] = _FLOATING) -> list[Tensor]:
     """Values and the sparse affinity they are read out with. Index values are not looked at here (see readout_topk)."""
     values = _segments("mv", mv)
     _tensor("weight", weight, "[B, Q, k]")
@@ -94,7 +95,7 @@ def affinity(mv: Segments, weight: Tensor, index: Tensor) -> list[Tensor]:
     _device("index", index, "weight", weight)
     for i, v in enumerate(values):
         name = _name("mv", mv, i)
-        _tensor(name, v, "[B, O, CV, N]")
+        _tensor(name, v, "[B, O, CV, N]", dtypes)
         if v.shape[0] != weight.shape[0] or v.shape[1:3] != values[0].shape[1:3]:
             wanted = [weight.shape[0], *values[0].shape[1:3]]
             raise ValueError(f"{name}: wanted [B, O, CV, N] with B, O, CV = {wanted}, got {_shape(v)}")
@@ -104,6 +105,22 @@ def affinity(mv: Segments, weight: Tensor, index: Tensor) -> list[Tensor]:
     if sum(v.shape[3] for v in values) == 0:
         raise ValueError("mv: the memory is empty (N = 0); there is nothing to read")
     return values
+
+
+def scaled_affinity(mv: Segments, scale: Segments, weight: Tensor, index: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Values of 8 bits, their scale, and the sparse affinity they are read out with."""
+    codes, scales = affinity(mv, weight, index, _SCALED), _segments("scale", scale)
+    if len(scales) != len(codes):
+        raise ValueError(f"scale: wanted {len(codes)} segments as in mv, got {len(scales)}")
+    for i, (s, v) in enumerate(zip(scales, codes)):
+        name = _name("scale", scale, i)
+        _tensor(name, s, "[B, O, G, N]", (torch.float32,))
+        groups = scales[0].shape[2]
+        if s.shape[:2] != v.shape[:2] or s.shape[3] != v.shape[3] or s.shape[2] != groups or groups < 1:
+            wanted = [*v.shape[:2], max(1, groups), v.shape[3]]
+            raise ValueError(f"{name}: wanted [B, O, G, N] = {wanted} to go with mv {_shape(v)}, got {_shape(s)}")
+        _device(name, s, "weight", weight)
+    return codes, scales
 
 
 def consolidation(
@@ -154,11 +171,13 @@ def _segments(name: str, given: Segments | None) -> list[Tensor]:
     return list(given)
 
 
-def _tensor(name: str, given: object, wanted: str) -> None:
+def _tensor(name: str, given: object, wanted: str, dtypes: tuple[torch.dtype, ...] = _FLOATING) -> None:
     if not isinstance(given, Tensor):
         raise TypeError(f"{name}: wanted a tensor {wanted}, got {_what(given)}")
-    if given.dtype not in _FLOATING:
-        raise TypeError(f"{name}: wanted float32, float16, bfloat16 or float64, got {given.dtype}")
+    if given.dtype not in dtypes:
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        listed = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        raise TypeError(f"{name}: wanted {listed}, got {given.dtype}")
     if given.dim() != wanted.count(",") + 1:
         raise ValueError(f"{name}: wanted {wanted}, got {_shape(given)}")
 

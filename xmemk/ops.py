@@ -29,6 +29,7 @@ _LIBRARY.define(
     tags=_PURE,
 )
 _LIBRARY.define("readout_topk(Tensor[] mv, Tensor weight, Tensor index) -> Tensor", tags=_PURE)
+_LIBRARY.define("readout_topk_scaled(Tensor[] mv, Tensor[] scale, Tensor weight, Tensor index) -> Tensor", tags=_PURE)
 _LIBRARY.define(
     "potentiate(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor pk, Tensor? pe) -> (Tensor, Tensor)", tags=_PURE
 )
@@ -74,6 +75,12 @@ def _(
 @torch.library.register_fake("xmemk::readout_topk", lib=_LIBRARY)
 def _(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     return _token_major(mv[0], index.shape[1])
+
+
+@torch.library.register_fake("xmemk::readout_topk_scaled", lib=_LIBRARY)
+def _(mv: list[Tensor], scale: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
+    b, o, cv, _ = mv[0].shape
+    return weight.new_empty((b, index.shape[1], o, cv), dtype=torch.float32).permute(0, 2, 3, 1)
 
 
 @torch.library.register_fake("xmemk::potentiate", lib=_LIBRARY)
@@ -155,6 +162,12 @@ def affinity_topk(
 def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     """-> readout [B, O, CV, Q]."""
     result: Tensor = torch.ops.xmemk.readout_topk(mv, weight, index)
+    return result
+
+
+def readout_topk_scaled(mv: list[Tensor], scale: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
+    """-> readout [B, O, CV, Q] float32."""
+    result: Tensor = torch.ops.xmemk.readout_topk_scaled(mv, scale, weight, index)
     return result
 
 

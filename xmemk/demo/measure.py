@@ -46,7 +46,7 @@ class Upkeep:
 
 
 class MeasuredOps:
-    """What ``xmemk.reference.Memory`` runs on in the demo: the best backend of the machine, or the one asked for.
+    """The functions of ``xmemk.Memory`` in the demo: on the best backend of the machine, or the one asked for.
 
     Every read is checked on ``checked_queries`` of its queries, every other call whole; RuntimeError where the allowed
     error is passed. Every ``original_every``-th read is done by the original's formulation, too, right after (0: none).
@@ -73,6 +73,7 @@ class MeasuredOps:
         *,
         top_k: int,
         return_usage: bool = False,
+        **_: str,
     ) -> Any:
         if not self.read_backend:
             self.read_backend = self._chosen(api.memory_read, mk, ms, mv, qk, qe, top_k=top_k)
@@ -118,37 +119,39 @@ class MeasuredOps:
         read.original_peak_bytes = peak.bytes
         read.original_error = compare_read(inputs, readout[..., picked], top_k=top_k).error
 
-    def select_prototypes(self, usage: Tensor, num_prototypes: int) -> Tensor:
-        return self._exact("select_prototypes", usage, num_prototypes)
-
-    def evict_lfu(self, usage: Tensor, keep: int) -> Tensor:
-        return self._exact("evict_lfu", usage, keep)
+    def evict_lfu(self, usage: Tensor, keep: int, **_: str) -> Tensor:
+        index, record = self._timed("evict_lfu", usage, keep)
+        start = time.perf_counter()
+        self._judge(record, compare_close("evict_lfu", index, reference.evict_lfu(usage, keep), 0.0))
+        self.check_seconds += time.perf_counter() - start
+        survivors: Tensor = index
+        return survivors
 
     def consolidate(
-        self, mk: Tensor, ms: Tensor, me: Tensor, mv: Tensor, usage: Tensor, num_prototypes: int
+        self,
+        mk: list[Tensor],
+        ms: list[Tensor],
+        me: list[Tensor],
+        mv: list[Tensor],
+        usage: Tensor,
+        num_prototypes: int,
+        **_: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         result, record = self._timed("consolidate", mk, ms, me, mv, usage, num_prototypes)
         start = time.perf_counter()
         pk, ps, pv = result
-        inputs = Inputs(mk, ms, mv, mk, me, me, usage)
+        key, selection = torch.cat(mk, 2), torch.cat(me, 2)
+        inputs = Inputs(key, torch.cat(ms, 2), torch.cat(mv, 3), key, selection, selection, usage)
         self._judge(record, compare_consolidate(inputs, num_prototypes, pk, ps, pv))
         self.check_seconds += time.perf_counter() - start
         return pk, ps, pv
-
-    def _exact(self, op: str, usage: Tensor, count: int) -> Tensor:
-        index, record = self._timed(op, usage, count)
-        start = time.perf_counter()
-        self._judge(record, compare_close(op, index, getattr(reference, op)(usage, count), 0.0))
-        self.check_seconds += time.perf_counter() - start
-        result: Tensor = index
-        return result
 
     def _timed(self, op: str, *arguments: Any) -> tuple[Any, Upkeep]:
         function: Callable[..., Any] = getattr(api, op)
         record = self.upkeep.setdefault(op, Upkeep(self._chosen(function, *arguments)))
         start = time.perf_counter()
         result = function(*arguments, backend=self._upkeep_backend(function, *arguments))
-        _wait(arguments[0].device)
+        _wait(arguments[-2].device)  # usage
         record.seconds += time.perf_counter() - start
         record.calls += 1
         return result, record

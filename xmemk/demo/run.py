@@ -17,7 +17,8 @@ from ..backends import BACKENDS
 from ..data import BUNNY
 from ..data.masks import MaskError, read_object_mask, write_mask
 from ..data.video import VideoInfo, VideoWriter, probe, read_frames
-from ..reference import Memory, MemoryConfig
+from ..memory import Memory
+from ..reference.config import MemoryConfig
 from ..version import __version__
 from . import machine
 from .measure import MeasuredOps, Totals, Upkeep, totals
@@ -164,7 +165,7 @@ def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Prog
     total = None if info.frames is None else info.frames - job.start
     (folder / "masks").mkdir()
     ops = MeasuredOps(job.backend, job.original_every)
-    memory = Memory(MemoryConfig.from_dict(MEMORY_CONFIG), ops=ops)
+    memory = Memory(MemoryConfig.from_dict(MEMORY_CONFIG), functions=ops)
     stages = Stages()
     shown = Spread(_SHOWN)
     tracker: DemoTracker | None = None

@@ -42,7 +42,7 @@ class FeatureMemory(Protocol):
 class DemoTracker:
     """Follows the objects of a label mask from its frame on.
 
-    memory: an empty memory, for example ``xmemk.reference.Memory(MemoryConfig(**MEMORY_CONFIG))``. image: the first
+    memory: an empty memory, for example ``xmemk.Memory(MemoryConfig(**MEMORY_CONFIG))``. image: the first
     frame, uint8 [H, W, 3]. mask: its labels, uint8 [H, W], 0 for background and at least one other. mem_every: every
     how many frames the result is added to the memory.
     """

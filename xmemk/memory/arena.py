@@ -34,13 +34,14 @@ Frames and long-term tokens have their place from the start (``nbytes``, a fixed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import api
 from .bank import Bank, add_block, place
+from .scaled import values_for
 from .spec import Spec
 from .table import LONG_TERM, Run, Slot, Table
 from .values import Values
@@ -57,10 +58,11 @@ class Prototypes(NamedTuple):
 
 
 class Arena:
-    """The tokens of some objects; see the head of this file."""
+    """The tokens of some objects, on the public functions or what takes their place; see the head of this file."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, functions: Any = api) -> None:
         self.spec = spec
+        self.functions = functions
         self.table = Table(spec.frame, spec.frames)
         self.reads = 0
         b, device = spec.batch, spec.device
@@ -69,7 +71,7 @@ class Arena:
         self.selection = Bank(b, (spec.key_channels,), spec.key_dtype, device) if spec.has_selection else None
         self.use = Bank(b, (), spec.number, device)
         self.birth = Bank(b, (), torch.int64, device)
-        self.values = Values(spec)
+        self.values = values_for(spec, functions)
         with_long_term = [bank for bank in self.banks.values() if bank is not self.selection]  # prototypes have none
         add_block(with_long_term, spec.long_term)
         add_block([] if self.selection is None else [self.selection], 0)
@@ -187,7 +189,8 @@ class Arena:
 
     def survivors(self, keep: int, *, backend: str = "auto") -> Tensor:
         """The long-term tokens [B, keep] int64 that least-frequently-used eviction leaves, ascending."""
-        return api.evict_lfu(self.long_term_usage(), keep, backend=backend)
+        index: Tensor = self.functions.evict_lfu(self.long_term_usage(), keep, backend=backend)
+        return index
 
     def long_term_usage(self) -> Tensor:
         """[B, L] mass per read of long-term tokens. RuntimeError where it is not counted."""

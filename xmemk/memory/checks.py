@@ -35,14 +35,22 @@ def expect_tensor(
         raise ValueError(f"{name}: wanted a tensor on {device}, got one on {x.device}")
 
 
-def expect_finite(name: str, x: Tensor | None) -> None:
-    """ValueError for NaN or Inf: once stored they would be read again with every frame. Waits for the device."""
+def expect_finite(name: str, x: Tensor | None, largest: float = math.inf) -> None:
+    """ValueError for NaN, Inf or what is larger: once stored it would be read again with every frame.
+
+    Waits for the device.
+    """
     if x is None or x.numel() == 0:
         return
-    low, high = x.detach().aminmax()  # one pass, and both are NaN where any number is
+    # One pass, in the order in which x lies, and both are NaN where any number is.
+    stride = x.stride()
+    x = x.detach().permute(sorted(range(x.dim()), key=lambda axis: -stride[axis]))
+    low, high = (float(number) for number in x.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"{name}: wanted finite numbers, got {bad} of {x.numel()} that are NaN or Inf")
+    if max(-low, high) > largest:
+        raise ValueError(f"{name}: wanted numbers of at most {largest:g}, as it is stored, got {max(-low, high):g}")
 
 
 def check_labels(name: str, objects: Sequence[int]) -> tuple[int, ...]:
@@ -109,6 +117,7 @@ class Layout:
         selection: Tensor | None,
         *,
         finite: bool,
+        largest_value: float = math.inf,
     ) -> None:
         """One memory frame: shapes, types, device and, where asked for, finite numbers."""
         self._check_key("key", key)
@@ -126,8 +135,10 @@ class Layout:
         if selection is not None:
             self._check_key("selection", selection)
         if finite:
-            for name, x in (("key", key), ("shrinkage", shrinkage), ("value", value), ("selection", selection)):
-                expect_finite(name, x)
+            expect_finite("key", key)
+            expect_finite("shrinkage", shrinkage)
+            expect_finite("value", value, largest_value)
+            expect_finite("selection", selection)
 
     def check_read(self, query_key: Tensor, selection: Tensor | None, *, finite: bool) -> None:
         """One query: shapes, types, device and, where asked for, finite numbers."""

@@ -33,7 +33,7 @@ class Bucket:
 
     def __init__(self, rules: Rules, objects: tuple[int, ...]) -> None:
         self.objects = objects
-        self.arena = Arena(rules.spec(len(objects)))
+        self.arena = Arena(rules.spec(len(objects)), rules.functions)
         self.consolidations = 0
         self.evictions = 0
 

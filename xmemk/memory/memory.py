@@ -8,11 +8,17 @@ long-term and working memory as one (Eq. 1 and 2) and records how much each toke
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from .. import api
 from ..reference.config import MemoryConfig
+from . import files
 from .checks import Layout, check_labels, expect_known
 from .exact import ExactGroups
 from .rules import Frame, Rules
@@ -28,7 +34,8 @@ class Memory:
     config: sizes and rules. backend: as for the public functions, "auto" or one by name. check_finite: whether keys,
     shrinkage, values, selections and queries are searched for NaN and Inf; None means on the CPU only, because
     elsewhere each look waits for the device. Unchecked, a key or shrinkage that is not finite is never read, and a
-    value that is not finite spoils the readouts that select its token.
+    value that is not finite spoils the readouts that select its token. functions: the stateless functions to run on,
+    an object with those of the public ones that are needed, for measuring and testing.
 
     The first ``add`` fixes B, the channels, H and W, the types and the device, and allocates what the configuration
     can ever need (:attr:`nbytes`); from then on frames, prototypes and survivors are written in place and read as
@@ -38,13 +45,19 @@ class Memory:
     """
 
     def __init__(
-        self, config: MemoryConfig | None = None, *, backend: str = "auto", check_finite: bool | None = None
+        self,
+        config: MemoryConfig | None = None,
+        *,
+        backend: str = "auto",
+        check_finite: bool | None = None,
+        functions: Any = api,
     ) -> None:
         self.config = MemoryConfig() if config is None else config
         if not isinstance(self.config, MemoryConfig):
             raise TypeError(f"config: wanted a MemoryConfig, got {type(config).__name__}")
         self.backend = backend
         self.check_finite = check_finite
+        self.functions = functions
         self.sensory = Sensory(self.config.hidden_dim)
         self._layout: Layout | None = None
         self._groups: Groups | None = None
@@ -70,7 +83,10 @@ class Memory:
         layout = Layout.of(key, value, selection) if self._layout is None else self._layout
         if self.config.groups == "xmem" and layout.batch != 1:
             raise ValueError(f'key: wanted a batch of 1 with groups="xmem", got B = {layout.batch}')
-        layout.check_add(key, shrinkage, value, labels, selection, finite=self._looks(layout))
+        # 16-bit values overflow to Inf; 8-bit ones have scales.
+        largest = torch.finfo(torch.float16).max if self.config.value_dtype == "float16" else math.inf
+        finite = self._looks(layout)
+        layout.check_add(key, shrinkage, value, labels, selection, finite=finite, largest_value=largest)
         if not set(self.objects) <= set(labels):
             raise ValueError(f"objects: wanted all that are held, {list(self.objects)}, got {list(labels)}")
         groups = self._new_groups(layout) if self._groups is None else self._groups
@@ -87,9 +103,20 @@ class Memory:
 
         Raises RuntimeError when there is nothing to read, ValueError or TypeError for a query that does not fit.
         """
-        readout, groups, usages = self._look_up(query_key, selection)
+        readout, groups, usages = self.look_up(query_key, selection)
         groups.record(usages)
         return readout
+
+    def look_up(self, query_key: Tensor, selection: Tensor | None) -> tuple[Tensor, Groups, list[Tensor | None]]:
+        """:meth:`read` without recording it: the readout, and the groups with the usage for their ``record``."""
+        if self._layout is None or self._groups is None:
+            raise RuntimeError("the memory is empty: call add before read")
+        self._layout.check_read(query_key, selection, finite=self._looks(self._layout))
+        if not self.objects:
+            raise RuntimeError("the memory holds no object: all have been removed")
+        qe = None if selection is None else selection.flatten(2)
+        readout, usages = self._groups.read(query_key.flatten(2), qe)
+        return readout.unflatten(3, query_key.shape[2:]), self._groups, usages
 
     def remove(self, objects: Sequence[int]) -> None:
         """Objects leave, with their values and their sensory rows; the last of a bucket takes its keys along.
@@ -105,6 +132,33 @@ class Memory:
             in_sensory = [label for label in leaving if label in self.sensory.objects]
             if in_sensory:
                 self.sensory.remove(in_sensory)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the whole memory to a safetensors file, from which :meth:`load` goes on; replaces what is there.
+
+        Needs the package safetensors (``pip install 'xmemk[memory]'``). All or nothing: a temporary file beside
+        ``path`` is written and renamed. OSError where that cannot be done, a full disk for example.
+        """
+        files.write(path, self.config, self._layout, self._groups, self.sensory)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: torch.device | str | None = None,
+        *,
+        backend: str = "auto",
+        check_finite: bool | None = None,
+    ) -> Memory:
+        """The memory that :meth:`save` wrote, on the device it was on or on another.
+
+        On the same kind of device it goes on to the bit as the one that was saved. ValueError that names the file where
+        it is cut off, no memory, of another version of the format or inconsistent; OSError where it cannot be read.
+        """
+        config, layout, groups, sensory = files.read(path, device, backend)
+        memory = cls(config, backend=backend, check_finite=check_finite)
+        memory.sensory, memory._layout, memory._groups = sensory, layout, groups
+        return memory
 
     @property
     def objects(self) -> tuple[int, ...]:
@@ -149,20 +203,9 @@ class Memory:
             f"long_term_size={self.long_term_size}, consolidations={self.consolidations}, evictions={self.evictions})"
         )
 
-    def _look_up(self, query_key: Tensor, selection: Tensor | None) -> tuple[Tensor, Groups, list[Tensor | None]]:
-        """A read that is not yet recorded: readout, and whose usage is to be recorded where."""
-        if self._layout is None or self._groups is None:
-            raise RuntimeError("the memory is empty: call add before read")
-        self._layout.check_read(query_key, selection, finite=self._looks(self._layout))
-        if not self.objects:
-            raise RuntimeError("the memory holds no object: all have been removed")
-        qe = None if selection is None else selection.flatten(2)
-        readout, usages = self._groups.read(query_key.flatten(2), qe)
-        return readout.unflatten(3, query_key.shape[2:]), self._groups, usages
-
     def _looks(self, layout: Layout) -> bool:
         return layout.device.type == "cpu" if self.check_finite is None else self.check_finite
 
     def _new_groups(self, layout: Layout) -> Groups:
-        rules = Rules(self.config, layout, self.backend)
+        rules = Rules(self.config, layout, self.backend, self.functions)
         return ExactGroups(rules) if self.config.groups == "exact" else SharedGroups(rules)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from .. import api
 from ..reference.config import MemoryConfig
 from .checks import Layout
 from .spec import Spec
@@ -28,6 +30,7 @@ class Rules:
     config: MemoryConfig
     layout: Layout
     backend: str
+    functions: Any = api
 
     def spec(self, objects: int) -> Spec:
         """The room that these objects need, however long the video is; without long-term memory, for a start."""
@@ -44,6 +47,7 @@ class Rules:
             frames=config.max_mid_term_frames,
             long_term=config.max_long_term_elements if config.enable_long_term else 0,
             has_selection=layout.has_selection,
+            stored_value_dtype=None if config.value_dtype is None else getattr(torch, config.value_dtype),
             count_long_term=config.enable_long_term_count_usage,
         )
 
@@ -75,3 +79,27 @@ def objects_of(value: Tensor, rows: Sequence[int]) -> Tensor:
     if list(rows) == list(range(first, first + len(rows))):
         return value[:, first : first + len(rows)]
     return value[:, list(rows)]
+
+
+def bytes_needed(
+    config: MemoryConfig,
+    *,
+    height: int,
+    width: int,
+    objects: Sequence[int],
+    key_channels: int = 64,
+    value_channels: int = 512,
+    dtype: torch.dtype = torch.float32,
+    batch: int = 1,
+) -> int:
+    """What :attr:`Memory.nbytes` will be, however long the video is.
+
+    height, width: of the frames of tokens, a sixteenth of the picture's in XMem. objects: how many join at each frame
+    at which some join, (3, 1) for three and later a fourth. dtype: of keys and values. With groups="xmem" later
+    objects cost their values alone. Without long-term memory it is what one starts with.
+    """
+    layout = Layout(batch, key_channels, value_channels, height, width, dtype, dtype, torch.device("cpu"), True)
+    rules = Rules(config, layout, "auto")
+    specs = [rules.spec(count) for count in objects]
+    shared = rules.spec(0).nbytes if config.groups == "xmem" else 0
+    return sum(spec.nbytes for spec in specs) - shared * max(0, len(specs) - 1)

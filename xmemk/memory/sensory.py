@@ -74,3 +74,11 @@ class Sensory:
         stay = [row for row, label in enumerate(self._objects) if label not in leaving]
         self._hidden = self.get()[:, stay]
         self._objects = tuple(self._objects[row] for row in stay)
+
+    def restore(self, objects: Sequence[int], hidden: Tensor) -> None:
+        """Puts back what :attr:`objects` and :meth:`get` gave. ValueError where the two do not go together."""
+        labels = check_labels("objects", objects)
+        expect_tensor("hidden", hidden, ndim=5)
+        if hidden.shape[1:3] != (len(labels), self.hidden_dim):
+            raise ValueError(f"hidden: wanted O, CH = {len(labels)}, {self.hidden_dim}, got {list(hidden.shape)}")
+        self._objects, self._hidden = labels, hidden

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .. import api
 from .arena import Arena, Prototypes
 from .bank import add_block, place
 from .rules import Frame, Rules, objects_of
+from .scaled import values_for
 from .table import LONG_TERM, Run, Slot, Table, last, side_by_side
-from .values import Values
 
 
 class Late:
@@ -32,7 +31,7 @@ class Late:
         spec = rules.spec(len(objects))
         self.objects = objects
         self.table = Table(spec.frame, spec.frames)
-        self.values = Values(spec)
+        self.values = values_for(spec, rules.functions)
         add_block(self.values.banks, spec.long_term)
         add_block(self.values.banks, spec.frames * spec.frame)
 
@@ -109,7 +108,7 @@ class SharedGroups:
 
         first, arena, late = self.first, self.arena, list(self.late)
         if arena is None:
-            first, arena = new, Arena(self.rules.spec(len(new)))
+            first, arena = new, Arena(self.rules.spec(len(new)), self.rules.functions)
         elif new:
             late.append(Late(self.rules, new))
         change = Change(arena.stage(*frame, values_of(first)), [g.stage(values_of(g.objects)) for g in late])
@@ -172,7 +171,7 @@ class SharedGroups:
         if not late:
             return
         runs = arena.table.runs(candidates)
-        index = api.select_prototypes(arena.usage(runs), count, backend=backend)
+        index = rules.functions.select_prototypes(arena.usage(runs), count, backend=backend)
         pe = None if arena.selection is None else arena.pick(arena.selection, runs, index)
         for group, slot in zip(late, change.late_slots):
             own = [*group.table.frames, slot]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
-from .. import api
 from .bank import Bank
 from .spec import Spec
 from .table import Run
@@ -16,8 +16,9 @@ from .table import Run
 class Values:
     """Banks of values [B, tokens, O, CV], in ``spec.stored_value_dtype``, or as they are given where that is None."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, functions: Any) -> None:
         self.spec = spec
+        self.functions = functions
         self.bank = Bank(
             spec.batch, (spec.objects, spec.value_channels), spec.stored_value_dtype or spec.value_dtype, spec.device
         )
@@ -46,9 +47,13 @@ class Values:
         """Eq. 1 over the tokens of ``runs``, whose keys and shrinkage are mk and ms: readout [B, O, CV, Q], usage."""
         mv = self.segments(runs)
         if return_usage:
-            readout, usage = api.memory_read(mk, ms, mv, qk, qe, top_k=top_k, return_usage=True, backend=backend)
+            readout, usage = self.functions.memory_read(
+                mk, ms, mv, qk, qe, top_k=top_k, return_usage=True, backend=backend
+            )
             return readout.to(self.spec.value_dtype), usage
-        return api.memory_read(mk, ms, mv, qk, qe, top_k=top_k, backend=backend).to(self.spec.value_dtype), None
+        return self.functions.memory_read(mk, ms, mv, qk, qe, top_k=top_k, backend=backend).to(
+            self.spec.value_dtype
+        ), None
 
     def consolidate(
         self,
@@ -62,7 +67,10 @@ class Values:
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of the tokens of ``runs``: pk [B, CK, P], ps [B, 1, P], pv [B, O, CV, P]; see :func:`xmemk.consolidate`."""
-        return api.consolidate(mk, ms, me, self.segments(runs), usage, count, backend=backend)
+        prototypes: tuple[Tensor, Tensor, Tensor] = self.functions.consolidate(
+            mk, ms, me, self.segments(runs), usage, count, backend=backend
+        )
+        return prototypes
 
     def keep(self, index: Tensor, scratch: Tensor, ascending: bool) -> None:
         """See :meth:`.bank.Bank.keep`."""
@@ -71,7 +79,7 @@ class Values:
 
     def of(self, rows: Sequence[int], runs: Sequence[Run]) -> Values:
         """Banks of their own for some of the objects, with their values of ``runs``."""
-        values = Values(replace(self.spec, objects=len(rows)))
+        values = type(self)(replace(self.spec, objects=len(rows)), self.functions)
         for new, old in zip(values.banks, self.banks):
             new.blocks = [new.empty(block.shape[1]) for block in old.blocks]
             for run in runs:

@@ -5,6 +5,7 @@ Arithmetic is float32 for float16 and bfloat16 input, and the input's own dtype 
 """
 
 from .read import affinity_topk, memory_read, readout_topk, similarity, usage_topk
+from .scaled import readout_topk_scaled
 from .upkeep import consolidate, evict_lfu, gather_from, gather_tokens, select_prototypes
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "gather_tokens",
     "memory_read",
     "readout_topk",
+    "readout_topk_scaled",
     "select_prototypes",
     "similarity",
     "usage_topk",

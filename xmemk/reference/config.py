@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any
 
 GROUPS = ("exact", "xmem")
+VALUE_DTYPES = ("float16", "bfloat16", "int8", "float8_e4m3fn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class MemoryConfig:
     hidden_dim: channels of the sensory memory; 0 for a network that has none.
     groups: how objects that appear later are kept. "exact": each with the keys of its own frames. "xmem": the
         released code's bookkeeping, see :mod:`xmemk.reference.groups_xmem`.
+    value_dtype: what :class:`xmemk.Memory` stores values in: None for the type they come in, "float16", "bfloat16", or
+        8 bits with scales, "int8" or "float8_e4m3fn". The oracle keeps them as they come.
     """
 
     top_k: int | None = 30
@@ -39,6 +42,7 @@ class MemoryConfig:
     enable_long_term_count_usage: bool = True
     hidden_dim: int = 64
     groups: str = "exact"
+    value_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.top_k is not None:
@@ -65,6 +69,9 @@ class MemoryConfig:
             )
         if self.groups not in GROUPS:
             raise ValueError(f"groups: wanted one of {', '.join(map(repr, GROUPS))}, got {self.groups!r}")
+        if self.value_dtype not in (None, *VALUE_DTYPES):
+            wanted = ", ".join(map(repr, VALUE_DTYPES))
+            raise ValueError(f"value_dtype: wanted None or one of {wanted}, got {self.value_dtype!r}")
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> MemoryConfig:
