@@ -252,15 +252,14 @@ def enlarge(arena: Arena, long_term: int, others: Sequence[Values] = ()) -> None
 
     For limits that are raised while a video runs: what is stored is copied once.
     """
-    if arena.spec.long_term >= long_term:
-        return
     banks = [bank for bank in arena.banks.values() if bank is not arena.selection]  # prototypes have no selection
     banks += [bank for values in others for bank in values.banks]
-    blocks = [bank.empty(long_term) for bank in banks]
-    for bank, block in zip(banks, blocks):
+    small = [bank for bank in banks if bank.blocks[LONG_TERM].shape[1] < long_term]
+    for bank, block in [(bank, bank.empty(long_term)) for bank in small]:
         block[:, : arena.long_term].copy_(bank.blocks[LONG_TERM][:, : arena.long_term])
         bank.blocks[LONG_TERM] = block
-    arena.spec = dataclasses.replace(arena.spec, long_term=long_term)
+    if small:
+        arena.spec = dataclasses.replace(arena.spec, long_term=max(long_term, arena.spec.long_term))
 
 
 def _spec(frame: Frame, objects: int, rules: Rules) -> Spec:
