@@ -16,13 +16,27 @@ C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test soak lint format wheel clean
+.PHONY: demo test soak sanitize lint format wheel clean
 
 demo: $(READY)
 	$(PY) -m xmemk demo
 
 test: $(READY)
 	$(PY) -m pytest --min-passed=$(or $(MIN_PASSED),$(shell cat tests/min-passed)) $(PYTEST_ARGS)
+
+# The tests of the C++ operators under gcc's or clang's address and undefined-behaviour sanitizers: a build of its own in
+# build/sanitize, from where they run, so that it is found before the one in place.
+SANITIZED := build/sanitize
+SANITIZE  := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+RUNTIMES  = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
+CPU_TESTS := evict_lfu gather_tokens memory_read memory_read_backward_cpu memory_read_cpu select_prototypes
+
+sanitize: $(READY)
+	CFLAGS="$(SANITIZE) -fno-omit-frame-pointer -g1" LDFLAGS="$(SANITIZE)" $(PY) setup.py --quiet build \
+		--build-lib $(SANITIZED) --build-temp $(SANITIZED)-objects
+	cd $(SANITIZED) && LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0 \
+		$(abspath $(dir $(PY)))/$(notdir $(PY)) -m pytest -p no:cacheprovider -m "not slow" $(PYTEST_ARGS) \
+		$(CPU_TESTS:%=$(CURDIR)/tests/test_%.py)
 
 lint: $(STATE)/.xmemk-lint
 	$(PY) -m ruff check .

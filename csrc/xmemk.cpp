@@ -39,9 +39,9 @@ pybind11::dict build_info() {
 #else
   info["cuda"] = false;
 #endif
-  info["cpu_ops"] =
-      std::vector<std::string>{"affinity_topk", "evict_lfu",    "gather_tokens",       "memory_read",
-                               "potentiate",    "readout_topk", "readout_topk_scaled", "select_prototypes"};
+  info["cpu_ops"] = std::vector<std::string>{
+      "affinity_topk",      "evict_lfu",  "gather_tokens", "memory_read",         "memory_read_backward",
+      "memory_read_saving", "potentiate", "readout_topk",  "readout_topk_scaled", "select_prototypes"};
   return info;
 }
 

@@ -66,11 +66,12 @@ def test_gradcheck(top_k):
     assert torch.autograd.gradcheck(lambda *a: xmemk.memory_read(*a, top_k=top_k, return_usage=True), inputs)
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
 @pytest.mark.parametrize("top_k", [None, 7])
-def test_float32_gradients_are_as_good_as_plain_autograd(top_k):
+def test_float32_gradients_are_as_good_as_plain_autograd(top_k, backend):
     x = leaves(dtype=torch.float32)
     upstream = torch.randn(2, 2, 5, 13, generator=torch.Generator().manual_seed(0))
-    ours = gradients(lambda: xmemk.memory_read(*x.read, top_k=top_k), x, upstream)
+    ours = gradients(lambda: xmemk.memory_read(*x.read, top_k=top_k, backend=backend), x, upstream)
     plain = gradients(lambda: reference.memory_read(*x.read, top_k=top_k), x, upstream)
     exact = x.double()
     for t in exact.read:
@@ -82,13 +83,26 @@ def test_float32_gradients_are_as_good_as_plain_autograd(top_k):
         assert error <= 2 * usual_error + 5e-6 * wanted.abs().max()
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
 @pytest.mark.parametrize("top_k", [None, 7])
-def test_half_inputs_get_half_gradients(top_k):
+def test_half_inputs_get_half_gradients(top_k, backend):
     x = leaves(dtype=torch.float16)
-    readout = xmemk.memory_read(*x.read, top_k=top_k)
+    readout = xmemk.memory_read(*x.read, top_k=top_k, backend=backend)
     readout.float().square().mean().backward()
     assert [t.grad.dtype for t in x.read] == [t.dtype for t in x.read]
     assert all(t.grad.isfinite().all() for t in x.read)
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize("shape", [(0, 2, 5), (2, 0, 5), (2, 2, 0)])
+def test_empty_batches_objects_and_channels(top_k, shape):
+    b, o, cv = shape
+    x = make_inputs(9, 4, batch=b, objects=o, value_channels=cv, key_channels=3, dtype=torch.float64)
+    for t in x.read:
+        t.requires_grad_()
+    grads = gradients(lambda: xmemk.memory_read(*x.read, top_k=top_k), x, torch.ones(b, o, cv, 4, dtype=torch.float64))
+    assert [g.shape for g in grads] == [t.shape for t in x.read]
+    assert all((g == 0).all() for g in grads)
 
 
 @pytest.mark.parametrize("top_k", [None, 7])
@@ -130,8 +144,9 @@ def test_readout_topk_and_similarity_are_differentiable():
     assert relative(got, wanted) < 1e-12
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
 @pytest.mark.parametrize("top_k", [None, 30])
-def test_nothing_of_size_n_times_q_is_kept_for_the_backward(top_k):
+def test_nothing_of_size_n_times_q_is_kept_for_the_backward(top_k, backend):
     n, q = 3000, 1000
     x = make_inputs(n, q, value_channels=8)
     for t in x.read:
@@ -139,6 +154,6 @@ def test_nothing_of_size_n_times_q_is_kept_for_the_backward(top_k):
     gc.collect()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        xmemk.memory_read(*x.read, top_k=top_k)
+        xmemk.memory_read(*x.read, top_k=top_k, backend=backend)
     assert kept
     assert max(kept) < n * q // 10

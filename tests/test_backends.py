@@ -15,7 +15,8 @@ def test_auto_prefers_native_code_and_always_finds_something():
     assert choose(Call("evict_lfu", "cuda", False), "auto", None) == "torch"
     assert choose(Call("consolidate", "cpu", True), "auto", None) == "torch"
     assert choose(Call("memory_read", "cpu", False), "auto", None) == "cpu"
-    assert choose(Call("memory_read", "cpu", True), "auto", None) == "torch"
+    assert choose(Call("memory_read", "cpu", True), "auto", None) == "cpu"
+    assert choose(Call("readout_topk", "cpu", True), "auto", None) == "torch"
     assert choose(Call("consolidate", "cpu", False, torch.float64), "auto", None) == "cpu"
     for device in ("cpu", "cuda", "mps", "meta"):
         for op in ("memory_read", "affinity_topk", "readout_topk", "similarity", "consolidate"):
@@ -27,7 +28,8 @@ def test_auto_prefers_native_code_and_always_finds_something():
     [
         (Call("similarity", "cpu", False), None, "'cpu' has no kernel for similarity.*Would do: 'torch'"),
         (Call("memory_read", "cpu", False, torch.float64), None, "'cpu' has no float64 kernel.*Would do: 'torch'"),
-        (Call("memory_read", "cpu", True), None, "'cpu' has no gradient for memory_read"),
+        (Call("readout_topk", "cpu", True), None, "'cpu' has no gradient for readout_topk"),
+        (Call("memory_read", "cpu", True, torch.float64), None, "'cpu' has no float64 kernel"),
         (Call("evict_lfu", "cuda", False), None, "'cpu' needs cpu tensors, these are on cuda"),
         (Call("consolidate", "cpu", True), None, "'cpu' has no gradient for consolidate"),
         (Call("evict_lfu", "cpu", False), "the C++ extension is not built", "not built; `xmemk doctor` says how"),

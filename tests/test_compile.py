@@ -65,16 +65,35 @@ def test_the_other_functions():
     assert growing(upkeep, range(20, 120, 9)) <= 2
 
 
-def test_gradients_through_a_compiled_read():
-    x = make_inputs(50, 9, value_channels=4)
-    for t in x.read:
-        t.requires_grad_()
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("top_k", [None, 6])
+def test_gradients_through_a_compiled_read(top_k, backend):
+    x = make_inputs(120, 9, objects=2, value_channels=4)
+    counter = CompileCounterWithBackend("aot_eager")
 
     def loss(*a):
-        return xmemk.memory_read(*a, top_k=6).square().sum()
+        readout, usage = xmemk.memory_read(*a, top_k=top_k, return_usage=True, backend=backend)
+        return readout.square().sum() + usage.square().sum()
 
-    wanted = torch.autograd.grad(loss(*x.read), x.read)
-    got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(*x.read), x.read)
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for n in range(20, 120, 9):
+        inputs = [t.detach().requires_grad_() for t in (*(t[..., :n] for t in x.read[:3]), x.qk, x.qe)]
+        wanted, got = torch.autograd.grad(loss(*inputs), inputs), torch.autograd.grad(compiled(*inputs), inputs)
+        for g, w in zip(got, wanted):
+            compare_close("gradient", g, w, 1e-4 * w.abs().max().item()).check()
+    assert counter.frame_count <= 2
+
+
+def test_gradients_of_some_segments_through_a_compiled_read():
+    x = make_inputs(50, 9, value_channels=4)
+    parts = [[t[..., :20].clone(), t[..., 20:].clone()] for t in x.read[:3]]
+    inputs = [parts[0][1].requires_grad_(), parts[2][0].requires_grad_(), x.qe.requires_grad_()]
+
+    def loss():
+        return xmemk.memory_read(*parts, x.qk, x.qe, top_k=6).square().sum()
+
+    wanted = torch.autograd.grad(loss(), inputs)
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(), inputs)
     for g, w in zip(got, wanted):
         compare_close("gradient", g, w, 1e-4 * w.abs().max().item()).check()
 
@@ -97,6 +116,20 @@ def test_inductor():
         return xmemk.memory_read(mk, ms, mv, qk, qe, top_k=5, return_usage=True)
 
     assert growing(read, (30, 45, 60), backend="inductor") <= 2
+
+
+@pytest.mark.slow
+def test_gradients_with_inductor():
+    x = make_inputs(50, 9, value_channels=4)
+    inputs = [t.requires_grad_() for t in x.read]
+
+    def loss(*a):
+        return xmemk.memory_read(*a, top_k=6).square().sum()
+
+    wanted = torch.autograd.grad(loss(*inputs), inputs)
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*inputs), inputs)
+    for g, w in zip(got, wanted):
+        compare_close("gradient", g, w, 1e-4 * w.abs().max().item()).check()
 
 
 @pytest.mark.skipif(ops.native_error() is not None, reason=f"xmemk._C: {ops.native_error()}")

@@ -1,6 +1,8 @@
 """What xmemk.Memory refuses, in the oracle's words, and that a call that raises has changed nothing."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -260,6 +262,36 @@ def test_a_removal_that_fails_leaves_the_memory_as_it_was(monkeypatch):
     with pytest.raises(MemoryError):
         memory.remove([3, 1])
     assert same(numbers(memory), before)
+
+
+@pytest.mark.parametrize("broken", ["xmemk.memory.sensory.Sensory.remove", "xmemk.memory.exact.ExactGroups.remove"])
+def test_a_removal_takes_the_sensory_rows_along_or_nothing(broken, monkeypatch):
+    memory = Memory(small())
+    run(memory, 0, 6, JOINS)
+    memory.sensory.create(memory.objects, frame(0)["key"])
+    before, sensory = numbers(memory), memory.sensory
+
+    def fail(*_):
+        raise MemoryError("of the device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, fail)
+        with pytest.raises(MemoryError):
+            memory.remove([1])
+    assert same(numbers(memory), before) and sensory.objects == (1, 2, 3)
+    memory.remove([1])
+    assert memory.sensory is sensory and sensory.objects == memory.objects == (2, 3)
+
+
+@BOTH
+def test_a_copy_goes_its_own_way(groups):
+    memory = Memory(small(groups))
+    run(memory, 0, 9, JOINS)
+    before = numbers(memory)
+    for twin in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
+        assert same(numbers(twin), before)
+        run(twin, 9, 15, JOINS)
+        assert same(numbers(memory), before) and not same(numbers(twin), before)
 
 
 @pytest.mark.parametrize("module", [exact, shared])

@@ -183,6 +183,13 @@ def test_ten_million_tokens():
     assert torch.equal(readout[0, 0, 0], index[0, :, 0].float())
 
 
+@pytest.mark.parametrize("top_k", [None, 30])
+def test_a_hundred_thousand_queries(top_k):
+    x = make_inputs(40, 100_000, key_channels=4, value_channels=2)
+    readout, usage = xmemk.memory_read(*x.read, top_k=top_k, return_usage=True, backend="cpu")
+    compare_read(x, readout, usage, top_k=top_k).check()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("top_k", [None, 30])
 @pytest.mark.parametrize(("n", "q"), [(5000, 70), (3000, 2)])

@@ -6,14 +6,31 @@ from pathlib import Path
 import torch
 
 import xmemk
+from xmemk.reference.network import NetworkConfig
 from xmemk.testing import compare_close, make_inputs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+def code(containing):
+    """The Python block of the README that has these words."""
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if containing in b)
+    return block
+
+
+def test_the_frame_loop_runs(monkeypatch):
+    small = NetworkConfig(key_dim=8, value_dim=16, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
+    monkeypatch.setattr(xmemk.XMem, "from_checkpoint", lambda path: xmemk.XMem(small))
+    labels = torch.zeros(40, 50, dtype=torch.int64)
+    labels[10:30, 10:30] = 2
+    names = {"xmemk": xmemk, "image": torch.rand(3, 40, 50), "next_image": torch.rand(3, 40, 50), "labels": labels}
+    exec(code("Tracker("), names)
+    assert names["probability"].shape == (2, 40, 50)
+
+
 def test_the_formula_is_the_function():
-    ours, formula = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    ours, formula = code("xmemk.memory_read("), code("affinity = ")
     x = make_inputs(80, 20, objects=2, value_channels=6)
     x.mk, x.ms, x.mv, x.qk, x.qe = x.double().read
     names = {name: getattr(x, name) for name in ("mk", "ms", "mv", "qk", "qe")} | {"CK": 64, "top_k": 30}
@@ -22,6 +39,22 @@ def test_the_formula_is_the_function():
     exec(formula, names)
     compare_close("readout", readout, names["readout"], 1e-12).check()
     compare_close("usage", usage, names["usage"], 1e-12).check()
+
+
+def test_the_memory_remembers():
+    x = make_inputs(35, 35, objects=2, value_channels=6)
+    names = {
+        "xmemk": xmemk,
+        "key": x.mk.unflatten(2, (5, 7)),
+        "shrinkage": x.ms.unflatten(2, (5, 7)),
+        "value": x.mv.unflatten(3, (5, 7)),
+        "selection": x.me.unflatten(2, (5, 7)),
+        "query_key": x.qk.unflatten(2, (5, 7)),
+        "query_selection": x.qe.unflatten(2, (5, 7)),
+    }
+    exec(code("xmemk.Memory("), names)
+    expected = xmemk.memory_read(*x.read, top_k=30)
+    compare_close("readout", names["readout"].flatten(3), expected, 1e-5).check()
 
 
 def test_every_public_function_is_in_the_table():

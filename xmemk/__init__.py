@@ -11,13 +11,17 @@ from .api import (
     similarity,
 )
 from .compat import patch
+from .inference import Tracker
 from .memory import Memory
 from .reference.config import MemoryConfig
+from .reference.network import XMem
 from .version import __version__
 
 __all__ = [
     "Memory",
     "MemoryConfig",
+    "Tracker",
+    "XMem",
     "__version__",
     "affinity_topk",
     "consolidate",

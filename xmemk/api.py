@@ -84,7 +84,8 @@ def memory_read(
         readout [B, O, CV, Q] in mv's dtype, with channel stride 1; with ``return_usage`` also usage [B, N] float32
         (float64 for float64 keys), which sums to Q over N.
 
-    Differentiable in mk, ms, mv, qk and qe; in eager mode no N x Q matrix is stored for the backward pass either.
+    Differentiable in mk, ms, mv, qk and qe; neither backend "cpu" nor "torch" in eager mode stores an N x Q matrix
+    for the backward pass.
     Raises TypeError or ValueError for wrong types, shapes, dtypes or devices, and for an empty memory.
     """
     memory = checks.memory(mk, ms, mv, qk, qe, with_values=True)
@@ -95,7 +96,7 @@ def memory_read(
     gradient = _wants_gradient(tensors)
     read = plain.memory_read
     if _choose("memory_read", tensors, gradient, backend) == "cpu":
-        read = ops.memory_read
+        read = ops.memory_read_saving if gradient else ops.memory_read
     elif gradient and not torch.compiler.is_compiling():
         read = autograd.memory_read
     with _full_precision(qk):

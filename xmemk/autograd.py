@@ -1,4 +1,4 @@
-"""autograd.Function wrappers: what keeps a backward pass from storing N x Q matrices."""
+"""What keeps a backward pass from storing N x Q matrices: an autograd.Function, and the operators' own gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import plain
+from . import ops, plain
 from .plain.backward import memory_read_backward
 
 
@@ -58,3 +58,34 @@ def _unpack(
     lists = [list(tensors[i : i + segments]) for i in range(0, len(tensors) - 2, segments)]
     mk, mv = lists[0], lists[-1]
     return mk, lists[1] if with_ms else None, mv, tensors[-2], tensors[-1]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    mk, ms, mv, qk, qe, _, _ = inputs
+    readout, _, weight, index = output
+    ctx.segments = (len(mk), len(ms))
+    ctx.mark_non_differentiable(weight, index)
+    ctx.set_materialize_grads(False)
+    # The readout is needed where all tokens are read; of a top-k read it would only be kept alive.
+    ctx.save_for_backward(*mk, *ms, *mv, qk, qe, readout if index.shape[2] == 0 else weight, weight, index)
+
+
+def _backward(ctx: Any, d_readout: Tensor | None, d_usage: Tensor | None, *_: None) -> tuple[Any, ...]:
+    n, m = ctx.segments
+    *memory, qk, qe, readout, weight, index = ctx.saved_tensors
+    mk, ms, mv = memory[:n], memory[n : n + m], memory[n + m :]
+    needs = ctx.needs_input_grad
+    wanted = [*needs[0], *needs[1], *needs[2], needs[3], needs[4]]
+    grads = torch.ops.xmemk.memory_read_backward(mk, ms, mv, qk, qe, readout, weight, index, d_readout, d_usage, wanted)
+    kept = [g if w else None for g, w in zip(grads, wanted)]
+    return kept[:n], kept[n : n + m], kept[n + m : -2], kept[-2], kept[-1], None, None
+
+
+def _no_second_backward(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        "memory_read: the C++ backward pass cannot be differentiated again; xmemk.reference.memory_read can"
+    )
+
+
+torch.library.register_autograd("xmemk::memory_read_saving", _backward, setup_context=_save, lib=ops.LIBRARY)
+torch.library.register_autograd("xmemk::memory_read_backward", _no_second_backward, lib=ops.LIBRARY)

@@ -33,6 +33,8 @@ _KERNELS: dict[str, frozenset[str]] = {
 }
 # Those of them that do their arithmetic in float32.
 _FLOAT32 = frozenset({"memory_read", "affinity_topk", "readout_topk", "readout_topk_scaled"})
+# Those of them that can be differentiated.
+_GRADIENT: dict[str, frozenset[str]] = {"cuda": frozenset(), "triton": frozenset(), "cpu": frozenset({"memory_read"})}
 _DEVICE = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
 
 
@@ -73,7 +75,7 @@ def refusal(backend: str, call: Call, native_error: str | None) -> str | None:
         return f"needs {_DEVICE[backend]} tensors, these are on {call.device}"
     if call.dtype == torch.float64 and call.op in _FLOAT32:
         return f"has no float64 kernel for {call.op}"
-    if call.gradient:
+    if call.gradient and call.op not in _GRADIENT[backend]:
         return f"has no gradient for {call.op}; detach the inputs or use torch.no_grad()"
     if native_error is not None:
         return f"{native_error}; `xmemk doctor` says how to get it"

@@ -11,46 +11,60 @@ import importlib
 import torch
 from torch import Tensor
 
-_LIBRARY = torch.library.Library("xmemk", "DEF")
+LIBRARY = torch.library.Library("xmemk", "DEF")  # autograd.py adds to it
 _PURE = (torch.Tag.pt2_compliant_tag,)
 
-_LIBRARY.define("select_prototypes(Tensor usage, SymInt num_prototypes) -> Tensor", tags=_PURE)
-_LIBRARY.define("evict_lfu(Tensor usage, SymInt keep) -> Tensor", tags=_PURE)
-_LIBRARY.define("gather_tokens(Tensor x, Tensor index) -> Tensor", tags=_PURE)
+LIBRARY.define("select_prototypes(Tensor usage, SymInt num_prototypes) -> Tensor", tags=_PURE)
+LIBRARY.define("evict_lfu(Tensor usage, SymInt keep) -> Tensor", tags=_PURE)
+LIBRARY.define("gather_tokens(Tensor x, Tensor index) -> Tensor", tags=_PURE)
 # The memory as equally long lists of segments; ms is empty for none, usage is empty unless it is wanted.
-_LIBRARY.define(
+LIBRARY.define(
     "memory_read(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor qk, Tensor? qe, SymInt? top_k, bool return_usage)"
     " -> (Tensor, Tensor)",
     tags=_PURE,
 )
-_LIBRARY.define(
+# A read that is to be differentiated; top_k is none for all tokens and else less than N. Beside readout (float32 where
+# all are read) and usage it returns what the backward pass needs: weight and index [B, Q, k] of the selected tokens, or
+# where all are read shift and scale of each query's exponentials [B, 2, Q], and an index with k = 0.
+LIBRARY.define(
+    "memory_read_saving(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor qk, Tensor? qe, SymInt? top_k, bool return_usage)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=_PURE,
+)
+# One bool in `wanted` and one gradient for each of mk.., ms.., mv.., qk, qe; those that are not wanted are empty.
+LIBRARY.define(
+    "memory_read_backward(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor qk, Tensor? qe, Tensor readout, Tensor weight,"
+    " Tensor index, Tensor? d_readout, Tensor? d_usage, bool[] wanted) -> Tensor[]",
+    tags=_PURE,
+)
+LIBRARY.define(
     "affinity_topk(Tensor[] mk, Tensor[] ms, Tensor qk, Tensor? qe, SymInt top_k, bool return_usage)"
     " -> (Tensor, Tensor, Tensor)",
     tags=_PURE,
 )
-_LIBRARY.define("readout_topk(Tensor[] mv, Tensor weight, Tensor index) -> Tensor", tags=_PURE)
-_LIBRARY.define("readout_topk_scaled(Tensor[] mv, Tensor[] scale, Tensor weight, Tensor index) -> Tensor", tags=_PURE)
-_LIBRARY.define(
+LIBRARY.define("readout_topk(Tensor[] mv, Tensor weight, Tensor index) -> Tensor", tags=_PURE)
+LIBRARY.define("readout_topk_scaled(Tensor[] mv, Tensor[] scale, Tensor weight, Tensor index) -> Tensor", tags=_PURE)
+LIBRARY.define(
     "potentiate(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor pk, Tensor? pe) -> (Tensor, Tensor)", tags=_PURE
 )
 
 
-@torch.library.register_fake("xmemk::select_prototypes", lib=_LIBRARY)
+@torch.library.register_fake("xmemk::select_prototypes", lib=LIBRARY)
 def _(usage: Tensor, num_prototypes: int) -> Tensor:
     return usage.new_empty((usage.shape[0], num_prototypes), dtype=torch.int64)
 
 
-@torch.library.register_fake("xmemk::evict_lfu", lib=_LIBRARY)
+@torch.library.register_fake("xmemk::evict_lfu", lib=LIBRARY)
 def _(usage: Tensor, keep: int) -> Tensor:
     return usage.new_empty((usage.shape[0], keep), dtype=torch.int64)
 
 
-@torch.library.register_fake("xmemk::gather_tokens", lib=_LIBRARY)
+@torch.library.register_fake("xmemk::gather_tokens", lib=LIBRARY)
 def _(x: Tensor, index: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], index.shape[1]))
 
 
-@torch.library.register_fake("xmemk::memory_read", lib=_LIBRARY)
+@torch.library.register_fake("xmemk::memory_read", lib=LIBRARY)
 def _(
     mk: list[Tensor],
     ms: list[Tensor],
@@ -63,7 +77,49 @@ def _(
     return _token_major(mv[0], qk.shape[2]), _fake_usage(mk, qk, return_usage)
 
 
-@torch.library.register_fake("xmemk::affinity_topk", lib=_LIBRARY)
+@torch.library.register_fake("xmemk::memory_read_saving", lib=LIBRARY)
+def _(
+    mk: list[Tensor],
+    ms: list[Tensor],
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int | None,
+    return_usage: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    b, _, q = qk.shape
+    readout, usage = _token_major(mv[0], q), _fake_usage(mk, qk, return_usage)
+    if top_k is None:
+        softmax = qk.new_empty((b, 2, q), dtype=torch.float32)
+        return readout.to(torch.float32), usage, softmax, qk.new_empty((b, q, 0), dtype=torch.int64)
+    weight = qk.new_empty((b, q, top_k), dtype=torch.float32)
+    return readout, usage, weight, qk.new_empty((b, q, top_k), dtype=torch.int64)
+
+
+@torch.library.register_fake("xmemk::memory_read_backward", lib=LIBRARY)
+def _(
+    mk: list[Tensor],
+    ms: list[Tensor],
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    readout: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    d_readout: Tensor | None,
+    d_usage: Tensor | None,
+    wanted: list[bool],
+) -> list[Tensor]:
+    # As rows of channels, one for each token.
+    return [
+        x.new_empty((x.shape[0], x.shape[-1], *x.shape[1:-1])).movedim(1, -1)
+        if x is not None and want
+        else qk.new_empty((0,))
+        for x, want in zip((*mk, *ms, *mv, qk, qe), wanted)
+    ]
+
+
+@torch.library.register_fake("xmemk::affinity_topk", lib=LIBRARY)
 def _(
     mk: list[Tensor], ms: list[Tensor], qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,18 +128,18 @@ def _(
     return weight, qk.new_empty(shape, dtype=torch.int64), _fake_usage(mk, qk, return_usage)
 
 
-@torch.library.register_fake("xmemk::readout_topk", lib=_LIBRARY)
+@torch.library.register_fake("xmemk::readout_topk", lib=LIBRARY)
 def _(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     return _token_major(mv[0], index.shape[1])
 
 
-@torch.library.register_fake("xmemk::readout_topk_scaled", lib=_LIBRARY)
+@torch.library.register_fake("xmemk::readout_topk_scaled", lib=LIBRARY)
 def _(mv: list[Tensor], scale: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     b, o, cv, _ = mv[0].shape
     return weight.new_empty((b, index.shape[1], o, cv), dtype=torch.float32).permute(0, 2, 3, 1)
 
 
-@torch.library.register_fake("xmemk::potentiate", lib=_LIBRARY)
+@torch.library.register_fake("xmemk::potentiate", lib=LIBRARY)
 def _(mk: list[Tensor], ms: list[Tensor], mv: list[Tensor], pk: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor]:
     ps = pk.new_empty((pk.shape[0], 1, pk.shape[2]), dtype=torch.float32)
     return ps, _token_major(mv[0], pk.shape[2])
@@ -102,7 +158,6 @@ def _fake_usage(mk: list[Tensor], qk: Tensor, wanted: bool) -> Tensor:
 _native_error: str | None = ""  # "" until the first look
 
 
-@torch.compiler.assume_constant_result
 def native_error() -> str | None:
     """Why the compiled extension cannot be used, in one line; None when it can. Loads it on the first call."""
     global _native_error
@@ -117,6 +172,10 @@ def native_error() -> str | None:
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             _native_error = f"the C++ extension does not load: {line}"
     return _native_error
+
+
+# What torch.compiler.assume_constant_result does, but that loads the whole compiler, and Triton with it.
+native_error._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def select_prototypes(usage: Tensor, num_prototypes: int) -> Tensor:
@@ -149,6 +208,22 @@ def memory_read(
     """-> readout [B, O, CV, Q], usage [B, N] or None."""
     readout, usage = torch.ops.xmemk.memory_read(mk, ms or [], mv, qk, qe, top_k, return_usage)
     return readout, usage if return_usage else None
+
+
+def memory_read_saving(
+    mk: list[Tensor],
+    ms: list[Tensor] | None,
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int | None,
+    return_usage: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """memory_read with gradients (autograd.py) for mk, ms, mv, qk and qe."""
+    if top_k is not None and top_k >= sum(k.shape[2] for k in mk):
+        top_k = None
+    readout, usage, _, _ = torch.ops.xmemk.memory_read_saving(mk, ms or [], mv, qk, qe, top_k, return_usage)
+    return readout.to(mv[0].dtype), usage if return_usage else None
 
 
 def affinity_topk(

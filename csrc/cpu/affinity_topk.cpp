@@ -202,16 +202,24 @@ std::tuple<at::Tensor, at::Tensor> select_topk(at::TensorList mk, at::TensorList
 }
 
 at::Tensor usage_of(const at::Tensor& weight, const at::Tensor& index, int64_t tokens) {
+  constexpr int64_t kTokens = 1 << 20;  // whose sums are under way together
   const int64_t batch = weight.size(0), entries = weight.size(1) * weight.size(2);
   at::Tensor usage = at::empty({batch, tokens}, weight.options());
   float* out = usage.mutable_data_ptr<float>();
-  std::fill_n(out, batch * tokens, 0.0f);
   const float* w = weight.const_data_ptr<float>();
   const int64_t* i = index.const_data_ptr<int64_t>();
-  // In the order of the queries and on one thread: so few additions that sharing them would not pay.
-  for (int64_t b = 0; b < batch; ++b, out += tokens) {
-    for (int64_t j = 0; j < entries; ++j, ++w, ++i) {
-      if (*w > 0) out[*i] += *w;  // a query that reads NaN adds nothing
+  // In double, since a token may be read by 100,000 queries; in the order of the queries and on one thread: so few
+  // additions that sharing them would not pay.
+  std::vector<double> sums(std::min(tokens, kTokens));
+  for (int64_t b = 0; b < batch; ++b, out += tokens, w += entries, i += entries) {
+    for (int64_t first = 0; first < tokens; first += kTokens) {
+      const int64_t count = std::min(kTokens, tokens - first);
+      std::fill_n(sums.begin(), count, 0.0);
+      for (int64_t j = 0; j < entries; ++j) {
+        const int64_t token = i[j] - first;  // a query that reads NaN adds nothing
+        if (token >= 0 && token < count && w[j] > 0) sums[token] += w[j];
+      }
+      for (int64_t j = 0; j < count; ++j) out[first + j] = static_cast<float>(sums[j]);
     }
   }
   return usage;

@@ -122,6 +122,45 @@ void Operands::pack_queries(int64_t b, int64_t first, int64_t count, float* out)
   });
 }
 
+void Operands::read_keys(int64_t b, int64_t first, int64_t count, bool translated, float* k, float* s) const {
+  const float scale = 1 / std::sqrt(static_cast<float>(channels_));
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "read_keys", [&] {
+    for (int64_t j = 0; j < count; ++j, k += channels_) {
+      const Segment& from = segment_of(first + j);
+      const int64_t i = first + j - from.start, stride = from.key.stride(1);
+      const scalar_t* key = from.key.const_data_ptr<scalar_t>() + b * from.key.stride(0) + i * from.key.stride(2);
+      for (int64_t c = 0; c < channels_; ++c) k[c] = static_cast<float>(key[c * stride]);
+      if (translated) subtract_middle(b, k);
+      s[j] = scale;
+      if (from.shrinkage.defined()) {
+        s[j] *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) + i * from.shrinkage.stride(2)];
+      }
+    }
+  });
+}
+
+void Operands::read_queries(int64_t b, int64_t first, int64_t count, bool translated, float* q, float* e) const {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "read_queries", [&] {
+    const auto read = [&](const at::Tensor& x, int64_t i, float* out) {
+      const scalar_t* from = x.const_data_ptr<scalar_t>() + b * x.stride(0) + i * x.stride(2);
+      for (int64_t c = 0; c < channels_; ++c) out[c] = static_cast<float>(from[c * x.stride(1)]);
+    };
+    for (int64_t j = 0; j < count; ++j, q += channels_, e += channels_) {
+      read(qk_, first + j, q);
+      if (translated) subtract_middle(b, q);
+      if (qe_.defined()) {
+        read(qe_, first + j, e);
+      } else {
+        std::fill_n(e, channels_, 1.0f);
+      }
+    }
+  });
+}
+
+void Operands::subtract_middle(int64_t b, float* row) const {
+  for (int64_t c = 0; c < channels_; ++c) row[c] -= middle_[b * channels_ + c];
+}
+
 void Operands::rescore(int64_t b, int64_t query, const uint32_t* token, int64_t count, float* score,
                        float* scratch) const {
   const VecKernels& kernels = vec();

@@ -22,6 +22,7 @@ class Operands {
   int64_t batch() const { return batch_; }
   int64_t tokens() const { return tokens_; }
   int64_t queries() const { return queries_; }
+  int64_t channels() const { return channels_; }
   int64_t width() const { return 2 * channels_ + 1; }
   int64_t tile_size() const { return width() * kTileKeys; }
 
@@ -31,6 +32,11 @@ class Operands {
 
   // out[count, width] = (e, e q of each channel, then sum e q^2)
   void pack_queries(int64_t b, int64_t first, int64_t count, float* out) const;
+
+  // Rows of numbers as Eq. 2 has them: keys k[count, CK] with s[count] = shrinkage / sqrt(CK), queries q, e[count, CK].
+  // `translated`: by the middle key.
+  void read_keys(int64_t b, int64_t first, int64_t count, bool translated, float* k, float* s) const;
+  void read_queries(int64_t b, int64_t first, int64_t count, bool translated, float* q, float* e) const;
 
   // score[j] of query and token[j] by Eq. 2 as it stands, without the cancellation of the product; a score that
   // overflows is left as it is. `scratch` has 3 CK floats.
@@ -43,6 +49,7 @@ class Operands {
   };
 
   void find_middle();
+  void subtract_middle(int64_t b, float* row) const;
   const Segment& segment_of(int64_t token) const;
 
   std::vector<Segment> segments_;

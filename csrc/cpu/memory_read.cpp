@@ -12,12 +12,6 @@
 namespace xmemk::cpu {
 namespace {
 
-int64_t tokens_of(at::TensorList segments) {
-  int64_t tokens = 0;
-  for (const at::Tensor& s : segments) tokens += s.size(-1);
-  return tokens;
-}
-
 std::tuple<at::Tensor, at::Tensor> memory_read(at::TensorList mk, at::TensorList ms, at::TensorList mv,
                                                const at::Tensor& qk, const std::optional<at::Tensor>& qe,
                                                std::optional<int64_t> top_k, bool return_usage) {

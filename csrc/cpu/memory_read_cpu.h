@@ -8,6 +8,12 @@
 
 namespace xmemk::cpu {
 
+inline int64_t tokens_of(at::TensorList segments) {
+  int64_t tokens = 0;
+  for (const at::Tensor& s : segments) tokens += s.size(-1);
+  return tokens;
+}
+
 // -> weight [B, Q, k] float32, index [B, Q, k] int64, k = min(top_k, N)
 std::tuple<at::Tensor, at::Tensor> select_topk(at::TensorList mk, at::TensorList ms, const at::Tensor& qk,
                                                const std::optional<at::Tensor>& qe, int64_t top_k);
@@ -18,10 +24,15 @@ at::Tensor usage_of(const at::Tensor& weight, const at::Tensor& index, int64_t t
 // -> readout [B, O, CV, Q] in mv's dtype, with channel stride 1
 at::Tensor read_topk(at::TensorList mv, const at::Tensor& weight, const at::Tensor& index);
 
-// -> readout, usage (empty unless wanted)
+// -> readout, usage (empty unless wanted). With `softmax`, which becomes [B, 2, Q], what a score is to be less and what
+// its exponential is to be multiplied by, the readout is float32.
 std::tuple<at::Tensor, at::Tensor> read_dense(at::TensorList mk, at::TensorList ms, at::TensorList mv,
                                               const at::Tensor& qk, const std::optional<at::Tensor>& qe,
-                                              bool return_usage);
+                                              bool return_usage, at::Tensor* softmax = nullptr);
+
+// One number per token, x [B, N] float32, averaged by the affinity of each query -> [B, Q]
+at::Tensor average_dense(at::TensorList mk, at::TensorList ms, const at::Tensor& x, const at::Tensor& qk,
+                         const std::optional<at::Tensor>& qe);
 
 // Shrinkage [B, 1, N] float32 and values averaged for prototypes pk [B, CK, P] -> ps [B, 1, P], pv [B, O, CV, P]
 std::tuple<at::Tensor, at::Tensor> read_potentiated(at::TensorList mk, at::TensorList ms, at::TensorList mv,

@@ -59,9 +59,10 @@ class DenseRead {
     kept_ = splits_ == 1 && bank_.whole() && bank_.tiles() * kScores * 4 <= kKeptBytes;
   }
 
-  // out [B, Q, O * CV]; more_out [B, Q] of the additional channel
+  // out [B, Q, O * CV]; more_out [B, Q] of the additional channel; softmax_out [B, 2, Q]: what a score is to be less,
+  // and what its exponential is to be multiplied by
   template <typename scalar_t>
-  void run(scalar_t* out, float* more_out) {
+  void run(scalar_t* out, float* more_out, float* softmax_out = nullptr) {
     const int64_t queries = operands_.queries(), tokens = operands_.tokens(), block = block_tiles_ * kTileQueries;
     Buffer<float> sums(splits_ * block * row_), used(usage_ == nullptr ? 0 : block_tiles_ * tokens);
     sums_ = sums.get();
@@ -85,6 +86,9 @@ class DenseRead {
         for_each_task(count_, [&](int64_t i) {
           const int64_t query = b * queries + first + i;
           finish(i, out + query * read_, more_out + query);
+          if (softmax_out == nullptr) return;
+          softmax_out[2 * b * queries + first + i] = softmax_[i].shift();
+          softmax_out[(2 * b + 1) * queries + first + i] = scale_or_nan(i);
         });
         add_usage(usage_ + b * tokens, first == 0);
       }
@@ -220,13 +224,17 @@ class DenseRead {
 
   Softmax* softmax_at(int64_t at) { return softmax_.data() + at; }
 
+  float scale_or_nan(int64_t i) const {
+    return softmax_[i].sum > 0 ? softmax_[i].scale() : std::numeric_limits<float>::quiet_NaN();
+  }
+
   template <typename scalar_t>
   void finish(int64_t i, scalar_t* out, float* more_out) const {
     float* sum = sums_ + i * row_;
     for (int64_t split = 1; split < splits_; ++split) {
       kernels_.add_scaled(sum, sums_ + (split * count_ + i) * row_, 1.0f, row_);
     }
-    const float scale = softmax_[i].sum > 0 ? softmax_[i].scale() : std::numeric_limits<float>::quiet_NaN();
+    const float scale = scale_or_nan(i);
     for (int64_t c = 0; c < read_; ++c) out[c] = static_cast<scalar_t>(sum[c] * scale);
     if (more_ != nullptr) *more_out = sum[read_] * scale;
   }
@@ -264,22 +272,38 @@ class DenseRead {
 
 std::tuple<at::Tensor, at::Tensor> read_dense(at::TensorList mk, at::TensorList ms, at::TensorList mv,
                                               const at::Tensor& qk, const std::optional<at::Tensor>& qe,
-                                              bool return_usage) {
+                                              bool return_usage, at::Tensor* softmax) {
   const Operands operands(mk, ms, qk, qe);
   const ValueTiles values(mv);
-  at::Tensor out =
-      at::empty({operands.batch(), operands.queries(), values.objects(), values.channels()}, mv[0].options());
+  const auto numbers = qk.options().dtype(at::kFloat);
+  at::Tensor out = at::empty({operands.batch(), operands.queries(), values.objects(), values.channels()},
+                             softmax == nullptr ? mv[0].options() : numbers);
+  if (softmax != nullptr) *softmax = at::empty({operands.batch(), 2, operands.queries()}, numbers);
   const int64_t used = return_usage ? operands.batch() * operands.tokens() : 0;
-  at::Tensor usage = at::empty({used}, qk.options().dtype(at::kFloat));
+  at::Tensor usage = at::empty({used}, numbers);
   float* usage_data = return_usage ? usage.mutable_data_ptr<float>() : nullptr;
   std::fill_n(usage.mutable_data_ptr<float>(), used, 0.0f);
   if (operands.batch() * operands.queries() > 0) {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, out.scalar_type(), "memory_read", [&] {
-      DenseRead(operands, values, nullptr, usage_data).run(out.mutable_data_ptr<scalar_t>(), nullptr);
+      DenseRead(operands, values, nullptr, usage_data)
+          .run(out.mutable_data_ptr<scalar_t>(), nullptr,
+               softmax == nullptr ? nullptr : softmax->mutable_data_ptr<float>());
     });
   }
   if (return_usage) usage = usage.view({operands.batch(), operands.tokens()});
   return {out.permute({0, 2, 3, 1}), usage};
+}
+
+at::Tensor average_dense(at::TensorList mk, at::TensorList ms, const at::Tensor& x, const at::Tensor& qk,
+                         const std::optional<at::Tensor>& qe) {
+  const Operands operands(mk, ms, qk, qe);
+  const at::Tensor channel = x.view({operands.batch(), 1, 1, operands.tokens()});
+  const ValueTiles none(channel.narrow(1, 0, 0)), more(channel);
+  at::Tensor out = at::empty({operands.batch(), operands.queries()}, x.options());
+  if (out.numel() > 0) {
+    DenseRead(operands, none, &more, nullptr).run(static_cast<float*>(nullptr), out.mutable_data_ptr<float>());
+  }
+  return out;
 }
 
 std::tuple<at::Tensor, at::Tensor> read_potentiated(at::TensorList mk, at::TensorList ms, at::TensorList mv,

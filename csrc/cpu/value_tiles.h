@@ -19,14 +19,15 @@ class ValueTiles {
     int64_t stride;
   };
 
-  explicit ValueTiles(at::TensorList mv) : objects_(mv[0].size(1)), channels_(mv[0].size(2)) {
+  // `convert`: to copy all of a small memory once, where it does not lie as it is wanted.
+  explicit ValueTiles(at::TensorList mv, bool convert = true) : objects_(mv[0].size(1)), channels_(mv[0].size(2)) {
     for (const at::Tensor& v : mv) {
       if (v.size(3) == 0) continue;
       segments_.push_back({v, tokens_});
       tokens_ += v.size(3);
     }
     // Converted once if that takes little, else a tile at a time, again for each tile of queries.
-    if (mv[0].size(0) * objects_ * channels_ * tokens_ * 4 > kConvertedBytes) return;
+    if (!convert || mv[0].size(0) * objects_ * channels_ * tokens_ * 4 > kConvertedBytes) return;
     for (Segment& s : segments_) {
       if (!in_place(s.value)) s.value = s.value.permute({0, 1, 3, 2}).to(at::kFloat).contiguous().permute({0, 1, 3, 2});
     }
@@ -35,13 +36,23 @@ class ValueTiles {
   int64_t objects() const { return objects_; }
   int64_t channels() const { return channels_; }
 
-  // Tile t of object o: in place where it lies there as it is wanted, else copied to `scratch` [kTileKeys, CV], with
-  // rows of 0 behind the last token.
+  // Whether nothing has to be copied, but where segments meet.
+  bool in_place() const {
+    return std::all_of(segments_.begin(), segments_.end(), [this](const Segment& s) { return in_place(s.value); });
+  }
+
+  // Tile t of object o, kTileKeys rows.
   Tile get(int64_t b, int64_t o, int64_t t, float* scratch) const {
-    const int64_t first = t * kTileKeys, last = std::min(first + kTileKeys, tokens_);
+    return rows(b, o, t * kTileKeys, kTileKeys, scratch);
+  }
+
+  // Tokens [first, first + count) of object o: in place where they lie there as they are wanted, else copied to
+  // `scratch` [count, CV], with rows of 0 behind the last token.
+  Tile rows(int64_t b, int64_t o, int64_t first, int64_t count, float* scratch) const {
+    const int64_t last = std::min(first + count, tokens_);
     for (const Segment& s : segments_) {
       const at::Tensor& v = s.value;
-      if (s.start <= first && first + kTileKeys <= s.start + v.size(3) && in_place(v)) {
+      if (s.start <= first && first + count <= s.start + v.size(3) && in_place(v)) {
         const float* data = v.const_data_ptr<float>() + b * v.stride(0) + o * v.stride(1);
         return {data + (first - s.start) * v.stride(3), v.stride(3)};
       }
@@ -50,7 +61,7 @@ class ValueTiles {
       const int64_t from = std::max(first, s.start), to = std::min(last, s.start + s.value.size(3));
       if (from < to) copy(s.value, b, o, from - s.start, to - from, scratch + (from - first) * channels_);
     }
-    std::fill(scratch + (last - first) * channels_, scratch + kTileKeys * channels_, 0.0f);
+    std::fill(scratch + (last - first) * channels_, scratch + count * channels_, 0.0f);
     return {scratch, channels_};
   }
 

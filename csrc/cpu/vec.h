@@ -42,6 +42,15 @@ struct VecKernels {
   // sum e (k - q)^2
   float (*distance)(const float* k, const float* q, const float* e, int64_t count);
 
+  // score[i] = scale[i] exp(score[i] - shift[i]), where a score that is NaN or +inf counts as -inf.
+  void (*affinities)(float* score, const float* shift, const float* scale, int64_t count);
+
+  // d[i] = w[i] (d[i] + more - less[i])
+  void (*score_gradients)(float* d, const float* w, float more, const float* less, int64_t count);
+
+  // y[i] += a x[i] -> sum v x
+  float (*dot_add_scaled)(float* y, const float* x, float a, const float* v, int64_t count);
+
   void (*widen_half)(const uint16_t* half, int64_t count, float* out);
 };
 

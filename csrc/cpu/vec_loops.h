@@ -102,3 +102,38 @@ XMEMK_TARGET inline float distance(const float* k, const float* q, const float* 
   }
   return sum[0];
 }
+
+XMEMK_TARGET inline void affinities(float* __restrict score, const float* __restrict shift,
+                                    const float* __restrict scale, int64_t count) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < count; ++i) {
+    const float s = score[i] < infinity ? score[i] - shift[i] : -infinity;
+    score[i] = scale[i] * exponential(s);
+  }
+}
+
+XMEMK_TARGET inline void score_gradients(float* __restrict d, const float* __restrict w, float more,
+                                         const float* __restrict less, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) d[i] = w[i] * (d[i] + more - less[i]);
+}
+
+XMEMK_TARGET inline float dot_add_scaled(float* __restrict y, const float* __restrict x, float a,
+                                         const float* __restrict v, int64_t count) {
+  constexpr int64_t kLanes = 32;
+  float sum[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) {
+      y[i + j] += a * x[i + j];
+      sum[j] += v[i + j] * x[i + j];
+    }
+  }
+  for (; i < count; ++i) {
+    y[i] += a * x[i];
+    sum[0] += v[i] * x[i];
+  }
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
+  }
+  return sum[0];
+}

@@ -39,8 +39,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import api
 from .bank import Bank, add_block, place
+from .functions import PUBLIC
 from .scaled import values_for
 from .spec import Spec
 from .table import LONG_TERM, Run, Slot, Table
@@ -60,7 +60,7 @@ class Prototypes(NamedTuple):
 class Arena:
     """The tokens of some objects, on the public functions or what takes their place; see the head of this file."""
 
-    def __init__(self, spec: Spec, functions: Any = api) -> None:
+    def __init__(self, spec: Spec, functions: Any = PUBLIC) -> None:
         self.spec = spec
         self.functions = functions
         self.table = Table(spec.frame, spec.frames)

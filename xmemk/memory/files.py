@@ -54,7 +54,7 @@ def write(
         "sensory": list(sensory.objects),
     }
     if sensory.objects:
-        tensors["sensory"] = sensory.get().detach().contiguous()
+        tensors["sensory"] = sensory.get().detach().contiguous().cpu()
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     metadata = {"format": FORMAT, "version": str(VERSION), "state": json.dumps(state)}
@@ -196,7 +196,7 @@ def _tokens(table: Table, banks: Mapping[str, Bank], name: str, tensors: dict[st
     for bank_name, bank in banks.items():
         for i, run in enumerate(table.runs()):
             if not (bank_name == "selection" and run.block == LONG_TERM):
-                tensors[f"{name}.{bank_name}.{i}"] = bank.rows(run).contiguous()
+                tensors[f"{name}.{bank_name}.{i}"] = bank.rows(run).contiguous().cpu()
 
 
 def _put_back(saved: Mapping[str, Any], table: Table, banks: Mapping[str, Bank], name: str, file: Any) -> None:

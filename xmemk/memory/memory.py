@@ -8,6 +8,7 @@ long-term and working memory as one (Eq. 1 and 2) and records how much each toke
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Sequence
@@ -16,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import api
 from ..reference.config import MemoryConfig
 from . import files
 from .checks import Layout, check_labels, expect_known
 from .exact import ExactGroups
+from .functions import PUBLIC
 from .rules import Frame, Rules
 from .sensory import Sensory
 from .shared import SharedGroups
@@ -50,7 +51,7 @@ class Memory:
         *,
         backend: str = "auto",
         check_finite: bool | None = None,
-        functions: Any = api,
+        functions: Any = PUBLIC,
     ) -> None:
         self.config = MemoryConfig() if config is None else config
         if not isinstance(self.config, MemoryConfig):
@@ -128,10 +129,12 @@ class Memory:
         leaving = check_labels("objects", objects)
         expect_known("objects", leaving, self.objects)
         if self._groups is not None:
-            self._groups.remove(set(leaving))
-            in_sensory = [label for label in leaving if label in self.sensory.objects]
+            sensory = copy.copy(self.sensory)
+            in_sensory = [label for label in leaving if label in sensory.objects]
             if in_sensory:
-                self.sensory.remove(in_sensory)
+                sensory.remove(in_sensory)
+            self._groups.remove(set(leaving))
+            vars(self.sensory).update(vars(sensory))  # last, so that both change or neither
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the whole memory to a safetensors file, from which :meth:`load` goes on; replaces what is there.

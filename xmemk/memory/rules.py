@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import api
 from ..reference.config import MemoryConfig
 from .checks import Layout
+from .functions import PUBLIC
 from .spec import Spec
 
 
@@ -30,7 +30,7 @@ class Rules:
     config: MemoryConfig
     layout: Layout
     backend: str
-    functions: Any = api
+    functions: Any = PUBLIC
 
     def spec(self, objects: int) -> Spec:
         """The room that these objects need, however long the video is; without long-term memory, for a start."""

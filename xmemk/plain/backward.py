@@ -79,9 +79,9 @@ def _dense(
     q = (qk.to(dtype) - middle).transpose(1, 2)
     e = torch.ones_like(q) if qe is None else qe.to(dtype).transpose(1, 2)
     s = k.new_ones(b, 1, k.shape[1]) if ms is None else torch.cat([x.to(dtype) for x in ms], 2)
-    values = [v.to(dtype).reshape(b, o * cv, -1) for v in mv]
+    values = [v.to(dtype).flatten(1, 2) for v in mv]
     # A token that cannot be read has weight 0, and 0 times what is not finite would be NaN for all queries.
-    k, s = (torch.where(x.isfinite(), x, 0.0) for x in (k, s))
+    k, s = (torch.where(x.square().isfinite(), x, 0.0) for x in (k, s))
     k_squared = k.square()
     dk_e, dk_eq = torch.zeros_like(k), torch.zeros_like(k)
     ds = k.new_zeros(b, k.shape[1])
@@ -113,7 +113,7 @@ def _dense(
     return Gradients(
         list(dk.transpose(1, 2).split(sizes, 2)),
         None if ms is None else list(ds.unsqueeze(1).split(sizes, 2)),
-        [g.transpose(1, 2).reshape(b, o, cv, -1) for g in dv],
+        [g.transpose(1, 2).unflatten(1, (o, cv)) for g in dv],
         dq.transpose(1, 2),
         None if qe is None else de.transpose(1, 2),
     )
@@ -160,9 +160,9 @@ def _topk(
         dq[:, span] = -2 * e[:, span] * pull.sum(2)
         de[:, span] = (h * squared).sum(2)
     return Gradients(
-        [g.view(b, -1, ck).transpose(1, 2) for g in dk],
-        None if ms is None else [g.view(b, 1, -1) for g in ds],
-        [g.view(b, -1, o, cv).permute(0, 2, 3, 1) for g in dv],
+        [g.view(b, x.shape[2], ck).transpose(1, 2) for g, x in zip(dk, mk)],
+        None if ms is None else [g.view(b, 1, x.shape[2]) for g, x in zip(ds, mk)],
+        [g.view(b, x.shape[3], o, cv).permute(0, 2, 3, 1) for g, x in zip(dv, mv)],
         dq.transpose(1, 2),
         None if qe is None else de.transpose(1, 2),
     )
@@ -174,4 +174,4 @@ def _scatter(grads: list[Tensor], segments: list[Tensor], index: Tensor, rows: T
     for grad, (segment, here, local) in zip(targets, locate(segments, index)):
         _, row = token_table(segment[:, :0], local)
         masked = rows if not isinstance(here, Tensor) else rows.where(here.unsqueeze(3), 0.0)
-        grad.index_add_(0, row.flatten(), masked.reshape(-1, masked.shape[-1]))
+        grad.index_add_(0, row.flatten(), masked.flatten(0, -2))

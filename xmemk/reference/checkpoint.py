@@ -1,0 +1,105 @@
+"""Loading a network's parameters: strictly by name and shape, without running code from the file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .network import NetworkConfig, XMem
+
+_SHOWN = 3  # names that an error lists
+
+
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> XMem:
+    """The network whose parameters ``path`` holds, its sizes read from their shapes.
+
+    Files made by ``torch.save(network.state_dict(), path)``, as the released ones are; loaded with ``weights_only``. A
+    value encoder of 4 input channels (one object at a time) gets a fifth of zeros.
+    FileNotFoundError where there is no file; ValueError, which names the file and says what is wrong, for any other.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: there is no such file")
+    state = _tensors(file)
+    try:
+        config = config_of(state)
+        with torch.device("meta"):
+            network = XMem(config)
+        check(state, network.state_dict())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.requires_grad_(False).to(device)
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """The file's tensors by name, all in memory of their own; 4 input channels made 5."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{file}: not a file of parameters, or a damaged one ({line[:160]})") from None
+    if not isinstance(state, Mapping) or not state or not all(isinstance(x, Tensor) for x in state.values()):
+        held = type(state).__name__
+        if isinstance(state, Mapping) and state:
+            name, x = next((name, x) for name, x in state.items() if not isinstance(x, Tensor))
+            held = f"{name!r}: {type(x).__name__}"
+        raise ValueError(f"{file}: wanted parameters by name, got {held}")
+    state = {str(name): x for name, x in state.items()}
+    first = state.get("value_encoder.conv1.weight")
+    if first is not None and first.dim() == 4 and first.shape[1] == 4:
+        state["value_encoder.conv1.weight"] = torch.cat(
+            [first, first.new_zeros(first.shape[0], 1, *first.shape[2:])], 1
+        )
+    return state
+
+
+def config_of(state: Mapping[str, Tensor]) -> NetworkConfig:
+    """The sizes of the network that has these parameters. ValueError where a name is missing that tells one."""
+
+    def size(name: str, dim: int = 0) -> int:
+        if name not in state or state[name].dim() <= dim:
+            raise ValueError(f"not XMem's parameters: there is no {name}, but {_some(state)}")
+        return state[name].shape[dim]
+
+    def blocks(prefix: str) -> int:
+        found = {int(m[1]) for name in state if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))}
+        return max(len(found), 1)
+
+    hidden = "decoder.hidden_update.transform.weight"
+    return NetworkConfig(
+        key_dim=size("key_proj.key_proj.weight"),
+        value_dim=size("value_encoder.fuser.block2.conv2.weight"),
+        hidden_dim=size(hidden) // 3 if hidden in state else 0,
+        width=size("key_encoder.conv1.weight"),
+        key_blocks=(blocks("key_encoder.res2"), blocks("key_encoder.layer2"), blocks("key_encoder.layer3")),
+        value_blocks=(blocks("value_encoder.layer1"), blocks("value_encoder.layer2"), blocks("value_encoder.layer3")),
+        decoder_dim=size("decoder.pred.weight", 1),
+    )
+
+
+def check(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """ValueError for missing and unknown names and for other shapes."""
+    missing = [name for name in wanted if name not in state]
+    if missing:
+        raise ValueError(f"{len(missing)} parameters are missing: {_some(missing)}")
+    unknown = [name for name in state if name not in wanted]
+    if unknown:
+        raise ValueError(f"{len(unknown)} parameters are not XMem's: {_some(unknown)}")
+    for name, x in wanted.items():
+        if state[name].shape != x.shape:
+            raise ValueError(f"{name}: wanted shape {list(x.shape)}, got {list(state[name].shape)}")
+        if state[name].is_floating_point() != x.is_floating_point():
+            raise ValueError(f"{name}: wanted {x.dtype}, got {state[name].dtype}")
+
+
+def _some(names: Mapping[str, Tensor] | list[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")
