@@ -10,6 +10,7 @@ from .api import (
     select_prototypes,
     similarity,
 )
+from .compat import patch
 from .inference import Tracker
 from .memory import Memory
 from .reference.config import MemoryConfig
@@ -27,6 +28,7 @@ __all__ = [
     "evict_lfu",
     "explain",
     "memory_read",
+    "patch",
     "readout_topk",
     "select_prototypes",
     "similarity",

@@ -1,0 +1,98 @@
+"""What a patch has bound, and what verification has seen."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Step:
+    """One kind of call ("read", "add") as verification saw it."""
+
+    calls: int = 0
+    largest: float = 0.0  # largest difference of a number, relative to the host's largest (1 at least)
+    settled: int = 0  # calls beyond the quick tolerance, in which the float64 oracle found ours right
+    seconds: float = 0.0
+    host_seconds: float = 0.0
+
+
+@dataclass
+class Report:
+    """``print`` it. bound: "module.name -> ours" for every name; adopted: managers without objects taken over."""
+
+    families: list[str] = field(default_factory=list)
+    bound: list[str] = field(default_factory=list)
+    adopted: int = 0
+    verify: bool = False
+    steps: dict[str, Step] = field(default_factory=dict)
+    host_stopped: list[str] = field(default_factory=list)  # calls in which the host raised and ours did not
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def reads(self) -> int:
+        """Reads that were verified."""
+        return self.steps["read"].calls if "read" in self.steps else 0
+
+    @property
+    def largest(self) -> float:
+        """The largest difference of all verified calls."""
+        return max((step.largest for step in self.steps.values()), default=0.0)
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Time in verified calls: ours, the host's."""
+        steps = self.steps.values()
+        return sum(s.seconds for s in steps), sum(s.host_seconds for s in steps)
+
+    def count(self, name: str, difference: float, settled: bool, seconds: float, host_seconds: float) -> None:
+        """One verified call."""
+        with self._lock:
+            step = self.steps.setdefault(name, Step())
+            step.calls += 1
+            step.largest = max(step.largest, difference)
+            step.settled += settled
+            step.seconds += seconds
+            step.host_seconds += host_seconds
+
+    def __str__(self) -> str:
+        lines = [f"patched {', '.join(self.families)}"]
+        lines += [f"  {line}" for line in self.bound]
+        if self.adopted:
+            lines.append(f"  {self.adopted} memory managers without objects taken over")
+        for name, s in self.steps.items():
+            lines.append(
+                f"  {name}: {s.calls} verified, largest difference {s.largest:.2g}, {s.settled} settled in float64, "
+                f"{s.seconds:.3f} s against {s.host_seconds:.3f} s"
+            )
+        ours, host = self.seconds
+        if ours + host:
+            lines.append(f"  share of the time: ours {ours / (ours + host):.0%}, the host's {host / (ours + host):.0%}")
+        lines += [f"  the host stopped: {what}" for what in self.host_stopped]
+        return "\n".join(lines)
+
+
+class Stopwatch:
+    """``with watch.ours(): ...``; seconds are in :attr:`seconds` and :attr:`host_seconds`."""
+
+    def __init__(self) -> None:
+        self.seconds = self.host_seconds = 0.0
+
+    @contextlib.contextmanager
+    def ours(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def host(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.host_seconds += time.perf_counter() - start

@@ -1,0 +1,212 @@
+"""What is known of each host's memory code: names and signatures, by which unchanged copies are recognised.
+
+Annotations do not count, names, order, kinds and defaults of parameters do: code that has the same ones is called in
+the same way. A host that has one of another form, or a public method that is not known, is refused by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+class UnknownHost(RuntimeError):
+    """A host whose memory code has a signature that is not known, or one that xmemk cannot serve."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Hosts that share one form of memory code. Methods and functions map a name to its signature."""
+
+    name: str
+    methods: Mapping[str, str | None]  # of class MemoryManager: all its public ones, and private ones that ours call
+    store: Mapping[str, str]  # of class KeyValueMemoryStore
+    functions: Mapping[str, str] = field(default_factory=dict)
+    inherited: tuple[str, ...] = ()  # public methods it may have beyond those, which are left to it
+    refusal: str = ""  # why hosts of this family are not served, where they are not
+
+
+_SOFTMAX = "(similarity, top_k=None, inplace=False, return_usage=False)"
+_FUNCTIONS = {
+    "get_similarity": "(mk, ms, qk, qe)",
+    "do_softmax": _SOFTMAX,
+    "get_affinity": "(mk, ms, qk, qe)",
+    "readout": "(affinity, mv)",
+}
+
+XMEM = Family(
+    name="XMem",
+    methods={
+        "__init__": "(self, config)",
+        "update_config": "(self, config)",
+        "match_memory": "(self, query_key, selection)",
+        "add_memory": "(self, key, shrinkage, value, objects, selection=None)",
+        "create_hidden_state": "(self, n, sample_key)",
+        "set_hidden": "(self, hidden)",
+        "get_hidden": "(self)",
+        "compress_features": "(self)",
+        "consolidation": "(self, candidate_key, candidate_shrinkage, candidate_selection, usage, candidate_value)",
+    },
+    store={
+        "__init__": "(self, count_usage)",
+        "add": "(self, key, value, shrinkage, selection, objects)",
+        "update_usage": "(self, usage)",
+        "sieve_by_range": "(self, start, end, min_size)",
+        "remove_obsolete_features": "(self, max_size)",
+    },
+    functions=_FUNCTIONS,
+)
+
+CUTIE = Family(
+    name="Cutie",
+    methods={
+        "__init__": "(self, cfg, object_manager)",
+        "update_config": "(self, cfg)",
+        "read": "(self, pix_feat, query_key, selection, last_mask, network)",
+        "add_memory": "(self, key, shrinkage, msk_value, obj_value, objects, selection=None, *, as_permanent=False)",
+        "purge_except": "(self, obj_keep_idx)",
+        "compress_features": "(self, bucket_id)",
+        "consolidation": "(self, candidate_key, candidate_shrinkage, candidate_selection, candidate_value, usage)",
+        "initialize_sensory_if_needed": "(self, sample_key, ids)",
+        "update_sensory": "(self, sensory, ids)",
+        "get_sensory": "(self, ids)",
+        "clear_non_permanent_memory": "(self)",
+        "clear_sensory_memory": "(self)",
+        "_get_mask_by_ids": "(self, mask, obj_ids)",
+        "_get_sensory_by_ids": "(self, obj_ids)",
+        "_get_object_mem_by_ids": "(self, obj_ids)",
+    },
+    store={
+        "__init__": "(self, save_selection=False, save_usage=False)",
+        "add": "(self, key, values, shrinkage, selection, supposed_bucket_id=-1, as_permanent='no')",
+        "update_bucket_usage": "(self, bucket_id, usage)",
+        "sieve_by_range": "(self, bucket_id, start, end, min_size)",
+        "remove_old_memory": "(self, bucket_id, max_len)",
+        "remove_obsolete_features": "(self, bucket_id, max_size)",
+        "purge_except": "(self, obj_keep_idx)",
+    },
+    functions={**_FUNCTIONS, "get_similarity": "(mk, ms, qk, qe, add_batch_dim=False)"},
+)
+
+# By its interface alone. ``inherited``: methods that are left to the host's own class.
+DEVA = Family(
+    name="DEVA",
+    methods={
+        "match_memory": "(self, query_key, selection)",
+        "add_memory": "(self, key, shrinkage, value, objects, selection=None)",
+        "purge_except": None,
+    },
+    store={},
+    inherited=(
+        "update_config",
+        "initialize_sensory_if_needed",
+        "update_sensory",
+        "get_sensory",
+        "clear_sensory_memory",
+        "create_hidden_state",
+        "set_hidden",
+        "get_hidden",
+        "compress_features",
+        "consolidation",
+    ),
+)
+
+# Not served: only their interfaces are known here, and those leave open what their results are.
+XMEM_PLUS_PLUS = Family(
+    name="XMem++",
+    methods={"match_memory": "(self, query_key, selection, disable_usage_updates=False)"},
+    store={},
+    refusal="what its permanent memory does with 'ignore' and 'copy_perm_mem_only' cannot be told from its interface, "
+    "so equal results cannot be promised; get_similarity, do_softmax and readout of xmemk.compat.xmem may serve",
+)
+MATANYONE = Family(
+    name="MatAnyone",
+    methods={
+        "read": "(self, pix_feat, query_key, selection, last_mask, network, uncert_output=None, last_msk_value=None, "
+        "ti=None, last_pix_feat=None, last_pred_mask=None)"
+    },
+    store={},
+    refusal="how it blends a readout with the last value cannot be told from its interface, so equal results cannot be "
+    "promised; get_similarity, do_softmax and readout of xmemk.compat.cutie may serve",
+)
+
+
+def signature(function: Callable[..., Any]) -> str:
+    """Without annotations: "(self, key, objects, selection=None)"."""
+    found = inspect.signature(function)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
+    return str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+
+
+def looks_like_a_manager(candidate: Any) -> bool:
+    """Whether this is a class MemoryManager of one of the families, known or not."""
+    return (
+        issubclass(type(candidate), type)  # isinstance would ask the candidate, and some warn or load something
+        and candidate.__name__ == "MemoryManager"
+        and callable(getattr(candidate, "add_memory", None))
+        and (callable(getattr(candidate, "match_memory", None)) or callable(getattr(candidate, "read", None)))
+    )
+
+
+def family_of(manager: Any, families: tuple[Family, ...]) -> Family:
+    """The family of a class MemoryManager. UnknownHost names the first function of another form than the nearest's."""
+    where = f"{manager.__module__}.{manager.__qualname__}"
+    for known in (XMEM_PLUS_PLUS, MATANYONE):
+        if not _difference(manager, known.methods, where):
+            raise UnknownHost(f"{where} is that of {known.name}, which xmemk does not replace: {known.refusal}")
+    complaints = []
+    for family in families:
+        complaint = _difference(manager, family.methods, where) or _unknown_method(manager, family, where)
+        if not complaint:
+            if manager.add_memory.__globals__.get("torch") is not torch:  # such as a port to NumPy and onnxruntime
+                raise UnknownHost(f"{where}: wanted code on PyTorch tensors, found a module that does not use torch")
+            check_store(manager, family)
+            return family
+        # The nearest family is the one that shares most methods.
+        shared = sum(callable(getattr(manager, name, None)) for name in family.methods) / len(family.methods)
+        complaints.append((shared, family.name, complaint))
+    _, name, complaint = max(complaints)
+    raise UnknownHost(f"{complaint} (as {name} has it); xmemk does not know this host")
+
+
+def check_store(manager: Any, family: Family) -> None:
+    """UnknownHost where the store that the manager builds on has another form."""
+    store = manager.add_memory.__globals__.get("KeyValueMemoryStore")
+    where = f"{manager.__module__}.KeyValueMemoryStore"
+    if family.store and not isinstance(store, type):
+        raise UnknownHost(f"{where}: wanted the class that {family.name}'s manager builds on, found none")
+    if isinstance(store, type):
+        complaint = _difference(store, family.store, where)
+        if complaint:
+            raise UnknownHost(f"{complaint} (as {family.name} has it); xmemk does not know this host")
+
+
+def check_functions(functions: Mapping[str, Callable[..., Any]], family: Family, where: str) -> None:
+    """UnknownHost where one of a host's functions is not of the family's form."""
+    for name, function in functions.items():
+        wanted, found = family.functions[name], signature(function)
+        if found != wanted:
+            raise UnknownHost(f"{where}.{name}: wanted the signature {wanted}, found {found}; xmemk does not know it")
+
+
+def _difference(owner: type, wanted: Mapping[str, str | None], where: str) -> str:
+    for name, form in wanted.items():
+        function = getattr(owner, name, None)
+        if not callable(function):
+            return f"{where}.{name}: wanted the signature {form or '(...)'}, found no such method"
+        found = signature(function)
+        if form is not None and found != form:
+            return f"{where}.{name}: wanted the signature {form}, found {found}"
+    return ""
+
+
+def _unknown_method(manager: type, family: Family, where: str) -> str:
+    for name in dir(manager):
+        known = name in family.methods or name in family.inherited or name.startswith("_")
+        if not known and callable(getattr(manager, name)):
+            return f"{where}.{name}: found a method with the signature {signature(getattr(manager, name))}, wanted none"
+    return ""
