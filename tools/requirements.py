@@ -19,8 +19,9 @@ def lists(text: str) -> dict[str, list[str]]:
 def resolve(extra: str, known: dict[str, list[str]]) -> list[str]:
     words = []
     for requirement in known[extra]:
-        own = re.fullmatch(r"xmemk\[(\w+)\]", requirement)
-        words += resolve(own[1], known) if own else [requirement]
+        own = re.fullmatch(r"xmemk\[([\w,]+)\]", requirement)
+        parts = [word for name in own[1].split(",") for word in resolve(name, known)] if own else [requirement]
+        words += parts
     return words
 
 
