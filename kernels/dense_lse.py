@@ -19,7 +19,7 @@ from .tiles import difference_scores, is_wide, query_operand, split_product
 ALIGN = 128  # segments start at multiples of it, so that tiles of weights and values are whole
 PROGRAMS = 264  # what fills a large GPU twice; fixed, so that sums are made in the same order everywhere
 LOG2E = tl.constexpr(1.4426950408889634)
-WIDE_KEYS = 64
+WIDE_KEYS = 32
 
 
 class Affinity(NamedTuple):

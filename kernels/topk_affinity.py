@@ -73,7 +73,7 @@ def _choose(
     ck = queries.qk.shape[1]
     candidates = memory.tokens if groups is None else k * GROUP
     width = triton.next_power_of_2(candidates)
-    rows = min(128, width)
+    rows = min(64, width)
     weigh_candidates[(count, b)](
         *memory.keys,
         *memory.shrinkage,

@@ -23,7 +23,7 @@ from .bank import TILE, Bank, Memory, Queries
 from .tiles import difference_scores, is_wide, query_operand, split_product
 
 GROUP = 16
-WIDE_KEYS = 32  # groups of a program that scores by differences
+WIDE_KEYS = 16  # groups of a program that scores by differences
 WIDEST = 8192  # groups that one program selects from; above, groups of groups
 
 

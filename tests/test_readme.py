@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 import xmemk
+from xmemk import backends
 from xmemk.reference.network import NetworkConfig
 from xmemk.testing import compare_close, make_inputs
 
@@ -82,4 +83,8 @@ def test_the_table_of_backends_is_true():
     for op, arguments in calls.items():
         why = {**xmemk.explain(op, *arguments).refusals}.get("cpu", "")
         assert ("no kernel" in why) == (f"`{op}`" not in row), (op, why)
+    row = README[README.index("| `triton`") : README.index("The Triton kernels are tested")]
+    for op in backends.OPS:
+        why = backends.refusal("triton", backends.Call(op, "cuda", False), None)
+        assert (why is not None) == (f"`{op}`" not in row), (op, why)
     assert torch.equal(xmemk.evict_lfu(x.usage, 3), xmemk.reference.evict_lfu(x.usage, 3))
