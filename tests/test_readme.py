@@ -83,7 +83,7 @@ def test_the_table_of_backends_is_true():
     for op, arguments in calls.items():
         why = {**xmemk.explain(op, *arguments).refusals}.get("cpu", "")
         assert ("no kernel" in why) == (f"`{op}`" not in row), (op, why)
-    row = README[README.index("| `triton`") : README.index("The Triton kernels are tested")]
+    row = README[README.index("| `triton`") : README.index("| `cuda` (C++)")]
     for op in backends.OPS:
         why = backends.refusal("triton", backends.Call(op, "cuda", False), None)
         assert (why is not None) == (f"`{op}`" not in row), (op, why)
