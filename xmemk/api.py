@@ -25,6 +25,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import autograd, backends, checks, ops, plain
 from .backends import Call, Explanation
@@ -285,7 +286,14 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
 
 
 def _choose(op: str, tensors: Sequence[Tensor | None], gradient: bool, backend: str, top_k: int | None = None) -> str:
-    return backends.choose(_call(op, tensors, gradient, top_k), backend, ops.native_error(), ops.cuda_error())
+    call = _call(op, tensors, gradient, top_k)
+    chosen = backends.choose(call, backend, ops.native_error(), ops.cuda_error())
+    if chosen != "torch" and _has_tangent(tensors):
+        # An operator would drop the tangent without a word.
+        if backend != "auto":
+            raise ValueError(f"backend: {backend!r} has no forward-mode gradient for {op}. Would do: 'torch'")
+        return "torch"
+    return chosen
 
 
 def _call(op: str, tensors: Sequence[Tensor | None], gradient: bool, top_k: int | None = None) -> Call:
@@ -308,6 +316,13 @@ def _call(op: str, tensors: Sequence[Tensor | None], gradient: bool, top_k: int 
 
 def _wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _has_tangent(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether forward-mode differentiation (torch.func.jvp) is under way through one of them."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def _full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
