@@ -119,6 +119,26 @@ def test_keys_far_from_zero(top_k, offset):
 
 
 @pytest.mark.parametrize("top_k", [None, 7])
+def test_queries_far_from_every_key(top_k):
+    # Their scores are below -100, and the last tile of tokens is not full.
+    x = make_inputs(70, 65, value_channels=8)
+    x.qk = x.qk + 5
+    check(x, top_k)
+
+
+def test_saved_numbers_of_any_strides():
+    x = make_inputs(60, 9, objects=2, value_channels=6)
+    memory = [x.mk], [x.ms], [x.mv], x.qk, x.qe
+    readout, _, softmax, index = torch.ops.xmemk.memory_read_saving(*memory, None, False)
+    strided = softmax.transpose(1, 2).contiguous().transpose(1, 2)
+    given = [
+        torch.ops.xmemk.memory_read_backward(*memory, readout, s, index, upstream(x)[0], None, [True] * 5)
+        for s in (softmax, strided)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*given))
+
+
+@pytest.mark.parametrize("top_k", [None, 7])
 def test_readout_alone_and_usage_alone(top_k):
     x = make_inputs(90, 40, objects=2, value_channels=9)
     d_readout, d_usage = upstream(x)

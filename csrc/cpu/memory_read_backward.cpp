@@ -63,7 +63,7 @@ std::vector<at::Tensor> memory_read_backward(at::TensorList mk, at::TensorList m
     if (std::any_of(begin, begin + usage.numel(), [](float x) { return x != 0; })) read.d_usage = usage;
   }
   if (index.size(2) == 0) {
-    backward_dense(read, readout, weight, out);
+    backward_dense(read, readout, weight.contiguous(), out);
   } else {
     backward_topk(read, weight.contiguous(), index.contiguous(), out);
   }

@@ -172,7 +172,7 @@ class DenseBackward {
   }
 
   void load_tiles() {
-    dead_.assign(group_ * kRows, 0);
+    dead_.assign(group_ * kRows, 1);  // also rows behind the last token, whose score of 0 could be any query's best
     for_each_task(ceil_div(count_tiles(), kQuad) * kQuad, [&](int64_t at) { load_tile(at); });
   }
 
