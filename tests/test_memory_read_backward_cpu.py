@@ -126,6 +126,22 @@ def test_queries_far_from_every_key(top_k):
     check(x, top_k)
 
 
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_gradients_of_sharp_reads_are_as_exact_as_plain_ones(scale, mean):
+    x = make_inputs(1500, 200, value_channels=128, seed=3)
+    x.mk, x.qk, x.mv = x.mk * scale, x.qk * scale, x.mv + mean
+    d = torch.randn(1, 1, 128, 200, generator=torch.Generator().manual_seed(1))
+    exact = gradients(lambda *a: xmemk.reference.memory_read(*a), x.double(), (d.double(),))
+
+    def error(backend):
+        got = gradients(lambda *a: xmemk.memory_read(*a, backend=backend), x, (d,))
+        return {name: float((got[name] - exact[name]).square().mean().sqrt()) for name in exact}
+
+    cpu, plain = error("cpu"), error("torch")
+    assert all(cpu[name] <= 2.5 * plain[name] for name in exact), (cpu, plain)
+
+
 def test_saved_numbers_of_any_strides():
     x = make_inputs(60, 9, objects=2, value_channels=6)
     memory = [x.mk], [x.ms], [x.mv], x.qk, x.qe

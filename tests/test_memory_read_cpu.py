@@ -1,6 +1,7 @@
 """The C++ memory read: what only it promises. Agreement with the oracle is tested in test_memory_read.py."""
 
 import math
+import sys
 import time
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import xmemk
 from xmemk import ops, reference
+from xmemk.demo.peak import Peak
 from xmemk.testing import compare_close, compare_read, compare_topk, compare_usage, make_inputs
 
 pytestmark = pytest.mark.skipif(ops.native_error() is not None, reason=f"xmemk._C: {ops.native_error()}")
@@ -163,6 +165,28 @@ def test_a_memory_larger_than_the_packed_bank(top_k):
     wanted, used = reference.memory_read(*exact.read, top_k=top_k, return_usage=True)
     compare_close("readout", readout, wanted, 2e-5).check()
     compare_close("usage", usage, used, 2e-5).check()
+
+
+@pytest.mark.parametrize(("n", "top_k"), [(300, 255), (950, 30), (961, 30), (3000, 256)])
+def test_weights_are_those_of_exact_scores_in_memories_of_any_size(n, top_k):
+    x = make_inputs(n, 70, value_channels=1, shrinkage=False)
+    x.mk[..., ::2] += 30  # two clusters far apart: the product of the expanded form cancels
+    x.qk[..., ::2] += 30
+    weight, index = xmemk.affinity_topk(x.mk, None, x.qk, x.qe, top_k=top_k, backend="cpu")
+    exact = x.double()
+    score = reference.similarity(exact.mk, None, exact.qk, exact.qe).transpose(1, 2).gather(2, index)
+    assert (weight - score.softmax(2)).abs().max() < 1e-5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is measured on Linux alone")
+def test_usage_of_a_large_memory_takes_few_megabytes(threads):
+    threads(16)
+    mk = torch.rand(1, 1_000_000, 2).transpose(1, 2)
+    mv, qk = mk[:, None, :1], torch.rand(1, 2, 1024)
+    xmemk.memory_read(mk[..., :300], None, mv[..., :300], qk[..., :64], None, return_usage=True, backend="cpu")
+    with Peak(torch.device("cpu")) as peak:
+        xmemk.memory_read(mk, None, mv, qk, None, return_usage=True, backend="cpu")
+    assert peak.bytes < (64 + 16 * 4 + 20) << 20  # the bank, 4 MB a thread, and what is returned
 
 
 @pytest.mark.slow

@@ -10,10 +10,11 @@ or raises ValueError. TypeError and ValueError name the argument, what was wante
 
 Rules where the paper is silent, the same for every backend:
 
-* A similarity that is NaN or +inf (a key or shrinkage that is not finite) counts as -inf: that token has weight 0.
+* A similarity that is NaN or +inf (a key or shrinkage that is not finite, or terms of Eq. 2 that overflow) counts as
+  -inf: that token has weight 0.
 * A query without any finite similarity reads NaN, and adds nothing to usage.
 * Values must be finite: one that is not spreads to all queries of a dense read, to those that select it in a top-k
-  read.
+  read. In a consolidation shrinkage is averaged as a value is.
 * Equal scores at rank k, and equal usage: the lower index is preferred. NaN usage ranks below every number.
 """
 

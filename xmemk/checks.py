@@ -159,6 +159,8 @@ def top_k(value: int) -> None:
     _integer("top_k", value)
     if value < 1:
         raise ValueError(f"top_k: wanted at least 1, got {value}")
+    if value >= 2**63:
+        raise ValueError(f"top_k: wanted a number of 64 bits, got {value}")
 
 
 def _segments(name: str, given: Segments | None) -> list[Tensor]:

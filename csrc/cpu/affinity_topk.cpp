@@ -17,8 +17,7 @@ namespace xmemk::cpu {
 namespace {
 
 constexpr int64_t kCandidateBytes = 8 << 20;  // of queries that are under way together, unless threads would go idle
-constexpr int64_t kRescore = 32;     // tokens per chosen one, from which on rescoring is a small part of the work
-constexpr int64_t kSampleTiles = 8;  // at most, and an eighth of the memory
+constexpr int64_t kSampleTiles = 8;           // at most, and an eighth of the memory
 
 class TopkRead {
  public:
@@ -153,9 +152,7 @@ class TopkRead {
       }
     }
     best.keep_best(kernels, k_, k_, spare);
-    if (k_ * kRescore <= operands_.tokens()) {
-      operands_.rescore(b, query, best.index, best.count, best.value, scratch);
-    }
+    operands_.rescore(b, query, best.index, best.count, best.value, scratch);
     const int64_t row = b * operands_.queries() + query;
     write(best, weight_ + row * k_, index_ + row * k_);
   }

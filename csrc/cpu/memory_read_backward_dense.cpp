@@ -26,6 +26,7 @@ constexpr int64_t kSpan = 4 * kPanel;         // queries that a tile meets at a 
 constexpr int64_t kQuad = 4;                  // tiles that a query's sums go through at a time
 constexpr int64_t kBlockBytes = 16 << 20;     // of queries that are packed together
 constexpr int64_t kMostQueries = 16 * kSpan;  // of them
+constexpr float kHeavy = 1.0f / 128;          // a weight from which on its gradient is summed from differences
 
 class DenseBackward {
  public:
@@ -36,7 +37,7 @@ class DenseBackward {
         upstream_(read.d_readout ? at::TensorList(*read.d_readout) : at::TensorList(readout), false),
         kernels_(vec()),
         out_(out),
-        readout_(readout),
+        readout_(readout.stride(2) == 1 ? readout : readout.permute({0, 3, 1, 2}).contiguous().permute({0, 2, 3, 1})),
         softmax_(softmax),
         d_usage_(read.d_usage),
         objects_(read.d_readout ? values_.objects() : 0),
@@ -185,18 +186,18 @@ class DenseBackward {
           float* query = memory_->query.get() + at * width_;
           operands_.pack_queries(b_, first_query_ + at, count, query);
           std::fill(query + count * width_, query + kPanel * width_, 0.0f);
-          transpose(query, width_, width_, memory_->query_columns.get() + at * width_, kPanel);
+          transpose<kPanel>(query, width_, width_, memory_->query_columns.get() + at * width_, kPanel);
           double sum[kPanel] = {};
           for (int64_t o = 0; o < objects_ && channels_ > 0; ++o) {
             float* copy = upstream_.in_place() ? scratch.get() : memory_->d_out.get() + (o * block_ + at) * channels_;
             const ValueTiles::Tile rows = upstream_.rows(b_, o, first_query_ + at, count, copy);
             float* columns = memory_->d_out_columns.get() + at * row_ + o * channels_ * kPanel;
-            transpose(rows.data, rows.stride, channels_, columns, count);
+            transpose<kPanel>(rows.data, rows.stride, channels_, columns, count);
             for (int64_t j = 0; first && j < count; ++j) {
               const float* read = readout_.const_data_ptr<float>() + b_ * readout_.stride(0) + o * readout_.stride(1) +
                                   (first_query_ + at + j) * readout_.stride(3);
               for (int64_t c = 0; c < channels_; ++c) {
-                sum[j] += double(read[c * readout_.stride(2)]) * rows.data[j * rows.stride + c];
+                sum[j] += double(read[c]) * rows.data[j * rows.stride + c];
               }
             }
           }
@@ -207,18 +208,6 @@ class DenseBackward {
             delta_[i] = static_cast<float>(sum[j]);
           }
         });
-  }
-
-  // out[channel, kPanel] of x[count, channel], 0 behind the last row
-  static void transpose(const float* x, int64_t stride, int64_t channels, float* out, int64_t count) {
-    constexpr int64_t kBlock = 16;
-    for (int64_t c0 = 0; c0 < channels; c0 += kBlock) {
-      const int64_t c1 = std::min(c0 + kBlock, channels);
-      for (int64_t j = 0; j < count; ++j) {
-        for (int64_t c = c0; c < c1; ++c) out[c * kPanel + j] = x[j * stride + c];
-      }
-      for (int64_t c = c0; c < c1; ++c) std::fill(out + c * kPanel + count, out + (c + 1) * kPanel, 0.0f);
-    }
   }
 
   // Tile `at` of the group against the block of queries.
@@ -274,8 +263,30 @@ class DenseBackward {
       float* row = d + r * block_;
       if (r >= tile.count || row_ == 0) std::fill_n(row, span(q), 0.0f);
       if (r >= tile.count) continue;
-      kernels_.score_gradients(row, weight + r * kSpan, more == nullptr ? 0.0f : more[tile.token + r],
-                               delta_.data() + first_query_ + q, span(q));
+      const float usage = more == nullptr ? 0.0f : more[tile.token + r];
+      kernels_.score_gradients(row, weight + r * kSpan, usage, delta_.data() + first_query_ + q, span(q));
+      if (row_ > 0) sum_differences(r, q, weight + r * kSpan, usage, value, row);
+    }
+  }
+
+  // Where a token has much of a query's weight, the gradient of the weight and delta nearly cancel, and come from two
+  // products whose roundings do not: there it is sum (v - readout) d_readout. At most 1 / kHeavy tokens a query.
+  void sum_differences(int64_t r, int64_t q, const float* weight, float usage,
+                       const std::vector<ValueTiles::Tile>& value, float* d) const {
+    const int64_t count = std::min(kSpan, count_queries() - q);
+    for (int64_t j = 0; j < count; ++j) {
+      if (!(weight[j] > kHeavy)) continue;
+      const int64_t i = first_query_ + q + j;
+      float sum = usage;
+      if (mean_d_usage_.defined()) sum -= mean_d_usage_.const_data_ptr<float>()[b_ * queries_ + i];
+      for (int64_t o = 0; o < objects_; ++o) {
+        const float* read = readout_.const_data_ptr<float>() + b_ * readout_.stride(0) + o * readout_.stride(1) +
+                            i * readout_.stride(3);
+        const float* d_out = upstream_.in_place() ? upstream_.rows(b_, o, i, 1, nullptr).data
+                                                  : memory_->d_out.get() + (o * block_ + q + j) * channels_;
+        sum += kernels_.dot_of_difference(value[o].data + r * value[o].stride, read, d_out, channels_);
+      }
+      d[j] = weight[j] * sum;
     }
   }
 
@@ -359,7 +370,8 @@ class DenseBackward {
   const ValueTiles values_, upstream_;
   const VecKernels& kernels_;
   const ReadGradients& out_;
-  const at::Tensor &readout_, &softmax_;
+  const at::Tensor readout_;  // channel stride 1
+  const at::Tensor& softmax_;
   const at::Tensor d_usage_;
   at::Tensor mean_d_usage_;                                          // [B, Q]
   const int64_t objects_, channels_, row_, width_, keys_, queries_;  // objects_: 0 where d_readout is none

@@ -23,6 +23,7 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kKeptBytes = 8 << 20;    // of scores per thread
 constexpr int64_t kBlockBytes = 32 << 20;  // of sums of queries that are under way together
+constexpr int64_t kThreadBytes = 4 << 20;  // where there are so many threads that this is more
 constexpr int64_t kParts = 16;             // queries' tiles times parts of the memory, where there are few queries
 
 struct Softmax {
@@ -52,10 +53,13 @@ class DenseRead {
         row_(read_ + (more != nullptr)),
         usage_(usage) {
     const int64_t tiles = ceil_div(operands.queries(), kTileQueries), threads = at::get_num_threads();
-    splits_ = std::clamp<int64_t>(kParts / tiles, 1, bank_.chunk_tiles());
-    int64_t bytes = splits_ * kTileQueries * row_ * 4;
-    if (usage != nullptr) bytes += operands.tokens() * 4;
-    block_tiles_ = std::min(tiles, std::max<int64_t>(kBlockBytes / std::max<int64_t>(bytes, 1), 2 * threads));
+    const int64_t sums = kTileQueries * row_ * 4, used = usage == nullptr ? 0 : operands.tokens() * 4;
+    // Splits decide the order of sums, so they are the same for any number of threads.
+    const int64_t least =
+        std::clamp<int64_t>(kBlockBytes / std::max<int64_t>(sums + used, 1), 1, std::max<int64_t>(tiles, 1));
+    splits_ = std::clamp<int64_t>(kParts / least, 1, bank_.chunk_tiles());
+    const int64_t bytes = std::max<int64_t>(splits_ * sums + used, 1);
+    block_tiles_ = std::min(tiles, std::max<int64_t>(std::max(kBlockBytes, threads * kThreadBytes) / bytes, 1));
     kept_ = splits_ == 1 && bank_.whole() && bank_.tiles() * kScores * 4 <= kKeptBytes;
   }
 

@@ -48,6 +48,9 @@ struct VecKernels {
   // d[i] = w[i] (d[i] + more - less[i])
   void (*score_gradients)(float* d, const float* w, float more, const float* less, int64_t count);
 
+  // sum (a - b) c
+  float (*dot_of_difference)(const float* a, const float* b, const float* c, int64_t count);
+
   // y[i] += a x[i] -> sum v x
   float (*dot_add_scaled)(float* y, const float* x, float a, const float* v, int64_t count);
 

@@ -117,6 +117,21 @@ XMEMK_TARGET inline void score_gradients(float* __restrict d, const float* __res
   for (int64_t i = 0; i < count; ++i) d[i] = w[i] * (d[i] + more - less[i]);
 }
 
+// sum (a - b) c
+XMEMK_TARGET inline float dot_of_difference(const float* a, const float* b, const float* c, int64_t count) {
+  constexpr int64_t kLanes = 32;
+  float sum[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) sum[j] += (a[i + j] - b[i + j]) * c[i + j];
+  }
+  for (; i < count; ++i) sum[0] += (a[i] - b[i]) * c[i];
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
+  }
+  return sum[0];
+}
+
 XMEMK_TARGET inline float dot_add_scaled(float* __restrict y, const float* __restrict x, float a,
                                          const float* __restrict v, int64_t count) {
   constexpr int64_t kLanes = 32;

@@ -1,6 +1,7 @@
 // Scratch memory and the sharing of work among threads.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -55,6 +56,19 @@ inline void prefetch(const T* p, int64_t n) {
 #else
   (void)p, (void)n;
 #endif
+}
+
+// out[channel, kColumns] of x[count, channel], 0 behind the last row
+template <int64_t kColumns>
+inline void transpose(const float* x, int64_t stride, int64_t channels, float* out, int64_t count) {
+  constexpr int64_t kBlock = 16;
+  for (int64_t c0 = 0; c0 < channels; c0 += kBlock) {
+    const int64_t c1 = std::min(c0 + kBlock, channels);
+    for (int64_t j = 0; j < count; ++j) {
+      for (int64_t c = c0; c < c1; ++c) out[c * kColumns + j] = x[j * stride + c];
+    }
+    for (int64_t c = c0; c < c1; ++c) std::fill(out + c * kColumns + count, out + (c + 1) * kColumns, 0.0f);
+  }
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) {
