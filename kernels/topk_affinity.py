@@ -101,7 +101,7 @@ def _choose(
         triton.next_power_of_2(k),
         rows,
         width // rows,
-        num_warps=4 if width < 2048 else 8,
+        num_warps=2 if width < 2048 else 8,
     )
 
 
