@@ -33,25 +33,6 @@ class FeatureMemory(Protocol):
         self, key: Tensor, shrinkage: Tensor, value: Tensor, objects: Sequence[int], selection: Tensor | None = None
     ) -> None: ...
     def read(self, query_key: Tensor, selection: Tensor | None = None) -> Tensor: ...
-    def state(self) -> dict[str, Any]:
-        """Where the loop is, as JSON has it; with the memory, all that a later :meth:`restore` needs."""
-        return {
-            "frame": self._frame,
-            "last_memory": self._last_memory,
-            "last_deep": self._last_deep,
-            "size": None if self._size is None else list(self._size),
-        }
-
-    def restore(self, memory: FeatureMemory, state: Mapping[str, Any]) -> None:
-        """Goes on where a tracker of the same network was, with its memory and its :meth:`state`. ValueError for a
-        memory of another configuration."""
-        if memory.config != self.config:
-            raise ValueError(f"memory: wanted the configuration {self.config}, got {memory.config}")
-        self.memory = memory
-        self._frame, self._last_memory = int(state["frame"]), int(state["last_memory"])
-        self._last_deep = int(state["last_deep"])
-        self._size = None if state["size"] is None else (int(state["size"][0]), int(state["size"][1]))
-
     def remove(self, objects: Sequence[int]) -> None: ...
 
 
