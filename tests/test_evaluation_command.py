@@ -21,6 +21,11 @@ from xmemk.reference.network import NetworkConfig, XMem
 SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)  # so small a network is not faster with more
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     made = XMem(SMALL)

@@ -50,11 +50,10 @@ def test_a_perfect_result_has_100(tmp_path):
 def test_half_a_box_beside_it(tmp_path):
     """The truth's columns 10 to 29, the result's 20 to 39, same rows: intersection 200, union 600 pixels.
 
-    A contour runs on the last row and column outside, above and to the left, so that of a box of 20 x 20 has 80 pixels, a
-    ring of 21 x 21: here rows 9 and 29, columns 9 and 29, or 19 and 39. On rows 9 and 29 of the truth, its columns 18
-    to 29 are within one pixel of the result's (19 to 39): 12 each. Its column 29 agrees with nothing between the rows but
-    next to them, in rows 10 and 28, and so does no pixel of column 9. 2 x 12 + 2 = 26 of 80; by symmetry so for the
-    result. F = 26 / 80 = 32.5 %.
+    A contour runs above and to the left of a region, and on its last row and column, so that that of a box of 20 x 20
+    has 80 pixels, a ring of 21 x 21: rows 9 and 29, and columns 9 and 29, or 19 and 39. On rows 9 and 29 of the truth,
+    columns 18 to 29 are within one pixel of the result's 19 to 39: 12 each. Of its column 29 there are two more, next
+    to those rows; of its column 9 none. 2 x 12 + 2 = 26 of 80, and by symmetry so for the result: F = 32.5 %.
     """
     truth, result = box(10, 10), box(10, 20)
     dataset, results = dataset_of(tmp_path / "d", [truth] * 3), results_of(tmp_path / "r", [result] * 3)
@@ -145,7 +144,7 @@ def test_annotations_that_are_told_judge_nothing(tmp_path):
     for made in (layouts.mose, layouts.youtube):
         dataset = open_dataset(made(tmp_path / made.__name__))
         assert not any(has_truth(video) for video in dataset.videos)
-        with pytest.raises(DatasetError, match="there are only those that the tracker is told$"):
+        with pytest.raises(DatasetError, match=r"there are only those that the tracker is told$"):
             judge(dataset, tmp_path)
     assert all(has_truth(v) for v in open_dataset(layouts.lvos(tmp_path / "lvos")).videos)
     two = layouts.davis(tmp_path / "davis", count=2)

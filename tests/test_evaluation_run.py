@@ -16,6 +16,7 @@ from xmemk.data.source import read_image
 from xmemk.data.video import VideoError
 from xmemk.evaluation import run as module
 from xmemk.evaluation.layouts import open_dataset
+from xmemk.evaluation.policies import POLICIES
 from xmemk.evaluation.run import Settings, counting_usage, run
 from xmemk.inference import Tracker
 from xmemk.reference.network import NetworkConfig, XMem
@@ -23,6 +24,11 @@ from xmemk.reference.network import NetworkConfig, XMem
 SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
 CONFIG = MemoryConfig(mem_every=2, max_mid_term_frames=4, min_mid_term_frames=2, num_prototypes=4, hidden_dim=4)
 SETTINGS = Settings(CONFIG, size=0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)  # so small a network is not faster with more
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +94,15 @@ def test_labels_and_colours_of_the_first_annotation(network, tmp_path):
     (cost,) = run(network, open_dataset(old), tmp_path / "single", SETTINGS)
     assert cost.objects == 1 and Image.open(tmp_path / "single" / "bear" / "00001.png").mode == "L"
     assert set(np.unique(results(tmp_path / "single", "bear")["00000"])) == {0, 255}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_another_size_for_the_network_and_16_bits(network, tmp_path, policy):
+    dataset = open_dataset(layouts.long_video(tmp_path / "data"), repeat=3)
+    config = MemoryConfig(mem_every=1, max_mid_term_frames=4, min_mid_term_frames=2, num_prototypes=3)
+    settings = Settings(config, policy, size=20, autocast=torch.bfloat16)
+    (cost,) = run(network, dataset, tmp_path / "out", settings)
+    assert cost.frames == 19 and {m.shape for m in results(tmp_path / "out", "dressage").values()} == {(32, 48)}
 
 
 def test_frames_before_the_first_object_are_background_and_not_timed(network, tmp_path):

@@ -159,6 +159,12 @@ def _expect_results(results: Path, wanted: dict[str, list[Shot]]) -> None:
 def _evaluator() -> Callable[..., Any]:
     try:
         from vos_benchmark.evaluator import Evaluator
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"J and F need {error.name}: pip install 'xmemk[eval]'") from error
     except ImportError as error:
-        raise RuntimeError(f"J and F need {error.name or error}: pip install 'xmemk[eval]'") from error
+        # OpenCV with windows needs libraries that servers do not have.
+        raise RuntimeError(
+            f"vos-benchmark cannot be loaded ({error}): if that is of OpenCV, pip install opencv-python-headless "
+            "in place of opencv-python"
+        ) from error
     return Evaluator

@@ -222,27 +222,27 @@ def stm(config: MemoryConfig) -> FeatureMemory:
 
 
 def xmem_plain(config: MemoryConfig) -> FeatureMemory:
-    """XMem without potentiation: prototypes by usage, with the values that they had (the appendix's ablation)."""
+    """XMem without potentiation: prototypes by usage, with the values that they had as candidates."""
     return Stores(config, ops=_Ops(consolidate=_consolidation(by_usage, False)))
 
 
 def random_prototypes(config: MemoryConfig) -> FeatureMemory:
-    """XMem with prototypes drawn at random instead of by usage, potentiated by Eq. 3 (the appendix's ablation)."""
+    """XMem with prototypes drawn at random instead of by usage, potentiated by Eq. 3."""
     return Stores(config, ops=_Ops(consolidate=_consolidation(at_random, True)))
 
 
 def random_plain(config: MemoryConfig) -> FeatureMemory:
-    """Random prototypes with the values that they had as candidates, not potentiated (the appendix's ablation)."""
+    """Random prototypes with the values that they had as candidates, not potentiated."""
     return Stores(config, ops=_Ops(consolidate=_consolidation(at_random, False)))
 
 
 def k_means_prototypes(config: MemoryConfig) -> FeatureMemory:
-    """XMem with the centres of k-means as prototypes, potentiated by Eq. 3 (the appendix's ablation)."""
+    """XMem with the centres of k-means as prototypes, potentiated by Eq. 3."""
     return Stores(config, ops=_Ops(consolidate=_k_means_consolidation(True)))
 
 
 def k_means_plain(config: MemoryConfig) -> FeatureMemory:
-    """Centres of k-means with the mean value of their clusters, not potentiated (the appendix's ablation)."""
+    """Centres of k-means with the mean value of their clusters, not potentiated."""
     return Stores(config, ops=_Ops(consolidate=_k_means_consolidation(False)))
 
 
