@@ -173,6 +173,17 @@ def test_results_of_other_settings_are_not_written_over(network, tmp_path):
         run(network, open_dataset(root), out, SETTINGS)
 
 
+def test_the_dataset_is_never_written_over(network, tmp_path):
+    root = layouts.davis(tmp_path / "data")
+    before = {p: p.read_bytes() for p in root.rglob("*.*")}
+    for folder in ("Annotations/480p", "JPEGImages/480p"):
+        with pytest.raises(
+            ValueError, match=r"out: wanted a folder for results, got .*480p, which has the dataset's own"
+        ):
+            run(network, open_dataset(root), root / folder, SETTINGS)
+    assert {p: p.read_bytes() for p in root.rglob("*.*")} == before
+
+
 def test_input_that_does_not_fit(network, tmp_path):
     def fails(root, error, words):
         with pytest.raises(error, match=words):

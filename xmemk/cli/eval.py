@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,12 +77,16 @@ def evaluate(
     costs: list[Cost] = []
     if weights is not None:
         costs = _run(weights, found, out, policy, size, mem_every, device, half, console)
-    judgement, why = _judged(judge, found, out if results is None else results, rule, must=results is not None)
+    with console.status("judging") as status:
+        judgement, why = _judged(
+            lambda: judge(found, results or out, rule, lambda video: status.update(f"judging: {video} done")),
+            must=results is not None,
+        )
     report = summary(costs, judgement, found)
     if weights is not None:
         (out / "summary.json").write_text(json.dumps(report, indent=1))
     if zip_ is not None:
-        count = pack(found, out if results is None else results, zip_)
+        count = pack(found, results or out, zip_)
         console.print(f"{zip_}: {count} masks")
     if json_:
         typer.echo(json.dumps(report))
@@ -138,14 +143,12 @@ def _run(
         return run(network, dataset, out, settings, progress)
 
 
-def _judged(
-    judge: Any, dataset: Dataset, results: Path, rule: str | None, *, must: bool
-) -> tuple[Judgement | None, str]:
+def _judged(judge: Callable[[], Judgement], *, must: bool) -> tuple[Judgement | None, str]:
     """The judgement; or None and why not, where masks have been made and judging them is the lesser part."""
     from ..evaluation.layouts import DatasetError
 
     try:
-        return judge(dataset, results, rule), ""
+        return judge(), ""
     except (DatasetError, RuntimeError) as error:
         if must:
             raise

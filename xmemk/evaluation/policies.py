@@ -200,8 +200,11 @@ def xmem(config: MemoryConfig) -> FeatureMemory:
 
 
 def no_long_term(config: MemoryConfig) -> FeatureMemory:
-    """XMem whose working memory grows instead of being consolidated: XMem's similarity with STCN's memory."""
-    return Memory(_unbounded(config))
+    """XMem whose working memory grows instead of being consolidated: XMem's similarity with STCN's memory.
+
+    Not in :class:`xmemk.Memory`, which grows by blocks of frames: these stores grow by each, as is to be measured.
+    """
+    return Stores(_unbounded(config), ops=_Ops())
 
 
 def stcn(config: MemoryConfig) -> FeatureMemory:

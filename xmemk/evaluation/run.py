@@ -78,11 +78,12 @@ def run(
     between events of the GPU, or by the clock on the CPU. Decoding, reading and writing are not in it. Memory is what
     PyTorch has allocated on the GPU, or the process's resident memory, which also has what the allocator keeps.
 
-    Raises ValueError where ``out`` has results of other settings; DatasetError, MaskError or VideoError for input that
+    Raises ValueError where ``out`` has results of other settings or is part of the dataset; DatasetError, MaskError or VideoError for input that
     does not fit; OSError where a result cannot be written. Videos that are finished stay.
     """
     settings = replace(settings, config=replace(settings.config, hidden_dim=network.config.hidden_dim))
     make_memory(settings.policy, settings.config)
+    _expect_no_input(dataset, out)
     _check_settings(out / NOTES, _described(network, dataset, settings))
     costs = []
     for video in dataset.videos:
@@ -184,19 +185,20 @@ class _Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = 0.0
+        self._device = device
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
         self._start = 0.0
 
     def __enter__(self) -> None:
         if self._events:
-            self._events[0].record()
+            self._events[0].record(torch.cuda.current_stream(self._device))
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         if not self._events:
             self.seconds += time.perf_counter() - self._start
             return
-        self._events[1].record()
+        self._events[1].record(torch.cuda.current_stream(self._device))
         self._events[1].synchronize()
         self.seconds += self._events[0].elapsed_time(self._events[1]) / 1000
 
@@ -233,6 +235,15 @@ def _described(network: XMem, dataset: Dataset, settings: Settings) -> dict[str,
         "autocast": None if settings.autocast is None else str(settings.autocast),
         "memory": asdict(settings.config),
     }
+
+
+def _expect_no_input(dataset: Dataset, out: Path) -> None:
+    """Results must not be written over the images or annotations that they are made from."""
+    for video in dataset.videos:
+        folder = (out / video.name).resolve()
+        inputs = {video.folder.resolve(), *(s.annotation.parent.resolve() for s in video.shots if s.annotation)}
+        if folder in inputs:
+            raise ValueError(f"out: wanted a folder for results, got {out}, which has the dataset's own {video.name}")
 
 
 def _check_settings(notes: Path, wanted: dict[str, Any]) -> None:
