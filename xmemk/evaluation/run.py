@@ -78,8 +78,8 @@ def run(
     between events of the GPU, or by the clock on the CPU. Decoding, reading and writing are not in it. Memory is what
     PyTorch has allocated on the GPU, or the process's resident memory, which also has what the allocator keeps.
 
-    Raises ValueError where ``out`` has results of other settings or is part of the dataset; DatasetError, MaskError or VideoError for input that
-    does not fit; OSError where a result cannot be written. Videos that are finished stay.
+    Raises ValueError where ``out`` has results of other settings or is part of the dataset; DatasetError, MaskError or
+    VideoError for input that does not fit; OSError where a result cannot be written. Videos that are finished stay.
     """
     settings = replace(settings, config=replace(settings.config, hidden_dim=network.config.hidden_dim))
     make_memory(settings.policy, settings.config)
