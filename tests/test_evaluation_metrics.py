@@ -118,6 +118,21 @@ def test_an_object_that_is_gone_and_one_that_is_missed(tmp_path):
     assert score.j == score.f == 50  # 1, 1, 0, 0
 
 
+@pytest.mark.parametrize("rule", ["davis", "all"])
+def test_the_figures_are_those_of_vos_benchmark_on_folders(tmp_path, rule):
+    from vos_benchmark.benchmark import VideoEvaluator
+
+    root, results = layouts.davis(tmp_path / "data", videos=("bear",)), tmp_path / "r"
+    for number in range(6):
+        mask = np.roll(layouts.labels(number, 0), (number % 3, number), (0, 1))
+        layouts.write_labels(results / "bear" / f"{number:05d}.png", mask)
+    theirs = VideoEvaluator(str(root / "Annotations" / "480p"), str(results), skip_first_and_last=rule == "davis")
+    _, j, f = theirs("bear")
+    ours = judge(open_dataset(root), results, rule).scores
+    assert {s.label: s.j for s in ours} == j and {s.label: s.f for s in ours} == f
+    assert all(0 < s.j < 100 and 0 < s.f < 100 for s in ours)
+
+
 def test_davis_2016_has_one_object(tmp_path):
     root = layouts.davis(tmp_path / "data", videos=("bear",), year="2016")
     for number in range(6):
