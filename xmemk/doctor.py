@@ -28,6 +28,7 @@ _PACKAGES = {
     "pillow": ("masks and pictures", "demo"),
     "matplotlib": ("the plots of the demo's page", "demo"),
     "jinja2": ("the demo's page", "demo"),
+    "vos-benchmark": ("J and F of xmemk eval", "eval"),
     "pytest": ("the tests", "dev"),
     "hypothesis": ("the tests", "dev"),
     "ninja": ("building the C++ extension", "dev"),

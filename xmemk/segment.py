@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .data.masks import MaskError, read_mask, write_mask
-from .data.source import IMAGES, Frame, Source, open_source
+from .data.source import IMAGES, Source, open_source
 from .inference import Tracker
 from .memory import Memory
 from .reference.config import MemoryConfig
@@ -88,7 +88,7 @@ def segment(network: XMem, job: Job, progress: Progress = lambda *_: None) -> Re
     folder.mkdir(parents=True, exist_ok=True)
     saved = _Saved(job.out / "resume", _fingerprint(network, job, source, masks))
     begin = saved.restore(tracker, folder, source, first)
-    scale = _scale(source, job.size)
+    scale = scale_of(source, job.size)
     report = Report(frames=begin - first, resumed=begin - first)
     total = None if source.frames is None else source.frames - first
     started = time.perf_counter()
@@ -99,9 +99,11 @@ def segment(network: XMem, job: Job, progress: Progress = lambda *_: None) -> Re
         while frame is not None:
             with watch("waiting for frames"):
                 following = next(stream, None)
-            labels = _step(tracker, frame, masks.get(frame.number), scale, following is None, watch)
+            labels = step_labels(
+                tracker, frame.image, masks.get(frame.number), scale=scale, end=following is None, watch=watch
+            )
             with watch("writing"):
-                _write(folder / f"{frame.name}.png", labels)
+                write_labels(folder / f"{frame.name}.png", labels)
             done = frame.number + 1
             report.frames = done - first
             progress(report.frames, total, tracker)
@@ -156,7 +158,7 @@ def _number(stem: str, source: Source, file: Path) -> int:
     return int(stem)
 
 
-def _scale(source: Source, size: int) -> tuple[int, int] | None:
+def scale_of(source: Source, size: int) -> tuple[int, int] | None:
     """(H, W) with the shorter side of that size; None for the video's own."""
     shorter = min(source.height, source.width)
     if size <= 0 or shorter == size:
@@ -164,29 +166,43 @@ def _scale(source: Source, size: int) -> tuple[int, int] | None:
     return int(source.height / shorter * size), int(source.width / shorter * size)
 
 
-def _step(
-    tracker: Tracker, frame: Frame, mask: Tensor | None, scale: tuple[int, int] | None, end: bool, watch: Stopwatch
+def step_labels(
+    tracker: Tracker,
+    image: Tensor,
+    mask: Tensor | None = None,
+    objects: Sequence[int] | None = None,
+    *,
+    scale: tuple[int, int] | None,
+    end: bool,
+    watch: Stopwatch,
 ) -> Tensor:
-    """The labels [H, W] uint8 of one frame, at the video's size."""
+    """The labels [H, W] uint8 of one frame [H, W, 3] uint8, at its own size.
+
+    mask, objects, end: as for :meth:`Tracker.step`, the mask labels at the frame's size. scale: what the network sees.
+    """
+    size = image.shape[:2]
     with watch("resizing"):
-        image = frame.image.permute(2, 0, 1).to(tracker.device)
+        image = image.permute(2, 0, 1).to(tracker.device)
         if scale is not None:
             image = F.interpolate(image[None] / 255, scale, mode="bilinear", antialias=True)[0].clamp(0, 1)
             if mask is not None:
                 mask = F.interpolate(mask[None, None], scale, mode="nearest")[0, 0]
-    probability = tracker.step(image, mask, end=end)
+    probability = tracker.step(image, mask, objects, end=end)
     with watch("resizing"):
         if scale is not None:
-            probability = F.interpolate(probability[None], frame.image.shape[:2], mode="bilinear")[0]
+            probability = F.interpolate(probability[None], size, mode="bilinear")[0]
         names = torch.tensor([0, *tracker.objects], dtype=torch.uint8, device=probability.device)
         return names[probability.argmax(0)].cpu()
 
 
-def _write(path: Path, labels: Tensor) -> None:
-    """All of a mask or nothing: a run that is killed while writing leaves no half of one."""
+def write_labels(path: Path, labels: Tensor, colours: Sequence[int] | None = None) -> None:
+    """All of a mask or nothing: a run that is killed while writing leaves no half of one.
+
+    colours: as for :func:`xmemk.data.masks.write_mask`.
+    """
     temporary = path.with_suffix(".part")
     try:
-        write_mask(temporary, labels)
+        write_mask(temporary, labels, *([] if colours is None else [colours]))
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -204,6 +220,13 @@ def _fingerprint(network: XMem, job: Job, source: Source, masks: Mapping[int, Te
         digest.update(str(source.path.stat().st_size).encode())
     for number, mask in masks.items():
         digest.update(number.to_bytes(8, "little") + mask.numpy().tobytes())
+    digest.update(weights_digest(network).encode())
+    return digest.hexdigest()
+
+
+def weights_digest(network: XMem) -> str:
+    """Equal for networks of the same names, shapes and sums of weights."""
+    digest = hashlib.sha256()
     for name, x in network.state_dict().items():
         digest.update(f"{name} {tuple(x.shape)} {float(x.double().sum())!r}".encode())
     return digest.hexdigest()

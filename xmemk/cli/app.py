@@ -11,6 +11,7 @@ from rich.console import Console
 from ..version import __version__
 from .demo import demo
 from .doctor import doctor
+from .eval import evaluate
 from .segment import segment
 from .validate import validate
 
@@ -43,6 +44,7 @@ def _options(
 
 app.command()(demo)
 app.command()(segment)
+app.command("eval")(evaluate)
 app.command()(validate)
 app.command()(doctor)
 

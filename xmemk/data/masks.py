@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,10 @@ def read_mask(path: str | Path) -> Tensor:
         with Image.open(path) as image:
             image.load()
             if image.mode not in ("P", "L", "1"):
-                raise MaskError(f"{path}: wanted a palette or grey image of labels, got an image of mode {image.mode}")
+                raise MaskError(
+                    f"{path}: wanted a palette or grey image of labels, got an image of mode {image.mode}; "
+                    "8 bits hold at most 255 objects"
+                )
             labels = np.array(image if image.mode != "1" else image.convert("L").point(lambda v: v // 255))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise MaskError(f"{path}: not an image that can be read") from error
@@ -51,8 +55,17 @@ def read_object_mask(path: str | Path) -> Tensor:
     return labels
 
 
-def write_mask(path: str | Path, labels: Tensor) -> None:
-    """Writes labels [H, W] uint8 as a palette PNG."""
-    image = Image.fromarray(labels.numpy(), mode="P")
-    image.putpalette([value for colour in palette() for value in colour])
+def read_colours(path: str | Path) -> list[int]:
+    """The palette of a mask as red, green, blue of label 0, then of label 1, ...; empty for a grey image."""
+    with Image.open(path) as image:
+        return list(image.getpalette() or []) if image.mode == "P" else []
+
+
+def write_mask(path: str | Path, labels: Tensor, colours: Sequence[int] | None = None) -> None:
+    """Writes labels [H, W] uint8 as a palette PNG. colours: as :func:`read_colours` has them, empty for a grey PNG."""
+    if colours is None:
+        colours = [value for colour in palette() for value in colour]
+    image = Image.fromarray(labels.numpy(), mode="P" if colours else "L")
+    if colours:
+        image.putpalette(list(colours))
     image.save(path, format="PNG", optimize=False)

@@ -14,13 +14,15 @@ _STATUS = Path("/proc/self/status")
 
 
 class Peak:
-    """A context manager; afterwards ``bytes`` is the peak above the start, or None where it cannot be measured.
+    """A context manager; afterwards ``bytes`` is the peak above the start and ``highest`` the peak itself, None where
+    they cannot be measured.
 
     On a GPU what PyTorch allocated; on the CPU the process's resident memory, of which Linux keeps the high-water mark.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.bytes: int | None = None
+        self.highest: int | None = None
         self._device = device
         self._start: int | None = None
 
@@ -43,9 +45,10 @@ class Peak:
         if self._start is None:
             return
         if self._device.type == "cuda":
-            self.bytes = torch.cuda.max_memory_allocated(self._device) - self._start
+            self.highest = torch.cuda.max_memory_allocated(self._device)
         else:
-            self.bytes = max(0, _resident("VmHWM") - self._start)
+            self.highest = _resident("VmHWM")
+        self.bytes = max(0, self.highest - self._start)
 
 
 def resident_bytes(device: torch.device) -> int | None:

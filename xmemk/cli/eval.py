@@ -1,0 +1,183 @@
+"""``xmemk eval``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..evaluation.layouts import Dataset, Video
+    from ..evaluation.metrics import Judgement
+    from ..evaluation.run import Cost
+    from ..inference import Tracker
+
+
+def evaluate(
+    dataset: Annotated[Path, typer.Argument(help="The dataset's folder.")],
+    weights: Annotated[Path | None, typer.Option(help="XMem.pth, or another of the released files.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Judge the masks in this folder instead of making some.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
+    layout: Annotated[
+        str | None,
+        typer.Option(help="davis2016, davis2017, youtube, lvos, mose, long or generic; default: recognised."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="val, test-dev, ...; default: the first there is.")] = None,
+    videos: Annotated[list[str] | None, typer.Option(help="Only these, by commas; may be given again.")] = None,
+    size: Annotated[int, typer.Option(min=0, help="Shorter side that the network sees; 0: the video's own.")] = 480,
+    mem_every: Annotated[
+        int | None, typer.Option(min=1, help="Every how many frames one is remembered; default 5, Long-time Video 10.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="The memory: xmem, or a baseline; `--policy help` lists them.")] = "xmem",
+    repeat: Annotated[int, typer.Option(min=1, help="Play each video so many times, back and forth.")] = 1,
+    all_frames: Annotated[
+        bool | None, typer.Option("--all-frames/--given-frames", help="YouTube-VOS: all frames, or every fifth.")
+    ] = None,
+    resolution: Annotated[str | None, typer.Option(help="DAVIS: 480p or Full-Resolution.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="Judge by 'davis' (first and last annotation left out) or 'all' annotations.")
+    ] = None,
+    zip_: Annotated[
+        Path | None, typer.Option("--zip", help="Also write this archive for the dataset's server.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best there is.")] = None,
+    half: Annotated[bool | None, typer.Option("--half/--full", help="16-bit convolutions; default on a GPU.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Follow the objects of a dataset's videos, and judge the results where the dataset tells the truth.
+
+    Writes <out>/<video>/<frame>.png and <out>/summary.json; finished videos are not done again. With --results,
+    existing masks are judged.
+    """
+    try:
+        from ..evaluation.layouts import open_dataset
+        from ..evaluation.metrics import RULES, judge
+        from ..evaluation.pack import pack
+        from ..evaluation.policies import POLICIES
+        from ..evaluation.report import summary
+    except ModuleNotFoundError as missing:
+        raise RuntimeError(f"eval needs {missing.name}: pip install 'xmemk[eval]'") from missing
+
+    if policy not in POLICIES:
+        lines = "; ".join(f"{name}: {' '.join((made.__doc__ or '').split())}" for name, made in POLICIES.items())
+        raise ValueError(f"--policy: wanted one of {lines}, got {policy!r}")
+    if (weights is None) == (results is None):
+        raise ValueError("wanted either --weights, to make masks, or --results, to judge some")
+    if rule not in (None, *RULES):
+        raise ValueError(f"--rule: wanted one of {', '.join(RULES)}, got {rule!r}")
+    chosen = [name for words in videos for name in words.split(",")] if videos else None
+    found = open_dataset(dataset, layout, split, chosen, repeat=repeat, all_frames=all_frames, resolution=resolution)
+    console = Console(stderr=json_, highlight=False, soft_wrap=True)
+    costs: list[Cost] = []
+    if weights is not None:
+        costs = _run(weights, found, out, policy, size, mem_every, device, half, console)
+    with console.status("judging") as status:
+        judgement, why = _judged(
+            lambda: judge(found, results or out, rule, lambda video: status.update(f"judging: {video} done")),
+            must=results is not None,
+        )
+    report = summary(costs, judgement, found)
+    if weights is not None:
+        (out / "summary.json").write_text(json.dumps(report, indent=1))
+    if zip_ is not None:
+        count = pack(found, results or out, zip_)
+        console.print(f"{zip_}: {count} masks")
+    if json_:
+        typer.echo(json.dumps(report))
+        return
+    console.print(_table(report))
+    if judgement is None:
+        console.print(f"not judged: {why}")
+    elif judgement.unjudged:
+        console.print(f"not judged, for want of annotations: {', '.join(judgement.unjudged)}")
+    if costs:
+        console.print(f"masks are in {out}; fps: the tracker and resizing, without decoding and writing")
+
+
+def _run(
+    weights: Path,
+    dataset: Dataset,
+    out: Path,
+    policy: str,
+    size: int,
+    mem_every: int | None,
+    device: str | None,
+    half: bool | None,
+    console: Console,
+) -> list[Cost]:
+    import torch
+
+    from ..evaluation.run import Settings, run
+    from ..reference.config import MemoryConfig
+    from ..reference.network import XMem
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    half = device.startswith("cuda") if half is None else half
+    narrow = torch.float16 if device.startswith("cuda") else torch.bfloat16
+    network = XMem.from_checkpoint(weights, device)
+    mem_every = mem_every or (10 if dataset.layout == "long" else 5)
+    settings = Settings(MemoryConfig(mem_every=mem_every), policy, size, narrow if half else None)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    order = {video.name: i for i, video in enumerate(dataset.videos)}
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None, note="")
+
+        def progress(video: Video, done: int, tracker: Tracker) -> None:
+            number = f"{order[video.name] + 1}/{len(order)} {video.name}"
+            note = f"{len(tracker.objects)} object(s)"
+            bar.update(task, description=number, completed=done, total=len(video.shots), note=note)
+
+        return run(network, dataset, out, settings, progress)
+
+
+def _judged(judge: Callable[[], Judgement], *, must: bool) -> tuple[Judgement | None, str]:
+    """The judgement; or None and why not, where masks have been made and judging them is the lesser part."""
+    from ..evaluation.layouts import DatasetError
+
+    try:
+        return judge(), ""
+    except (DatasetError, RuntimeError) as error:
+        if must:
+            raise
+        return None, str(error)
+
+
+def _table(report: dict[str, Any]) -> Table:
+    """A line for each video, with its objects below it where it has several, and the whole."""
+    rule = {"davis": ", first and last annotation left out", "all": ", all annotations", None: ""}[report["rule"]]
+    split = f" {report['split']}" if report["split"] else ""
+    table = Table(title=f"{report['layout']}{split}{rule}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("video", no_wrap=True)
+    names = {"jf": "J&F", "j": "J", "f": "F", "frames": "frames", "fps": "fps", "growth": "growth KB/frame"}
+    for name in (*names.values(), "peak MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in report["videos"]:
+        table.add_row(row["video"], *_cells(row))
+        if len(row["objects"]) > 1:
+            for one in row["objects"]:
+                table.add_row(f"[dim]  object {one['label']}[/]", *_cells(one))
+    table.add_section()
+    table.add_row("[bold]all[/]", *_cells(report["whole"]))
+    return table
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    def cell(name: str, form: str, unit: float = 1) -> str:
+        value = row.get(name)
+        return "" if value is None else format(value / unit, form)
+
+    scores = [cell(name, ".1f") for name in ("jf", "j", "f")]
+    return [*scores, cell("frames", ".0f"), cell("fps", ".1f"), cell("growth", ".1f", 1e3), cell("peak", ".0f", 1e6)]

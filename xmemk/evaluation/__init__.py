@@ -1,0 +1,1 @@
+"""Evaluation on datasets: their layouts, the run, the judgement, submissions, and the paper's baselines."""

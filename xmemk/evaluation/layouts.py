@@ -1,0 +1,299 @@
+"""The folders that video object segmentation datasets come in, read into one form: videos of shots.
+
+========== ============================================================================================ ==============
+layout     looked for in the folder                                                                     objects
+========== ============================================================================================ ==============
+davis2017  ImageSets/2017/SPLIT.txt, JPEGImages/480p (or Full-Resolution), Annotations/480p             first annotation
+davis2016  ImageSets/2016 (or 480p)/SPLIT.txt, else as davis2017; all objects are one                   first annotation
+youtube    SPLIT/meta.json, SPLIT/JPEGImages, SPLIT/Annotations, all_frames/SPLIT_all_frames/JPEGImages  join later
+lvos       SPLIT/*_meta.json (or SPLIT under a folder named LVOS), SPLIT/JPEGImages, SPLIT/Annotations  join later
+mose       SPLIT/JPEGImages, SPLIT/Annotations                                                          join later
+long       long_video/JPEGImages, or a folder so named; results of annotated frames only                first annotation
+generic    JPEGImages/VIDEO, Annotations/VIDEO                                                          join later
+========== ============================================================================================ ==============
+
+"join later": every object is told to the tracker at its first annotation, and annotations are used for nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..data.source import IMAGES
+
+LAYOUTS = ("davis2016", "davis2017", "youtube", "lvos", "mose", "long", "generic")
+SPLITS = ("val", "valid", "test", "test-dev", "train")  # in the order in which they are looked for
+
+
+class DatasetError(ValueError):
+    """A dataset folder that is not what was asked for. The message says what was looked for and what was found."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One frame of a video as it is played. name: of its result, without suffix. wanted: whether there is to be one."""
+
+    name: str
+    image: Path
+    annotation: Path | None
+    wanted: bool = True
+
+
+@dataclass(frozen=True)
+class Video:
+    """joins: objects join at their first annotation; else all are in the first one. merged: all objects are one.
+    labels: those that the dataset says there are, None where it does not say.
+    """
+
+    name: str
+    folder: Path
+    shots: tuple[Shot, ...]
+    joins: bool
+    merged: bool = False
+    labels: frozenset[int] | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """rule: how results are judged, see :func:`xmemk.evaluation.metrics.judge`."""
+
+    root: Path
+    layout: str
+    split: str | None
+    videos: tuple[Video, ...]
+    rule: str
+    repeat: int = 1
+
+
+def open_dataset(
+    root: str | Path,
+    layout: str | None = None,
+    split: str | None = None,
+    videos: Sequence[str] | None = None,
+    *,
+    repeat: int = 1,
+    all_frames: bool | None = None,
+    resolution: str | None = None,
+) -> Dataset:
+    """Reads the lists of a dataset; no image is opened.
+
+    layout: one of LAYOUTS; None recognises it. split: such as "val"; None takes the first of SPLITS there is. videos:
+    only these. repeat: each video is played so many times, back and forth (Sec. 3.1). all_frames: of YouTube-VOS, all
+    frames instead of every fifth; None means where they are there. resolution: of DAVIS, the folder in JPEGImages.
+
+    Raises DatasetError.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder")
+    if layout is not None and layout not in LAYOUTS:
+        raise DatasetError(f"layout: wanted one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if repeat < 1:
+        raise DatasetError(f"repeat: wanted at least 1, got {repeat}")
+    layout = layout or recognise(root)
+    if layout.startswith("davis"):
+        found = _davis(root, layout, split, resolution)
+    elif layout in ("youtube", "lvos", "mose"):
+        found = _by_split(root, layout, split, all_frames)
+    else:
+        found = _flat(root, layout)
+    if videos is not None:
+        found = replace(found, videos=_chosen(found, videos))
+    played = tuple(back_and_forth(video, repeat) for video in found.videos)
+    return replace(found, videos=played, repeat=repeat)
+
+
+def recognise(root: Path) -> str:
+    """Which layout a folder has. DatasetError where it has none of them."""
+    if any((root / "ImageSets" / "2017").glob("*.txt")):
+        return "davis2017"
+    if any(path for year in ("2016", "480p") for path in (root / "ImageSets" / year).glob("*.txt")):
+        return "davis2016"
+    for part in _split_folders(root):
+        if (part / "meta.json").is_file():
+            return "youtube"
+        if any(part.glob("*_meta.json")) or "lvos" in str(root.resolve().name).lower():
+            return "lvos"
+        if part != root:
+            return "mose"
+    if _long_folder(root) is not None:
+        return "long"
+    if (root / "JPEGImages").is_dir():
+        return "generic"
+    raise DatasetError(
+        f"{root}: no dataset; looked for ImageSets/2017 and ImageSets/2016 (DAVIS), {{{','.join(SPLITS)}}}/JPEGImages "
+        "with meta.json (YouTube-VOS), with *_meta.json (LVOS) or alone (MOSE), long_video/JPEGImages (Long-time "
+        f"Video), JPEGImages (generic); found {_listing(root)}"
+    )
+
+
+def back_and_forth(video: Video, times: int) -> Video:
+    """The video played ``times`` times, forwards and backwards in turn, without showing the frame at a turn twice.
+
+    Results of the n-th pass are named ``<frame>_x<n>``.
+    """
+    shots = list(video.shots)
+    for number in range(2, times + 1):
+        turned = video.shots[-2::-1] if number % 2 == 0 else video.shots[1:]
+        shots += [replace(shot, name=f"{shot.name}_x{number}") for shot in turned]
+    return replace(video, shots=tuple(shots))
+
+
+def _davis(root: Path, layout: str, split: str | None, resolution: str | None) -> Dataset:
+    years = ("2017",) if layout == "davis2017" else ("2016", "480p")
+    lists = {path.stem: path for year in reversed(years) for path in (root / "ImageSets" / year).glob("*.txt")}
+    split = _split(split, list(lists), f"{root}: ImageSets/{' or '.join(years)}/SPLIT.txt")
+    sizes = ("480p", "Full-Resolution") if resolution is None else (resolution,)
+    size = next((s for s in sizes if (root / "JPEGImages" / s).is_dir()), None)
+    if size is None:
+        wanted = " or ".join(f"JPEGImages/{s}" for s in sizes)
+        raise DatasetError(f"{root}: wanted {wanted}, found {_listing(root / 'JPEGImages')}")
+    lines = [line.split() for line in lists[split].read_text().splitlines() if line.strip()]
+    # The first edition's lists have a line per frame, "/JPEGImages/480p/VIDEO/00000.jpg /Annotations/...".
+    names = dict.fromkeys(Path(words[0]).parent.name if "/" in words[0] else words[0] for words in lines)
+    videos = _videos(
+        root / "JPEGImages" / size, root / "Annotations" / size, names, joins=False, merged=layout == "davis2016"
+    )
+    return Dataset(root, layout, split, videos, "davis")
+
+
+def _by_split(root: Path, layout: str, split: str | None, all_frames: bool | None) -> Dataset:
+    parts = {part.name: part for part in _split_folders(root)}
+    split = _split(split, list(parts), f"{root}: SPLIT/JPEGImages")
+    part = parts[split]
+    if layout != "youtube":
+        images, annotations = part / "JPEGImages", part / "Annotations"
+        return Dataset(root, layout, split, _videos(images, annotations, None, joins=True), "all")
+    images = part.parent / "all_frames" / f"{split}_all_frames" / "JPEGImages"
+    if all_frames and not images.is_dir():
+        raise DatasetError(f"{root}: wanted all_frames/{split}_all_frames/JPEGImages, found {_listing(part.parent)}")
+    if all_frames is False or not images.is_dir():
+        images = part / "JPEGImages"
+    meta = _meta(part / "meta.json")
+    videos = _videos(images, part / "Annotations", list(meta), joins=True)
+    return Dataset(root, layout, split, tuple(_named(v, *meta[v.name]) for v in videos), "all")
+
+
+def _flat(root: Path, layout: str) -> Dataset:
+    top = _long_folder(root) or root if layout == "long" else root
+    if not (top / "JPEGImages").is_dir():
+        raise DatasetError(f"{root}: wanted JPEGImages, found {_listing(root)}")
+    joins = layout == "generic"
+    videos = _videos(top / "JPEGImages", top / "Annotations", None, joins=joins)
+    if joins:
+        return Dataset(root, layout, None, videos, "all")
+    videos = tuple(_only(video, lambda shot: shot.annotation is not None) for video in videos)
+    return Dataset(root, layout, None, videos, "davis")
+
+
+def _videos(
+    images: Path, annotations: Path, names: Sequence[str] | dict[str, None] | None, *, joins: bool, merged: bool = False
+) -> tuple[Video, ...]:
+    """One video per folder of images, or those named; checked to have frames, and masks of no other frames."""
+    if not annotations.is_dir():
+        raise DatasetError(f"{annotations}: wanted a folder of masks, found none")
+    if names is None:
+        names = sorted(p.name for p in images.iterdir() if p.is_dir())
+        if not names:
+            raise DatasetError(f"{images}: wanted a folder for each video, found {_listing(images)}")
+    made = []
+    for name in names:
+        frames, masks = _files(images / name, IMAGES), _files(annotations / name, (".png",))
+        if not frames:
+            raise DatasetError(f"{images / name}: wanted the frames of video {name}, found {_listing(images / name)}")
+        if not masks:
+            raise DatasetError(
+                f"{annotations / name}: wanted masks of video {name}, found {_listing(annotations / name)}"
+            )
+        lost = sorted(set(masks) - set(frames))
+        if lost:
+            raise DatasetError(f"{masks[lost[0]]}: video {name} has no frame {lost[0]}; it has {_range(frames)}")
+        shots = tuple(Shot(stem, image, masks.get(stem)) for stem, image in frames.items())
+        made.append(Video(name, images / name, shots, joins, merged))
+    return tuple(made)
+
+
+def _meta(path: Path) -> dict[str, tuple[frozenset[int], frozenset[str]]]:
+    """Of each video in YouTube-VOS' meta.json: its labels, and the frames to be written."""
+    try:
+        videos = json.loads(path.read_text())["videos"]
+        made = {}
+        for name, video in videos.items():
+            objects = video["objects"]
+            frames = {str(frame) for one in objects.values() for frame in one["frames"]}
+            made[str(name)] = frozenset(int(label) for label in objects), frozenset(frames)
+        return made
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DatasetError(
+            f'{path}: wanted {{"videos": {{VIDEO: {{"objects": {{LABEL: {{"frames": [...]}}}}}}}}}} ({error!r})'
+        ) from error
+
+
+def _named(video: Video, labels: frozenset[int], frames: frozenset[str]) -> Video:
+    lost = sorted(frames - {shot.name for shot in video.shots})
+    if lost:
+        raise DatasetError(f"{video.folder}: frame {lost[0]}, which meta.json names, is missing")
+    return replace(_only(video, lambda shot: shot.name in frames), labels=labels)
+
+
+def _only(video: Video, wanted: Callable[[Shot], bool]) -> Video:
+    """Results are wanted of these shots alone."""
+    return replace(video, shots=tuple(replace(shot, wanted=wanted(shot)) for shot in video.shots))
+
+
+def _split_folders(root: Path) -> list[Path]:
+    """Folders of a split in the root, or the root itself if it is one."""
+    parts = [root / split for split in SPLITS if (root / split / "JPEGImages").is_dir()]
+    is_split = root.name in SPLITS or any(root.glob("*meta.json"))
+    return parts or ([root] if is_split and (root / "JPEGImages").is_dir() else [])
+
+
+def _long_folder(root: Path) -> Path | None:
+    for top in (root / "long_video", root):
+        if top.name.startswith("long_video") and (top / "JPEGImages").is_dir():
+            return top
+    return None
+
+
+def _split(split: str | None, there: list[str], wanted: str) -> str:
+    found = [s for s in SPLITS if s in there] + sorted(set(there) - set(SPLITS))
+    if not found or (split is not None and split not in found):
+        raise DatasetError(
+            f"{wanted}: split {split!r} wanted, found {', '.join(found) or 'none'}"
+            if split
+            else f"{wanted} wanted, found none"
+        )
+    return split or found[0]
+
+
+def _chosen(dataset: Dataset, names: Sequence[str]) -> tuple[Video, ...]:
+    there = {video.name: video for video in dataset.videos}
+    unknown = [name for name in names if name not in there]
+    if unknown or not names:
+        some = ", ".join(list(there)[:8]) + (", ..." if len(there) > 8 else "")
+        raise DatasetError(f"videos: wanted some of {some}, got {', '.join(unknown) or 'none'}")
+    return tuple(there[name] for name in dict.fromkeys(names))
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Files by stem, in the order of their names."""
+    if not folder.is_dir():
+        return {}
+    names = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    return {p.stem: p for p in names}
+
+
+def _range(frames: dict[str, Path]) -> str:
+    stems = list(frames)
+    return f"{stems[0]} to {stems[-1]}"
+
+
+def _listing(folder: Path) -> str:
+    """What is in a folder, for an error."""
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(p.name for p in folder.iterdir())
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"

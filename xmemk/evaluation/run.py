@@ -1,0 +1,268 @@
+"""A dataset through the tracker: results as masks in ``out/<video>/<frame>.png``, and what each video cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.masks import MaskError, read_colours, read_mask
+from ..data.source import AHEAD, Source, ahead, open_source, read_image
+from ..data.video import VideoError
+from ..demo.peak import Peak, resident_bytes
+from ..inference import Tracker
+from ..reference.config import MemoryConfig
+from ..reference.network import XMem
+from ..segment import scale_of, step_labels, weights_digest, write_labels
+from ..stopwatch import Stopwatch
+from .layouts import Dataset, DatasetError, Shot, Video
+from .policies import make_memory
+
+GROWTH = (100, 200)  # memory growth is measured between these frames (Sec. 3.1)
+NOTES = ".xmemk"  # the folder in ``out`` for what is not a result
+
+
+@dataclass(frozen=True)
+class Settings:
+    """policy: a name of :data:`xmemk.evaluation.policies.POLICIES`. size: the shorter side that the network sees, 0 for
+    the video's own. autocast: float16 or bfloat16 for the network.
+    """
+
+    config: MemoryConfig = field(default_factory=MemoryConfig)
+    policy: str = "xmem"
+    size: int = 480
+    autocast: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one video. frames: those with an object, which are timed. seconds: resizing and step, see :func:`run`.
+
+    growth: bytes per frame between frames 100 and 200, None for a shorter video. peak: bytes.
+    """
+
+    video: str
+    frames: int
+    seconds: float
+    objects: int
+    width: int
+    height: int
+    growth: float | None
+    peak: int | None
+    resumed: bool = False
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+
+# Called after each frame: the video, its frames done, and the tracker.
+Progress = Callable[[Video, int, Tracker], None]
+
+
+def run(
+    network: XMem, dataset: Dataset, out: Path, settings: Settings, progress: Progress = lambda *_: None
+) -> list[Cost]:
+    """Follows the objects of every video and writes the results that the dataset wants.
+
+    A video that an earlier run of the same settings finished is not done again. Usage is counted in videos that are
+    long enough to fill long-term memory, as in the released evaluation.
+
+    Time is that of resizing the frame for the network, the tracker's step, resizing its result and taking labels:
+    between events of the GPU, or by the clock on the CPU. Decoding, reading and writing are not in it. Memory is what
+    PyTorch has allocated on the GPU, or the process's resident memory, which also has what the allocator keeps.
+
+    Raises ValueError where ``out`` has results of other settings or is part of the dataset; DatasetError, MaskError or
+    VideoError for input that does not fit; OSError where a result cannot be written. Videos that are finished stay.
+    """
+    settings = replace(settings, config=replace(settings.config, hidden_dim=network.config.hidden_dim))
+    make_memory(settings.policy, settings.config)
+    _expect_no_input(dataset, out)
+    _check_settings(out / NOTES, _described(network, dataset, settings))
+    costs = []
+    for video in dataset.videos:
+        cost = _finished(out, video)
+        if cost is None:
+            cost = _follow(network, video, out / video.name, settings, progress)
+            _write_json(_note(out, video), {**asdict(cost), "shots": len(video.shots)})
+        costs.append(cost)
+    return costs
+
+
+def counting_usage(config: MemoryConfig, frames: int) -> MemoryConfig:
+    """The configuration for a video of so many frames: usage in long-term memory is counted where it can overflow."""
+    candidates = config.max_mid_term_frames - config.min_mid_term_frames
+    overflows = frames / candidates * config.num_prototypes >= config.max_long_term_elements
+    return replace(config, enable_long_term_count_usage=config.enable_long_term and overflows)
+
+
+def _follow(network: XMem, video: Video, folder: Path, settings: Settings, progress: Progress) -> Cost:
+    source = open_source(video.folder)  # also tells frames that are missing
+    config = counting_usage(settings.config, len(video.shots))
+    tracker = Tracker(network, memory=make_memory(settings.policy, config), autocast=settings.autocast)
+    scale, told, idle = scale_of(source, settings.size), _Told(video), Stopwatch(enabled=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    clock, held, frames = _Clock(tracker.device), {}, 0
+    last = len(video.shots) - 1
+    peak = Peak(tracker.device)
+    with peak:
+        for number, (shot, image) in enumerate(ahead(_images(video, source), AHEAD)):
+            mask, objects = told(shot, tracker.objects, image.shape[:2])
+            if tracker.objects or objects:
+                with clock:
+                    labels = step_labels(tracker, image, mask, objects, scale=scale, end=number == last, watch=idle)
+                frames += 1
+            else:
+                labels = torch.zeros(image.shape[:2], dtype=torch.uint8)
+            if shot.wanted:
+                write_labels(folder / f"{shot.name}.png", labels, told.colours)
+            if frames in GROWTH and frames not in held:
+                held[frames] = resident_bytes(tracker.device)
+            progress(video, number + 1, tracker)
+    if not frames:
+        raise DatasetError(f"{video.folder}: no mask of video {video.name} has an object, every pixel is background")
+    start, stop = (held.get(frame) for frame in GROWTH)
+    growth = None if start is None or stop is None else (stop - start) / (GROWTH[1] - GROWTH[0])
+    return Cost(
+        video.name, frames, clock.seconds, len(tracker.objects), source.width, source.height, growth, peak.highest
+    )
+
+
+def _images(video: Video, source: Source) -> Iterator[tuple[Shot, Tensor]]:
+    for shot in video.shots:
+        image = read_image(shot.image)
+        height, width = image.shape[:2]
+        if (width, height) != (source.width, source.height):
+            raise VideoError(f"{shot.image}: is {width}x{height}, wanted {source.width}x{source.height} as the first")
+        yield shot, image
+
+
+class _Told:
+    """What the tracker is told of each frame: the first annotation, or of each object its first."""
+
+    def __init__(self, video: Video) -> None:
+        self.colours: list[int] | None = None  # of the first annotation
+        self._video = video
+        self._merged = 0  # the label of all objects as one
+
+    def __call__(
+        self, shot: Shot, known: tuple[int, ...], size: torch.Size
+    ) -> tuple[Tensor | None, tuple[int, ...] | None]:
+        """The mask [H, W] uint8 and the labels it is about; None where there is nothing to tell."""
+        if shot.annotation is None or (known and not self._video.joins):
+            return None, None
+        mask = self._read(shot.annotation, size)
+        new = [label for label in mask.unique().tolist() if label and label not in known]
+        if not new:
+            return None, None
+        return torch.where(torch.isin(mask, torch.tensor(new, dtype=mask.dtype)), mask, 0), tuple(new)
+
+    def _read(self, path: Path, size: torch.Size) -> Tensor:
+        mask = read_mask(path)
+        if mask.shape != size:
+            raise MaskError(f"{path}: is {mask.shape[1]}x{mask.shape[0]}, the video {size[1]}x{size[0]}")
+        if self.colours is None:
+            self.colours = read_colours(path)
+        if self._video.labels is not None:
+            unknown = sorted(set(mask.unique().tolist()) - self._video.labels - {0})
+            if unknown:
+                raise MaskError(f"{path}: has labels {unknown}, the dataset says {sorted(self._video.labels)}")
+        if self._video.merged:
+            labels = [label for label in mask.unique().tolist() if label]
+            self._merged = self._merged or (labels[0] if len(labels) == 1 else 1)
+            mask = (mask > 0).to(torch.uint8) * self._merged
+        return mask
+
+
+class _Clock:
+    """``with clock: ...`` adds to ``seconds``: between two events of the GPU, or wall clock time on the CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = 0.0
+        self._device = device
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        if self._events:
+            self._events[0].record(torch.cuda.current_stream(self._device))
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if not self._events:
+            self.seconds += time.perf_counter() - self._start
+            return
+        self._events[1].record(torch.cuda.current_stream(self._device))
+        self._events[1].synchronize()
+        self.seconds += self._events[0].elapsed_time(self._events[1]) / 1000
+
+
+def _note(out: Path, video: Video) -> Path:
+    return out / NOTES / "videos" / f"{video.name}.json"
+
+
+def _finished(out: Path, video: Video) -> Cost | None:
+    """What a video cost an earlier run, if all its results are there."""
+    try:
+        told = json.loads(_note(out, video).read_text())
+        cost = Cost(**{f.name: told[f.name] for f in fields(Cost)})
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if told.get("shots") != len(video.shots):
+        return None
+    if not all((out / video.name / f"{shot.name}.png").is_file() for shot in video.shots if shot.wanted):
+        return None
+    return replace(cost, resumed=True)
+
+
+def _described(network: XMem, dataset: Dataset, settings: Settings) -> dict[str, Any]:
+    """All that results depend on, as JSON has it."""
+    return {
+        "dataset": str(dataset.root.resolve()),
+        "layout": dataset.layout,
+        "split": dataset.split,
+        "repeat": dataset.repeat,
+        "weights": weights_digest(network),
+        "device": next(network.parameters()).device.type,
+        "policy": settings.policy,
+        "size": settings.size,
+        "autocast": None if settings.autocast is None else str(settings.autocast),
+        "memory": asdict(settings.config),
+    }
+
+
+def _expect_no_input(dataset: Dataset, out: Path) -> None:
+    """Results must not be written over the images or annotations that they are made from."""
+    for video in dataset.videos:
+        folder = (out / video.name).resolve()
+        inputs = {video.folder.resolve(), *(s.annotation.parent.resolve() for s in video.shots if s.annotation)}
+        if folder in inputs:
+            raise ValueError(f"out: wanted a folder for results, got {out}, which has the dataset's own {video.name}")
+
+
+def _check_settings(notes: Path, wanted: dict[str, Any]) -> None:
+    """Results of one folder are of one kind; which videos there are may change from run to run."""
+    file = notes / "settings.json"
+    try:
+        there = json.loads(file.read_text())
+        other = [name for name, value in wanted.items() if there[name] != value]
+    except FileNotFoundError:
+        _write_json(file, wanted)
+        return
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{file}: damaged; remove it, and the results that are not of this run") from error
+    if other:
+        raise ValueError(f"{notes.parent}: has results of another run ({', '.join(other)} differ); give another --out")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(path)
