@@ -194,11 +194,8 @@ class DenseBackward {
             float* columns = memory_->d_out_columns.get() + at * row_ + o * channels_ * kPanel;
             transpose<kPanel>(rows.data, rows.stride, channels_, columns, count);
             for (int64_t j = 0; first && j < count; ++j) {
-              const float* read = readout_.const_data_ptr<float>() + b_ * readout_.stride(0) + o * readout_.stride(1) +
-                                  (first_query_ + at + j) * readout_.stride(3);
-              for (int64_t c = 0; c < channels_; ++c) {
-                sum[j] += double(read[c]) * rows.data[j * rows.stride + c];
-              }
+              const float* read = readout(o, first_query_ + at + j);
+              for (int64_t c = 0; c < channels_; ++c) sum[j] += double(read[c]) * rows.data[j * rows.stride + c];
             }
           }
           for (int64_t j = 0; first && j < kPanel; ++j) {
@@ -280,11 +277,9 @@ class DenseBackward {
       float sum = usage;
       if (mean_d_usage_.defined()) sum -= mean_d_usage_.const_data_ptr<float>()[b_ * queries_ + i];
       for (int64_t o = 0; o < objects_; ++o) {
-        const float* read = readout_.const_data_ptr<float>() + b_ * readout_.stride(0) + o * readout_.stride(1) +
-                            i * readout_.stride(3);
         const float* d_out = upstream_.in_place() ? upstream_.rows(b_, o, i, 1, nullptr).data
                                                   : memory_->d_out.get() + (o * block_ + q + j) * channels_;
-        sum += kernels_.dot_of_difference(value[o].data + r * value[o].stride, read, d_out, channels_);
+        sum += kernels_.dot_of_difference(value[o].data + r * value[o].stride, readout(o, i), d_out, channels_);
       }
       d[j] = weight[j] * sum;
     }
@@ -303,6 +298,10 @@ class DenseBackward {
     }
   }
 
+  const float* readout(int64_t o, int64_t query) const {
+    return readout_.const_data_ptr<float>() + b_ * readout_.stride(0) + o * readout_.stride(1) +
+           query * readout_.stride(3);
+  }
   int64_t first_row(const Tile& tile) const { return b_ * segment_tokens(tile.segment) + tile.first; }
   int64_t segment_tokens(size_t i) const {
     for (const auto* list : {&out_.mk, &out_.ms, &out_.mv}) {
