@@ -352,3 +352,16 @@ def test_soak(tmp_path, capsys):
     assert math.isclose(curve[-1][0], 2000)
     soak.draw(curve, first_eviction, tmp_path / "soak.png")
     assert (tmp_path / "soak.png").stat().st_size > 5000
+
+
+def test_few_survivors_of_groups_larger_than_the_first():
+    """A token of the second group takes more bytes than those that survive of the first."""
+    config = small("xmem", num_prototypes=9, max_long_term_elements=10)
+    ours, oracle = Memory(config), reference.Memory(config)
+    for t in range(20):
+        x = frame(t, [1] if t == 0 else range(1, 10))
+        for memory in (ours, oracle):
+            memory.add(**x)
+        assert torch.allclose(ours.read(**query(t)), oracle.read(**query(t)), atol=1e-5)
+    assert ours.evictions == oracle.evictions > 0
+    assert ours.groups.late[0].table.long > 0

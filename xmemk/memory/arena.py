@@ -202,9 +202,10 @@ class Arena:
         with torch.no_grad():
             return self.usage([Run(LONG_TERM, 0, self.long_term)])
 
-    def scratch(self, tokens: int, ascending: bool = True) -> Tensor:
-        """What :meth:`keep` of so many tokens moves them with."""
-        size = max(bank.moving_bytes(tokens, ascending) for bank in self.banks.values())
+    def scratch(self, tokens: int, ascending: bool = True, others: Sequence[Values] = ()) -> Tensor:
+        """What :meth:`keep` of so many tokens, also of ``others``, which share these keys, moves them with."""
+        banks = [*self.banks.values(), *(bank for values in others for bank in values.banks)]
+        size = max(bank.moving_bytes(tokens, ascending) for bank in banks)
         return torch.empty(size, dtype=torch.uint8, device=self.spec.device)
 
     def keep(self, index: Tensor, *, ascending: bool = True, scratch: Tensor | None = None) -> None:

@@ -159,7 +159,7 @@ class SharedGroups:
         survives = usage > usage.sort().values[surplus - 1]  # NaN is above nothing
         change.survivors = survives.nonzero().T
         change.late_survivors = [survives[survives.shape[0] - g.table.long :].nonzero().T for g in late]
-        change.scratch = arena.scratch(change.survivors.shape[1])
+        change.scratch = arena.scratch(change.survivors.shape[1], others=[group.values for group in late])
 
     def _consolidate(self, arena: Arena, late: Sequence[Late], change: Change) -> None:
         """Prototypes by the first group's usage; potentiation (Eq. 3) for each group over what it has."""
