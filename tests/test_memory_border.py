@@ -334,3 +334,12 @@ def test_float16_values_must_fit():
         memory.add(**x | {"value": torch.full((1, 2, CV, H, W), -7e4)})
     memory.add(**x | {"value": torch.full((1, 2, CV, H, W), -6e4)})
     Memory(small(value_dtype="int8")).add(**x | {"value": torch.full((1, 2, CV, H, W), -7e4)})
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "int8", "float8_e4m3fn"])
+def test_what_is_stored_in_less_must_not_overflow(stored):
+    memory = Memory(small(value_dtype=stored))
+    x = frame(0)
+    with pytest.raises(ValueError, match=r"value: wanted numbers of at most 3\.\d+e\+38, as it is stored, got 1e\+300"):
+        memory.add(**x | {"value": torch.full((1, 2, CV, H, W), -1e300, dtype=torch.float64)})
+    assert memory.objects == ()

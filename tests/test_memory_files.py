@@ -1,6 +1,7 @@
 """Memory.save and Memory.load: going on to the bit, refusing what is no memory, leaving old files whole."""
 
 import json
+import math
 import os
 import resource
 import stat
@@ -140,6 +141,7 @@ DAMAGE = {
     "a frame twice": (lambda m, s, t: s["groups"]["buckets"][0]["frames"].append([1, 0]), "frames at"),
     "a frame nowhere": (lambda m, s, t: s["groups"]["buckets"][0]["frames"].append([1, 5]), "frames at"),
     "a frame in no block": (lambda m, s, t: s["groups"]["buckets"][0]["frames"].append([2, 0]), "frames at"),
+    "reads without end": (lambda m, s, t: s["groups"]["buckets"][0].update(reads=math.inf), "infinity"),
     "a label twice": (lambda m, s, t: s["groups"]["buckets"][1].update(objects=[1]), "each label once"),
     "a type that is none": (lambda m, s, t: s["layout"].update(key_dtype="nn"), "no type"),
     "a device that is not here": (lambda m, s, t: s["layout"].update(device="cuda:77"), "got: "),

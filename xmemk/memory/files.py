@@ -32,7 +32,7 @@ FORMAT = "xmemk.Memory"
 VERSION = 1
 
 # What torch and json raise for a file that contradicts itself, or names a device that is not here.
-_CONTRADICTIONS = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, AssertionError)
+_CONTRADICTIONS = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError, AssertionError)
 
 Groups = ExactGroups | SharedGroups
 

@@ -28,6 +28,10 @@ from .shared import SharedGroups
 
 Groups = ExactGroups | SharedGroups
 
+# Larger values would become Inf. Those of 8 bits have scales in float32.
+LARGEST_STORED = {name: torch.finfo(getattr(torch, name)).max for name in ("float16", "bfloat16")}
+LARGEST_STORED |= dict.fromkeys(("int8", "float8_e4m3fn"), torch.finfo(torch.float32).max)
+
 
 class Memory:
     """The three stores of one video, or of a batch of videos that add and read at the same time.
@@ -84,8 +88,7 @@ class Memory:
         layout = Layout.of(key, value, selection) if self._layout is None else self._layout
         if self.config.groups == "xmem" and layout.batch != 1:
             raise ValueError(f'key: wanted a batch of 1 with groups="xmem", got B = {layout.batch}')
-        # 16-bit values overflow to Inf; 8-bit ones have scales.
-        largest = torch.finfo(torch.float16).max if self.config.value_dtype == "float16" else math.inf
+        largest = math.inf if self.config.value_dtype is None else LARGEST_STORED[self.config.value_dtype]
         finite = self._looks(layout)
         layout.check_add(key, shrinkage, value, labels, selection, finite=finite, largest_value=largest)
         if not set(self.objects) <= set(labels):
