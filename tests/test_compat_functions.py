@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from hosts.xmem_like import memory_util as host
@@ -86,6 +90,36 @@ def test_any_other_use_computes_once(x):
     assert close(similarity + 0, 2 * wanted)
     assert close(xmem.do_softmax(similarity, top_k=7) + 0, host.do_softmax(2 * wanted, top_k=7))
     assert isinstance(similarity, torch.Tensor)
+
+
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_leaves_torch_as_a_plain_tensor_does(x, top_k, tmp_path):
+    wanted = host.do_softmax(host.get_similarity(x.mk, x.ms, x.qk, x.qe), top_k=top_k)
+
+    def affinity():
+        return xmem.do_softmax(xmem.get_similarity(x.mk, x.ms, x.qk, x.qe), top_k=top_k)
+
+    torch.save(affinity(), tmp_path / "affinity")
+    for found in (
+        torch.from_numpy(affinity().cpu().numpy()),
+        torch.from_numpy(np.asarray(affinity())),
+        torch.tensor(affinity().tolist()),
+        copy.deepcopy(affinity()),
+        pickle.loads(pickle.dumps(affinity())),
+        torch.load(tmp_path / "affinity"),
+    ):
+        assert type(found) is torch.Tensor
+        assert close(found, wanted)
+
+
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_readouts_can_be_viewed_in_another_shape(x, top_k):
+    affinity = xmem.do_softmax(xmem.get_similarity(x.mk[:1], x.ms[:1], x.qk[:1], x.qe[:1]), top_k=top_k)
+    values = x.mv[:1, 0]
+    frames = values.reshape(1, 5, 5, 3, 4)
+    for found in (xmem.readout(affinity, frames), values @ affinity, values[0] @ affinity, x.mv[:, 0] @ affinity):
+        assert found.is_contiguous()
+    assert not affinity.computed
 
 
 def test_inplace_writes_into_a_plain_similarity():

@@ -81,7 +81,7 @@ def readout(affinity: Tensor, mv: Tensor) -> Tensor:
     h, w = mv.shape[-2:]
     flat = mv.flatten(2)
     if isinstance(affinity, LazyAffinity) and not affinity.computed:
-        return affinity.read(flat[:, None])[:, 0].unflatten(2, (h, w))
+        return affinity.read(flat[:, None])[:, 0].contiguous().unflatten(2, (h, w))
     return (flat @ affinity).unflatten(2, (h, w))
 
 

@@ -18,6 +18,17 @@ from torch.utils._pytree import tree_map
 from .. import api
 
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
+# What torch refuses to a tensor without storage, or does to it without calling an operator.
+_LEAVING_TORCH = (
+    Tensor.numpy,
+    Tensor.tolist,
+    Tensor.__array__,
+    Tensor.__dlpack__,
+    Tensor.__deepcopy__,
+    Tensor.__reduce_ex__,
+    Tensor.data_ptr,
+    Tensor.untyped_storage,
+)
 
 
 class Lazy(Tensor):
@@ -71,6 +82,8 @@ class Lazy(Tensor):
             found = args[1].product(args[0])
             if found is not None:
                 return found
+        if func in _LEAVING_TORCH:
+            return func(args[0].dense(), *args[1:], **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -106,10 +119,10 @@ class LazyAffinity(Lazy):
         if isinstance(values, Lazy) or values.shape[-1:] != (n,):
             return None
         if values.dim() == 3 and values.shape[0] == b:
-            return self.read(values[:, None])[:, 0]
+            return self.read(values[:, None])[:, 0].contiguous()
         if b == 1 and values.dim() in (2, 3):
             found = self.read(values[None] if values.dim() == 3 else values[None, None])
-            return found[0] if values.dim() == 3 else found[0, 0][None]
+            return (found[0] if values.dim() == 3 else found[0, 0][None]).contiguous()
         return None
 
     def read(self, mv: Tensor) -> Tensor:
