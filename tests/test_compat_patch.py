@@ -272,13 +272,40 @@ def test_verification_rejects(names, monkeypatch, what):
         follow(CONFIG, 20)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("factor", [2.0, 0.0, -1.0])
+def test_verification_rejects_a_host_that_reads_wrongly(names, monkeypatch, factor, autocast):
+    """Ours is right by float64, and yet that is no verification."""
+    right = memory_manager.MemoryManager.match_memory
+
+    def match_memory(self, query_key, selection):
+        return factor * right(self, query_key, selection)
+
+    monkeypatch.setattr(memory_manager.MemoryManager, "match_memory", match_memory)
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        xmemk.patch(HOST, verify=True),
+        pytest.raises(VerificationError, match=r"read 1 .*group 0: differs .* the host's from float64 by .*; ours is"),
+    ):
+        follow(CONFIG, 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_host_under_autocast_is_only_rounded(names, dtype):
+    config = CONFIG | {"enable_long_term": False}  # usage would choose other prototypes
+    with torch.autocast("cpu", dtype), xmemk.patch(HOST, verify=True) as handle:
+        follow(config, 40)
+    assert handle.report.reads == 39
+    assert handle.report.steps["read"].settled > 0
+
+
 def test_a_judge_settles_by_float64_and_only_what_is_right():
     from xmemk.testing import make_inputs
 
     x = make_inputs(60, 9, value_channels=4)
     exact = xmemk.reference.memory_read(*x.double().read, top_k=5)
     rough = exact.float()
-    rough[..., 3] += 0.01
+    rough[..., 3] += 1e-4
 
     def of(queries):
         return make_inputs(60, 9, value_channels=4).__class__(
