@@ -156,6 +156,42 @@ def test_refuses_other_signatures_by_name(names, monkeypatch):
         assert module.MemoryManager.__module__ == "changed_host"
 
 
+def test_refuses_a_subclass_of_a_hosts_manager_under_its_name(names, monkeypatch):
+    def match_memory(self, query_key, selection):
+        return 2 * memory_manager.MemoryManager.match_memory(self, query_key, selection)
+
+    module = changed_host(monkeypatch, match_memory=match_memory)
+    for target in (None, module):
+        with pytest.raises(UnknownHost, match=rf"changed_host.MemoryManager: .* a subclass of {HOST}.memory_manager.M"):
+            xmemk.patch(target)
+
+
+def test_names_subclasses_that_stay_on_the_hosts_code(names):
+    class Mine(memory_manager.MemoryManager):
+        pass
+
+    class Yours(Mine):
+        pass
+
+    with xmemk.patch(HOST) as handle:
+        assert [line.split(", ")[0].rsplit(".", 1)[1] for line in handle.report.left] == ["Mine", "Yours"]
+        assert "Yours, a subclass of hosts.xmem_like.memory_manager.MemoryManager" in repr(handle)
+    manager = Yours(CONFIG)
+    key, shrinkage, selection, value = next(frames(1))
+    manager.add_memory(key, shrinkage, value[:, :1], [1], selection)
+    with pytest.raises(RuntimeError, match="1 memory managers of .* hold objects already"):
+        xmemk.patch(HOST)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_manager_of_an_earlier_patch_is_no_hindrance(names, verify):
+    with xmemk.patch(HOST, verify=verify):
+        _, core = follow(CONFIG, 5)
+    with xmemk.patch(HOST, verify=verify) as handle:
+        assert handle.report.left == []
+    assert core.memory.work_mem.engaged()
+
+
 def test_refuses_a_store_or_functions_of_another_form(names, monkeypatch):
     def add(self, key, value):
         pass
