@@ -156,6 +156,42 @@ def test_refuses_other_signatures_by_name(names, monkeypatch):
         assert module.MemoryManager.__module__ == "changed_host"
 
 
+def test_refuses_a_subclass_of_a_hosts_manager_under_its_name(names, monkeypatch):
+    def match_memory(self, query_key, selection):
+        return 2 * memory_manager.MemoryManager.match_memory(self, query_key, selection)
+
+    module = changed_host(monkeypatch, match_memory=match_memory)
+    for target in (None, module):
+        with pytest.raises(UnknownHost, match=rf"changed_host.MemoryManager: .* a subclass of {HOST}.memory_manager.M"):
+            xmemk.patch(target)
+
+
+def test_names_subclasses_that_stay_on_the_hosts_code(names):
+    class Mine(memory_manager.MemoryManager):
+        pass
+
+    class Yours(Mine):
+        pass
+
+    with xmemk.patch(HOST) as handle:
+        assert [line.split(", ")[0].rsplit(".", 1)[1] for line in handle.report.left] == ["Mine", "Yours"]
+        assert "Yours, a subclass of hosts.xmem_like.memory_manager.MemoryManager" in repr(handle)
+    manager = Yours(CONFIG)
+    key, shrinkage, selection, value = next(frames(1))
+    manager.add_memory(key, shrinkage, value[:, :1], [1], selection)
+    with pytest.raises(RuntimeError, match="1 memory managers of .* hold objects already"):
+        xmemk.patch(HOST)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_manager_of_an_earlier_patch_is_no_hindrance(names, verify):
+    with xmemk.patch(HOST, verify=verify):
+        _, core = follow(CONFIG, 5)
+    with xmemk.patch(HOST, verify=verify) as handle:
+        assert handle.report.left == []
+    assert core.memory.work_mem.engaged()
+
+
 def test_refuses_a_store_or_functions_of_another_form(names, monkeypatch):
     def add(self, key, value):
         pass
@@ -272,13 +308,40 @@ def test_verification_rejects(names, monkeypatch, what):
         follow(CONFIG, 20)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("factor", [2.0, 0.0, -1.0])
+def test_verification_rejects_a_host_that_reads_wrongly(names, monkeypatch, factor, autocast):
+    """Ours is right by float64, and yet that is no verification."""
+    right = memory_manager.MemoryManager.match_memory
+
+    def match_memory(self, query_key, selection):
+        return factor * right(self, query_key, selection)
+
+    monkeypatch.setattr(memory_manager.MemoryManager, "match_memory", match_memory)
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        xmemk.patch(HOST, verify=True),
+        pytest.raises(VerificationError, match=r"read 1 .*group 0: differs .* the host's from float64 by .*; ours is"),
+    ):
+        follow(CONFIG, 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_host_under_autocast_is_only_rounded(names, dtype):
+    config = CONFIG | {"enable_long_term": False}  # usage would choose other prototypes
+    with torch.autocast("cpu", dtype), xmemk.patch(HOST, verify=True) as handle:
+        follow(config, 40)
+    assert handle.report.reads == 39
+    assert handle.report.steps["read"].settled > 0
+
+
 def test_a_judge_settles_by_float64_and_only_what_is_right():
     from xmemk.testing import make_inputs
 
     x = make_inputs(60, 9, value_channels=4)
     exact = xmemk.reference.memory_read(*x.double().read, top_k=5)
     rough = exact.float()
-    rough[..., 3] += 0.01
+    rough[..., 3] += 1e-4
 
     def of(queries):
         return make_inputs(60, 9, value_channels=4).__class__(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import xmemk
 from xmemk import Memory
+from xmemk.compat.xmem_stores import reconfigure
 
 BOTH = pytest.mark.parametrize("groups", ["exact", "xmem"])
 JOINS = {1: 0, 2: 0, 3: 4, 5: 9, 8: 13}
@@ -62,6 +63,31 @@ def test_every_kind_of_memory(tmp_path):
         loaded = Memory.load(tmp_path / "m")
         assert same(numbers(loaded), numbers(memory))
         assert torch.equal(loaded.read(**query(0, **options)), memory.read(**query(0, **options)))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_mid_term_frames": 8},
+        {"max_mid_term_frames": 4},
+        {"max_long_term_elements": 6},
+        {"max_long_term_elements": 30},
+    ],
+)
+def test_after_limits_have_changed(groups, changes, tmp_path):
+    """As compat's update_config changes them; storage stays as large as it was, or grows."""
+    memory = filled(groups)
+    reconfigure(memory, small(groups, **changes))
+    memory.save(tmp_path / "at once")
+    loaded = Memory.load(tmp_path / "at once")
+    assert same(numbers(loaded), numbers(memory))
+    run(memory, 17, 40, JOINS | {9: 20})
+    run(loaded, 17, 40, JOINS | {9: 20})
+    memory.save(tmp_path / "later")
+    for each in (loaded, Memory.load(tmp_path / "later")):
+        assert same(numbers(each), numbers(memory))
+    assert torch.equal(loaded.read(**query(0)), memory.read(**query(0)))
 
 
 def test_without_a_selection(tmp_path):
@@ -141,6 +167,14 @@ DAMAGE = {
     "a frame twice": (lambda m, s, t: s["groups"]["buckets"][0]["frames"].append([1, 0]), "frames at"),
     "a frame nowhere": (lambda m, s, t: s["groups"]["buckets"][0]["frames"].append([1, 5]), "frames at"),
     "a frame in no block": (lambda m, s, t: s["groups"]["buckets"][0]["frames"].append([2, 0]), "frames at"),
+    "less room than is wanted": (lambda m, s, t: s["groups"]["buckets"][0].update(room=9), "room for 9 long-term"),
+    "room for no frame": (lambda m, s, t: s["groups"]["buckets"][0].update(slots=[0]), "and 0 frames"),
+    "more room than there is": (lambda m, s, t: s["groups"]["buckets"][0].update(room=1 << 60), "got: "),
+    "reads below none": (lambda m, s, t: s["groups"]["buckets"][0].update(reads=-1), "-1 reads"),
+    "fewer reads than tokens saw": (lambda m, s, t: s["groups"]["buckets"][0].update(reads=1), "1 reads"),
+    "tokens from before": (lambda m, s, t: t["0.birth.0"].sub_(99), "16 reads, and tokens that came before"),
+    "a frame without a height": (lambda m, s, t: s["layout"].update(height=0), "height: wanted a whole number from 1"),
+    "a frame less than wide": (lambda m, s, t: s["layout"].update(width=-3, height=-2), "wanted a whole number from 1"),
     "reads without end": (lambda m, s, t: s["groups"]["buckets"][0].update(reads=math.inf), "infinity"),
     "a label twice": (lambda m, s, t: s["groups"]["buckets"][1].update(objects=[1]), "each label once"),
     "a type that is none": (lambda m, s, t: s["layout"].update(key_dtype="nn"), "no type"),

@@ -82,7 +82,7 @@ def find(target: str | None, want_functions: bool) -> list[Host]:
     hosts: dict[int, Host] = {}
     for module_name, module in loaded_modules():
         for value in list(vars(module).values()):
-            if id(value) in hosts or not looks_like_a_manager(value) or value.__module__.startswith("xmemk."):
+            if id(value) in hosts or not looks_like_a_manager(value) or _ours(value):
                 continue
             if within(value.__module__, target):
                 hosts[id(value)] = Host(family_of(value, FAMILIES), f"{value.__module__}.{value.__name__}", value)
@@ -92,6 +92,20 @@ def find(target: str | None, want_functions: bool) -> list[Host]:
                 family = _family_by_functions(found, module_name)
                 hosts[id(module)] = Host(family, module_name, functions=found)
     return list(hosts.values())
+
+
+def subclasses(original: type) -> list[type]:
+    """Classes that others built on a host's manager, of any generation; a patch does not replace those."""
+    found: dict[type, None] = {}
+    for direct in type.__subclasses__(original):
+        if not _ours(direct):
+            found |= dict.fromkeys([direct, *subclasses(direct)])
+    return list(found)
+
+
+def _ours(manager: type) -> bool:
+    """Whether a class is one of ours, builds on one, or is the host's beside one of ours in verification."""
+    return "_twin_of_xmemk" in vars(manager) or any(x.__module__.split(".")[0] == "xmemk" for x in manager.__mro__)
 
 
 def replacements(host: Host, options: Options, report: Report) -> dict[int, tuple[Any, Any]]:

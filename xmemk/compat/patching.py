@@ -46,7 +46,9 @@ def patch(
 
     Managers that exist and hold no object yet are taken over. Returns a handle whose ``repr`` and ``report`` say what
     was bound. RuntimeError when there is nothing to bind, when the host is patched already, or when one of its managers
-    holds objects; UnknownHost (a RuntimeError) when a signature is not known. A call that raises has changed nothing.
+    holds objects; UnknownHost (a RuntimeError) when a signature is not known, or when a class MemoryManager builds on a
+    host's. Subclasses of other names stay on the host's own code; the report names them as ``left``. A call that raises
+    has changed nothing.
     """
     name = target.__name__ if isinstance(target, ModuleType) else target
     if name is not None and not isinstance(name, str):
@@ -113,7 +115,9 @@ class Patch:
         for host in found:
             self._pairs |= hosts.replacements(host, self._options, self.report)
         managers = {original: ours for original, ours in self._pairs.values() if isinstance(original, type)}
-        held = [x for x in _instances(tuple(managers)) if _engaged(x)]
+        gc.collect()  # managers and subclasses that nobody holds any more do not count
+        left = {x: original for original in managers for x in hosts.subclasses(original)}
+        held = [x for x in _instances((*managers, *left)) if _engaged(x)]
         if held:
             raise RuntimeError(
                 f"{len(held)} memory managers of {type(held[0]).__module__} hold objects already, which would stay "
@@ -135,6 +139,7 @@ class Patch:
             raise
         self.report.families = sorted({host.family.name for host in found})
         self.report.adopted = len(self._adopted)
+        self.report.left = [f"{_name(x)}, a subclass of {_name(original)}" for x, original in left.items()]
 
     def _adopt(self, manager: Any, ours: Any) -> None:
         before = dict(vars(manager))
@@ -180,10 +185,13 @@ def _importable(name: str) -> bool:
 
 
 def _instances(classes: tuple[type, ...]) -> Iterator[Any]:
-    gc.collect()  # managers that nobody holds any more do not count
     for x in gc.get_objects():
         if type(x) in classes:
             yield x
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _engaged(manager: Any) -> bool:

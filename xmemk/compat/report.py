@@ -22,11 +22,14 @@ class Step:
 
 @dataclass
 class Report:
-    """``print`` it. bound: "module.name -> ours" for every name; adopted: managers without objects taken over."""
+    """``print`` it. bound: "module.name -> ours" for every name; adopted: managers without objects taken over; left: subclasses
+    of a host's manager, which stay on its own code.
+    """
 
     families: list[str] = field(default_factory=list)
     bound: list[str] = field(default_factory=list)
     adopted: int = 0
+    left: list[str] = field(default_factory=list)
     verify: bool = False
     steps: dict[str, Step] = field(default_factory=dict)
     host_stopped: list[str] = field(default_factory=list)  # calls in which the host raised and ours did not
@@ -63,6 +66,7 @@ class Report:
         lines += [f"  {line}" for line in self.bound]
         if self.adopted:
             lines.append(f"  {self.adopted} memory managers without objects taken over")
+        lines += [f"  not replaced: {what}" for what in self.left]
         for name, s in self.steps.items():
             lines.append(
                 f"  {name}: {s.calls} verified, largest difference {s.largest:.2g}, {s.settled} settled in float64, "

@@ -152,6 +152,16 @@ def looks_like_a_manager(candidate: Any) -> bool:
     )
 
 
+def no_subclass(manager: type) -> None:
+    """UnknownHost for a manager that builds on another, whose own methods would be lost where it is replaced."""
+    for base in manager.__mro__[1:]:
+        if looks_like_a_manager(base):
+            raise UnknownHost(
+                f"{manager.__module__}.{manager.__qualname__}: wanted a host's own manager, found a subclass of "
+                f"{base.__module__}.{base.__qualname__}, whose methods would be lost; xmemk does not replace it"
+            )
+
+
 def family_of(manager: Any, families: tuple[Family, ...]) -> Family:
     """The family of a class MemoryManager. UnknownHost names the first function of another form than the nearest's."""
     where = f"{manager.__module__}.{manager.__qualname__}"
@@ -165,6 +175,7 @@ def family_of(manager: Any, families: tuple[Family, ...]) -> Family:
             if manager.add_memory.__globals__.get("torch") is not torch:  # such as a port to NumPy and onnxruntime
                 raise UnknownHost(f"{where}: wanted code on PyTorch tensors, found a module that does not use torch")
             check_store(manager, family)
+            no_subclass(manager)
             return family
         # The nearest family is the one that shares most methods.
         shared = sum(callable(getattr(manager, name, None)) for name in family.methods) / len(family.methods)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .arena import Arena, Prototypes
 from .rules import Frame, Rules, objects_of
+from .spec import Spec
 from .table import Slot
 
 
@@ -29,11 +30,11 @@ class Change:
 
 
 class Bucket:
-    """The memory of the objects that joined at one frame."""
+    """The memory of the objects that joined at one frame; ``spec`` where its room is another than the rules give."""
 
-    def __init__(self, rules: Rules, objects: tuple[int, ...]) -> None:
+    def __init__(self, rules: Rules, objects: tuple[int, ...], spec: Spec | None = None) -> None:
         self.objects = objects
-        self.arena = Arena(rules.spec(len(objects)), rules.functions)
+        self.arena = Arena(spec or rules.spec(len(objects)), rules.functions)
         self.consolidations = 0
         self.evictions = 0
 

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .exact import Bucket, ExactGroups
 from .rules import Rules
 from .sensory import Sensory
 from .shared import Late, SharedGroups
+from .spec import Spec
 from .table import LONG_TERM, Slot, Table
 
 FORMAT = "xmemk.Memory"
@@ -134,7 +135,7 @@ def _groups_as_json(groups: Groups, tensors: dict[str, Tensor]) -> dict[str, Any
     late = []
     for i, group in enumerate(groups.late):
         _tokens(group.table, _named(group.values.banks), f"late{i}", tensors)
-        late.append(_table_as_json(group.table) | {"objects": group.objects})
+        late.append(_table_as_json(group.table, group.values.banks[0]) | {"objects": group.objects})
     own = {
         "objects": groups.first,
         "consolidations": groups.consolidations,
@@ -146,7 +147,8 @@ def _groups_as_json(groups: Groups, tensors: dict[str, Tensor]) -> dict[str, Any
 
 def _exact_from_json(saved: Mapping[str, Any], groups: ExactGroups, file: Any) -> ExactGroups:
     for i, each in enumerate(saved["buckets"]):
-        bucket = Bucket(groups.rules, check_labels("objects", each["objects"]))
+        objects = check_labels("objects", each["objects"])
+        bucket = Bucket(groups.rules, objects, _spec(each, groups.rules, objects))
         _arena_from_json(each, bucket.arena, f"{i}", file)
         bucket.consolidations, bucket.evictions = int(each["consolidations"]), int(each["evictions"])
         groups.buckets.append(bucket)
@@ -156,11 +158,12 @@ def _exact_from_json(saved: Mapping[str, Any], groups: ExactGroups, file: Any) -
 
 def _shared_from_json(saved: Mapping[str, Any], groups: SharedGroups, file: Any) -> SharedGroups:
     groups.first = check_labels("objects", saved["objects"])
-    groups.arena = Arena(groups.rules.spec(len(groups.first)), groups.rules.functions)
+    groups.arena = Arena(_spec(saved, groups.rules, groups.first), groups.rules.functions)
     _arena_from_json(saved, groups.arena, "0", file)
     groups.consolidations, groups.evictions = int(saved["consolidations"]), int(saved["evictions"])
     for i, each in enumerate(saved["late"]):
-        group = Late(groups.rules, check_labels("objects", each["objects"]))
+        objects = check_labels("objects", each["objects"])
+        group = Late(groups.rules, objects, _spec(each, groups.rules, objects))
         _put_back(each, group.table, _named(group.values.banks), f"late{i}", file)
         if group.table.long > groups.arena.long_term or len(group.table.frames) > len(groups.arena.frames):
             raise ValueError(f"a later group of {group.table.tokens} tokens, more than there are keys")
@@ -175,16 +178,31 @@ def _bucket_as_json(bucket: Bucket, name: str, tensors: dict[str, Tensor]) -> di
 
 def _arena_as_json(arena: Arena, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     _tokens(arena.table, arena.banks, name, tensors)
-    return _table_as_json(arena.table) | {"reads": arena.reads}
+    return _table_as_json(arena.table, arena.key) | {"reads": arena.reads}
 
 
 def _arena_from_json(saved: Mapping[str, Any], arena: Arena, name: str, file: Any) -> None:
     _put_back(saved, arena.table, arena.banks, name, file)
     arena.reads = int(saved["reads"])
+    births = [birth for birth in map(arena.birth.rows, arena.table.runs()) if birth.numel()]
+    if arena.reads < 0 or any(not 0 <= int(x.min()) <= int(x.max()) <= arena.reads for x in births):
+        raise ValueError(f"{arena.reads} reads, and tokens that came before the first or after the last")
 
 
-def _table_as_json(table: Table) -> dict[str, Any]:
-    return {"long": table.long, "slots": table.slots, "frames": [list(slot) for slot in table.frames]}
+def _table_as_json(table: Table, value: Bank) -> dict[str, Any]:
+    """Positions, and the room there is: limits may have changed since it was made (:mod:`xmemk.compat`)."""
+    room = value.blocks[LONG_TERM].shape[1]
+    frames = [list(slot) for slot in table.frames]
+    return {"long": table.long, "room": room, "slots": table.slots, "frames": frames}
+
+
+def _spec(saved: Mapping[str, Any], rules: Rules, objects: Sequence[int]) -> Spec:
+    """What the storage was made for."""
+    spec = rules.spec(len(objects))
+    room, slots = int(saved["room"]), int(saved["slots"][0])
+    if room < spec.long_term or slots < 1:
+        raise ValueError(f"room for {room} long-term tokens and {slots} frames, wanted {spec.long_term} and one")
+    return replace(spec, frames=slots, long_term=room)
 
 
 def _named(banks: Sequence[Bank]) -> dict[str, Bank]:
@@ -201,11 +219,11 @@ def _tokens(table: Table, banks: Mapping[str, Bank], name: str, tensors: dict[st
 
 def _put_back(saved: Mapping[str, Any], table: Table, banks: Mapping[str, Bank], name: str, file: Any) -> None:
     """Into a table and banks as new, which a file that is wrong leaves useless."""
-    room = next(bank.blocks[LONG_TERM].shape[1] for bank_name, bank in banks.items() if bank_name != "selection")
+    room = int(saved["room"])
     slots, long = [int(n) for n in saved["slots"]], int(saved["long"])
     frames = [Slot(int(block), int(slot)) for block, slot in saved["frames"]]
     fits = all(1 <= s.block <= len(slots) and 0 <= s.slot < slots[s.block - 1] for s in frames)
-    fits = fits and len(set(frames)) == len(frames) and slots[:1] == table.slots and min(slots) >= 1
+    fits = fits and len(set(frames)) == len(frames) and min(slots) >= 1
     if not fits or not 0 <= long <= room:
         raise ValueError(f"{long} long-term tokens and frames at {frames} where there is room for {room} and {slots}")
     for more in slots[1:]:
@@ -236,6 +254,9 @@ def _layout_from_json(saved: Mapping[str, Any], device: torch.device | None) -> 
         known[name] = getattr(torch, known[name])
         if not isinstance(known[name], torch.dtype):
             raise ValueError(f"{name}: {saved[name]!r} is no type")
+    for name in ("batch", "key_channels", "value_channels", "height", "width"):
+        if type(known[name]) is not int or known[name] < 1:
+            raise ValueError(f"{name}: wanted a whole number from 1, got {known[name]!r}")
     known["device"] = torch.empty(0, device=known["device"]).device if device is None else device
     return Layout(**known)
 

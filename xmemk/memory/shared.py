@@ -21,14 +21,15 @@ from .arena import Arena, Prototypes
 from .bank import add_block, place
 from .rules import Frame, Rules, objects_of
 from .scaled import values_for
+from .spec import Spec
 from .table import LONG_TERM, Run, Slot, Table, last, side_by_side
 
 
 class Late:
-    """The values of a group that joined after the first."""
+    """The values of a group that joined after the first; ``spec`` where its room is another than the rules give."""
 
-    def __init__(self, rules: Rules, objects: tuple[int, ...]) -> None:
-        spec = rules.spec(len(objects))
+    def __init__(self, rules: Rules, objects: tuple[int, ...], spec: Spec | None = None) -> None:
+        spec = spec or rules.spec(len(objects))
         self.objects = objects
         self.table = Table(spec.frame, spec.frames)
         self.values = values_for(spec, rules.functions)
