@@ -179,7 +179,7 @@ def test_names_subclasses_that_stay_on_the_hosts_code(names):
     manager = Yours(CONFIG)
     key, shrinkage, selection, value = next(frames(1))
     manager.add_memory(key, shrinkage, value[:, :1], [1], selection)
-    with pytest.raises(RuntimeError, match="1 memory managers of .* hold objects already"):
+    with pytest.raises(RuntimeError, match=r"1 memory managers of .* hold objects already"):
         xmemk.patch(HOST)
 
 

@@ -97,7 +97,8 @@ def find(target: str | None, want_functions: bool) -> list[Host]:
 def subclasses(original: type) -> list[type]:
     """Classes that others built on a host's manager, of any generation; a patch does not replace those."""
     found: dict[type, None] = {}
-    for direct in type.__subclasses__(original):
+    children: list[type] = type.__subclasses__(original)
+    for direct in children:
         if not _ours(direct):
             found |= dict.fromkeys([direct, *subclasses(direct)])
     return list(found)

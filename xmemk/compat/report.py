@@ -22,8 +22,8 @@ class Step:
 
 @dataclass
 class Report:
-    """``print`` it. bound: "module.name -> ours" for every name; adopted: managers without objects taken over; left: subclasses
-    of a host's manager, which stay on its own code.
+    """``print`` it. bound: "module.name -> ours" for every name; adopted: managers without objects taken over; left:
+    subclasses of a host's manager, which stay on its own code.
     """
 
     families: list[str] = field(default_factory=list)
