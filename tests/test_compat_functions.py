@@ -160,6 +160,27 @@ def test_without_a_batch(x):
     assert close(ours + 0, host.get_similarity(x.mk[:1], x.ms[:1], x.qk[:1], x.qe[:1]))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("top_k", [None, 7])
+def test_readouts_under_autocast_have_its_type(x, top_k, dtype):
+    values = x.mv[:, 0]
+    frames = values.reshape(2, 5, 5, 3, 4)
+    exact = host.readout(host.do_softmax(host.get_similarity(x.mk, x.ms, x.qk, x.qe), top_k=top_k), frames)
+    with torch.autocast("cpu", dtype):
+        wanted = host.readout(host.do_softmax(host.get_similarity(x.mk, x.ms, x.qk, x.qe), top_k=top_k), frames)
+        affinity = xmem.do_softmax(xmem.get_similarity(x.mk, x.ms, x.qk, x.qe), top_k=top_k)
+        found, product = xmem.readout(affinity, frames), values @ affinity
+        assert not affinity.computed
+        assert (affinity + 0).dtype == torch.float32
+        computed = xmem.readout(affinity, frames)
+        doubles = [t.double() for t in (x.mk, x.ms, x.qk, x.qe)]
+        double = xmem.readout(xmem.do_softmax(xmem.get_similarity(*doubles), top_k=top_k), frames.double())
+    assert found.dtype == product.dtype == computed.dtype == wanted.dtype == dtype
+    assert double.dtype == torch.float64
+    for readout in (found, product.unflatten(2, (3, 4)), computed):
+        assert torch.allclose(readout.float(), exact, atol=0.02, rtol=0.02)
+
+
 def test_frames_and_sixteen_bits(x):
     video = x.mk[:, :, :60].reshape(2, 64, 5, 3, 4)
     shrinkage = x.ms[:, :, :60].reshape(2, 1, 5, 3, 4)

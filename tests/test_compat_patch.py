@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import sys
 import threading
 import types
@@ -264,6 +266,26 @@ def test_from_several_threads(names):
     assert len(handles) == 1
     assert all("patched already" in x for x in outcomes if isinstance(x, str))
     handles[0].undo()
+
+
+@pytest.mark.parametrize("groups", ["xmem", "exact"])
+def test_managers_can_be_pickled_and_copied(names, groups):
+    with xmemk.patch(HOST, groups=groups, backend="torch"):
+        _, core = follow(CONFIG, 20, {0: 2, 5: 1})
+        copied = copy.deepcopy(core.memory)
+        assert type(copied) is type(core.memory)
+        pickled = pickle.dumps(core.memory)
+    loaded = pickle.loads(pickled)
+    assert isinstance(loaded, xmem.MemoryManager)
+    assert (loaded.groups, loaded.backend) == (groups, "torch")
+    key, shrinkage, selection, value = next(frames(1))
+    for _ in range(12):  # consolidates and evicts
+        wanted = core.memory.match_memory(key, selection)
+        for manager in (core.memory, copied, loaded):
+            if manager is not core.memory:
+                assert torch.equal(manager.match_memory(key, selection), wanted)
+            manager.add_memory(key, shrinkage, value[:, :3], [1, 2, 3], selection)
+    assert loaded.work_mem.size == core.memory.work_mem.size == loaded.memory.working_size
 
 
 def test_verification_reports_reads_adds_and_times(names):

@@ -1,8 +1,10 @@
 """The sensory memory of xmemk.Memory: zeros for new objects, rows kept for the others, the oracle's errors."""
 
+import copy
+
 import pytest
 import torch
-from memory_videos import frame, small
+from memory_videos import frame, query, small
 
 from xmemk import Memory, reference
 from xmemk.memory import Sensory
@@ -92,6 +94,25 @@ def test_objects_that_leave_a_memory_take_their_rows_along():
     memory.remove([2])
     assert memory.sensory.objects == memory.objects == (1, 3)
     assert memory.sensory.get()[0, :, 0, 0, 0].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("groups", ["exact", "xmem"])
+def test_a_state_with_a_graph_is_kept_without_it_and_can_be_copied(groups):
+    memory = Memory(small(groups, hidden_dim=3))
+    memory.add(**frame(0))
+    memory.sensory.create([1, 2], frame(0)["key"])
+    state = torch.randn(1, 2, 3, 2, 3, requires_grad=True)
+    memory.sensory.set(state * 2)
+    assert not memory.sensory.get().requires_grad
+    assert torch.equal(memory.sensory.get(), 2 * state)
+    copied = copy.deepcopy(memory)
+    assert torch.equal(copied.sensory.get(), memory.sensory.get())
+    for t in range(1, 15):
+        assert torch.equal(copied.read(**query(t)), memory.read(**query(t)))
+        for each in (copied, memory):
+            each.add(**frame(t))
+    memory.add(**frame(15))
+    assert copied.working_size != memory.working_size
 
 
 def test_restored_rows_must_go_with_their_labels():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import api
-from .lazy import Lazy, LazyAffinity, LazySimilarity, SoftAffinity, SparseAffinity
+from .lazy import Lazy, LazyAffinity, LazySimilarity, SoftAffinity, SparseAffinity, as_product
 
 
 def get_similarity(mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None) -> Tensor:
@@ -81,7 +81,7 @@ def readout(affinity: Tensor, mv: Tensor) -> Tensor:
     h, w = mv.shape[-2:]
     flat = mv.flatten(2)
     if isinstance(affinity, LazyAffinity) and not affinity.computed:
-        return affinity.read(flat[:, None])[:, 0].contiguous().unflatten(2, (h, w))
+        return as_product(affinity.read(flat[:, None])[:, 0].contiguous()).unflatten(2, (h, w))
     return (flat @ affinity).unflatten(2, (h, w))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import importlib.util
 import sys
@@ -97,7 +98,8 @@ def find(target: str | None, want_functions: bool) -> list[Host]:
 def subclasses(original: type) -> list[type]:
     """Classes that others built on a host's manager, of any generation; a patch does not replace those."""
     found: dict[type, None] = {}
-    for direct in type.__subclasses__(original):
+    children: list[type] = type.__subclasses__(original)
+    for direct in children:
         if not _ours(direct):
             found |= dict.fromkeys([direct, *subclasses(direct)])
     return list(found)
@@ -121,10 +123,10 @@ def replacements(host: Host, options: Options, report: Report) -> dict[int, tupl
 def _manager(host: Host, options: Options, report: Report) -> type:
     original: Any = host.manager
     if host.family is XMEM:
-        base: Any = xmem.MemoryManager
+        if not options.verify:
+            return _xmem_manager(options.groups, options.backend)
+        base: Any = xmem_verify.verified(original, report)
         attributes = {"groups": options.groups, "backend": options.backend}
-        if options.verify:
-            base = xmem_verify.verified(original, report)
     elif host.family is DEVA:
         if options.verify:
             raise UnknownHost(f"{host.where}: cannot be verified, since how DEVA stores its tokens is not known")
@@ -134,6 +136,22 @@ def _manager(host: Host, options: Options, report: Report) -> type:
         base = cutie.manager(original, report if options.verify else None)
         attributes = {"backend": options.backend}
     return type("MemoryManager", (base,), {**attributes, "__module__": base.__module__, "__doc__": base.__doc__})
+
+
+class _Made(type):
+    """Of managers that are made for a patch: pickle finds no such class by name, and makes it again."""
+
+    groups: str
+    backend: str
+
+
+def _xmem_manager(groups: str, backend: str) -> _Made:
+    base = xmem.MemoryManager
+    own = {"groups": groups, "backend": backend, "__module__": base.__module__, "__doc__": base.__doc__}
+    return _Made("MemoryManager", (base,), own)
+
+
+copyreg.pickle(_Made, lambda made: (_xmem_manager, (made.groups, made.backend)))
 
 
 def _function(family: Family, name: str) -> Callable[..., Any]:

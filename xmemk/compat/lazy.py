@@ -119,10 +119,10 @@ class LazyAffinity(Lazy):
         if isinstance(values, Lazy) or values.shape[-1:] != (n,):
             return None
         if values.dim() == 3 and values.shape[0] == b:
-            return self.read(values[:, None])[:, 0].contiguous()
+            return as_product(self.read(values[:, None])[:, 0].contiguous())
         if b == 1 and values.dim() in (2, 3):
             found = self.read(values[None] if values.dim() == 3 else values[None, None])
-            return (found[0] if values.dim() == 3 else found[0, 0][None]).contiguous()
+            return as_product((found[0] if values.dim() == 3 else found[0, 0][None]).contiguous())
         return None
 
     def read(self, mv: Tensor) -> Tensor:
@@ -176,6 +176,14 @@ class SoftAffinity(LazyAffinity):
         mk, ms, qk, qe = self.inputs
         ones = mk.new_ones(mk.shape[0], 1, 1, mk.shape[2])
         return api.memory_read(mk, ms, ones, qk, qe, return_usage=True)[1]
+
+
+def as_product(x: Tensor) -> Tensor:
+    """In the type that a matrix product has: autocast's where it is on, which leaves float64 alone."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def _result_type(mk: Tensor, ms: Tensor | None) -> torch.dtype:

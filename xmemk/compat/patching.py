@@ -44,11 +44,12 @@ def patch(
     functions: also replace get_similarity, do_softmax, get_affinity and readout; never with ``verify``, where the
         host's path stays its own.
 
-    Managers that exist and hold no object yet are taken over. Returns a handle whose ``repr`` and ``report`` say what
-    was bound. RuntimeError when there is nothing to bind, when the host is patched already, or when one of its managers
-    holds objects; UnknownHost (a RuntimeError) when a signature is not known, or when a class MemoryManager builds on a
-    host's. Subclasses of other names stay on the host's own code; the report names them as ``left``. A call that raises
-    has changed nothing.
+    XMem's managers can be pickled and go on without a patch, not as instances of its class; those of other hosts and of
+    ``verify`` cannot. Managers that exist and hold no object yet are taken over. Returns a handle whose ``repr`` and
+    ``report`` say what was bound. RuntimeError when there is nothing to bind, when the host is patched already, or when
+    one of its managers holds objects; UnknownHost (a RuntimeError) when a signature is not known, or when a class
+    MemoryManager builds on a host's. Subclasses of other names stay on the host's own code; the report names them as
+    ``left``. A call that raises has changed nothing.
     """
     name = target.__name__ if isinstance(target, ModuleType) else target
     if name is not None and not isinstance(name, str):

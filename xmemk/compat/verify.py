@@ -131,7 +131,7 @@ def _far_off(inputs: Inputs, host: Tensor, top_k: int | None, rough: bool) -> st
     if not rough:
         share = compare_read(inputs, host, top_k=top_k).share
         return "" if share <= _HOST_SHARE else f"{share:.3g} times what rounding allows"
-    wanted = reference.memory_read(*inputs.double().read, top_k=top_k)
+    wanted, _ = reference.memory_read(*inputs.double().read, top_k=top_k, return_usage=True)
     size = float((host.double() - wanted).norm() / wanted.norm().clamp_min(torch.finfo(torch.float32).tiny))
     return "" if size <= _HOST_SIZE else f"{size:.3g} times its size"
 

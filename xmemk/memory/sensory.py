@@ -62,10 +62,13 @@ class Sensory:
         return self._hidden
 
     def set(self, hidden: Tensor) -> None:
-        """Replaces the state, in shape as it was. Any floating type."""
+        """Replaces the state, in shape as it was. Any floating type; kept without its graph, as all that is stored.
+
+        A graph would otherwise grow with every frame, and tensors that have one cannot be copied.
+        """
         held = self.get()
         expect_tensor("hidden", hidden, shape=tuple(held.shape), device=held.device)
-        self._hidden = hidden
+        self._hidden = hidden.detach() if hidden.requires_grad else hidden
 
     def remove(self, objects: Sequence[int]) -> None:
         """Drops the rows of these labels. ValueError for one that has none."""
