@@ -29,3 +29,12 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def pin():
+    """Pins one of vector_sets(); the processor chooses again afterwards."""
+    import xmemk._C as extension
+
+    yield extension._pin_vector_set
+    extension._pin_vector_set("")

@@ -10,6 +10,7 @@ import torch
 from gradient_rounding import NAMES, check_gradients, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vector_sets import vector_sets
 
 import xmemk
 from xmemk import ops
@@ -18,22 +19,6 @@ from xmemk.testing import Inputs, make_inputs
 pytestmark = pytest.mark.skipif(ops.native_error() is not None, reason=f"xmemk._C: {ops.native_error()}")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture
-def pin():
-    import xmemk._C as extension
-
-    yield extension._pin_vector_set
-    extension._pin_vector_set("")
-
-
-def vector_sets():
-    if ops.native_error() is not None:
-        return []
-    import xmemk._C as extension
-
-    return extension._vector_sets()
 
 
 def upstream(x, seed=1):

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from vector_sets import vector_sets
 
 import xmemk
 from xmemk import ops, reference
@@ -13,27 +14,6 @@ from xmemk.demo.peak import Peak
 from xmemk.testing import compare_close, compare_read, compare_topk, compare_usage, make_inputs
 
 pytestmark = pytest.mark.skipif(ops.native_error() is not None, reason=f"xmemk._C: {ops.native_error()}")
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def pin():
-    import xmemk._C as extension
-
-    yield extension._pin_vector_set
-    extension._pin_vector_set("")
-
-
-def vector_sets():
-    import xmemk._C as extension
-
-    return extension._vector_sets()
 
 
 def equal(a, b):
