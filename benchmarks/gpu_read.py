@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 
-import gpu_peers
 import torch
-from gpu_timing import Stopwatch, Timed, first_line
+from xmemk.benchmarks import gpu_peers
+from xmemk.benchmarks.gpu_timing import Stopwatch, Timed, first_line
 
 import xmemk
 from xmemk.demo.peak import Peak

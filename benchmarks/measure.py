@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import Peer, Unavailable, verdict
-from workloads import WORKLOADS, Case, make_case
+from xmemk.benchmarks.peers import Peer, Unavailable, verdict
+from xmemk.benchmarks.workloads import WORKLOADS, Case, make_case
 
 from xmemk.demo.peak import Peak
 

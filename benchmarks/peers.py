@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import formulations as f
 import torch
 from torch import Tensor
-from workloads import Case
+from xmemk.benchmarks import formulations as f
+from xmemk.benchmarks.workloads import Case
 
 import xmemk
 from xmemk import reference

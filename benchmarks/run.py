@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Row, peak_in_fresh_process, peak_of, time_peers
-from peers import Peer, peers_of
 from rich.console import Console
 from rich.table import Table
-from workloads import OPS, WORKLOADS, Case, make_case
+from xmemk.benchmarks.measure import Row, peak_in_fresh_process, peak_of, time_peers
+from xmemk.benchmarks.peers import Peer, peers_of
+from xmemk.benchmarks.workloads import OPS, WORKLOADS, Case, make_case
 
 import xmemk
 from xmemk.demo.machine import describe

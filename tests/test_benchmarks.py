@@ -6,28 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def harness(monkeypatch):
-    """The modules run, measure, peers and workloads of benchmarks/, for this test alone."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("run", "measure", "peers", "workloads", "formulations")
-    import measure
-    import peers
-    import run
-    import workloads
-
-    yield type("Harness", (), {"run": run, "measure": measure, "peers": peers, "workloads": workloads})
-    for name in names:
-        sys.modules.pop(name, None)
+from xmemk.benchmarks import measure, run
+from xmemk.benchmarks.peers import Peer, Unavailable, peers_of, verdict
+from xmemk.benchmarks.workloads import WORKLOADS, make_case
 
 
-def run_main(harness, monkeypatch, capsys, *arguments):
+def run_main(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["run.py", "--workload", "tiny", "--rounds", "3", "--json", *arguments])
-    harness.run.main()
+    run.main()
     return json.loads(capsys.readouterr().out)
 
 
@@ -35,9 +21,9 @@ OPS = ("read", "dense", "train", "backward", "train-dense", "backward-dense", "c
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_every_op_has_rows_that_were_checked(harness, monkeypatch, capsys, op):
-    monkeypatch.setattr(harness.peers.torch, "compile", lambda f, **_: f)  # takes long, and is not ours
-    done = run_main(harness, monkeypatch, capsys, "--op", op, "--backend", "torch", "--no-memory")
+def test_every_op_has_rows_that_were_checked(monkeypatch, capsys, op):
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)  # takes long, and is not ours
+    done = run_main(monkeypatch, capsys, "--op", op, "--backend", "torch", "--no-memory")
     (result,) = done["results"]
     rows = {row["peer"]: row for row in result["rows"]}
     assert rows["xmemk torch"]["ours"] and rows["xmemk torch"]["median"] > 0
@@ -49,22 +35,22 @@ def test_every_op_has_rows_that_were_checked(harness, monkeypatch, capsys, op):
     assert done["commit"] and done["machine"]["processor"]
 
 
-def test_a_wrong_a_crashing_and_a_missing_peer_are_rows_with_reasons(harness):
+def test_a_wrong_a_crashing_and_a_missing_peer_are_rows_with_reasons():
     def crash():
         raise MemoryError("no room")
 
     def refuse(case):
-        raise harness.peers.Unavailable("not installed")
+        raise Unavailable("not installed")
 
-    case = harness.workloads.make_case("read", harness.workloads.WORKLOADS["tiny"])
+    case = make_case("read", WORKLOADS["tiny"])
     x = case.inputs
     peers = [
-        harness.peers.Peer("wrong", lambda c: lambda: (x.mv.new_zeros(1, 1, 32, 40), None)),
-        harness.peers.Peer("crash", lambda c: crash),
-        harness.peers.Peer("missing", refuse),
-        *harness.peers.peers_of("read", ["torch"])[:1],
+        Peer("wrong", lambda c: lambda: (x.mv.new_zeros(1, 1, 32, 40), None)),
+        Peer("crash", lambda c: crash),
+        Peer("missing", refuse),
+        *peers_of("read", ["torch"])[:1],
     ]
-    rows = {row.peer: row for row in harness.measure.time_peers(case, peers, rounds=2, budget=10)}
+    rows = {row.peer: row for row in measure.time_peers(case, peers, rounds=2, budget=10)}
     assert rows["wrong"].reason.startswith("wrong: readout") and not rows["wrong"].seconds
     assert rows["crash"].reason == "MemoryError: no room"
     assert rows["missing"].reason == "not installed"
@@ -72,32 +58,32 @@ def test_a_wrong_a_crashing_and_a_missing_peer_are_rows_with_reasons(harness):
 
 
 @pytest.mark.parametrize("op", ["train", "consolidate", "select", "evict"])
-def test_a_wrong_result_of_any_op_is_found(harness, op):
-    case = harness.workloads.make_case(op, harness.workloads.WORKLOADS["tiny"])
-    right = harness.peers.peers_of(op, ["torch"])[0].prepare(case)()
-    assert harness.peers.verdict(case, right).passed
+def test_a_wrong_result_of_any_op_is_found(op):
+    case = make_case(op, WORKLOADS["tiny"])
+    right = peers_of(op, ["torch"])[0].prepare(case)()
+    assert verdict(case, right).passed
     wrong = right.flip(1) * 0 if isinstance(right, torch.Tensor) else tuple(1.01 * t for t in right)
-    assert not harness.peers.verdict(case, wrong).passed
+    assert not verdict(case, wrong).passed
 
 
-def test_a_peer_that_has_used_up_its_budget_is_left_out_of_later_rounds(harness):
-    case = harness.workloads.make_case("read", harness.workloads.WORKLOADS["tiny"])
-    peers = harness.peers.peers_of("read", ["torch"])[:1]
-    (row,) = harness.measure.time_peers(case, peers, rounds=4, budget=0)
+def test_a_peer_that_has_used_up_its_budget_is_left_out_of_later_rounds():
+    case = make_case("read", WORKLOADS["tiny"])
+    peers = peers_of("read", ["torch"])[:1]
+    (row,) = measure.time_peers(case, peers, rounds=4, budget=0)
     assert len(row.seconds) == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory can be measured on Linux alone")
-def test_memory_is_measured_in_a_fresh_process(harness):
+def test_memory_is_measured_in_a_fresh_process():
     arguments = {"op": "read", "workload": "480p-early", "objects": 1, "dtype": "float32", "device": "cpu"}
     arguments |= {"threads": 1, "peer": "tidy PyTorch"}
-    peak = harness.measure.peak_in_fresh_process(arguments, timeout=120)
+    peak = measure.peak_in_fresh_process(arguments, timeout=120)
     assert peak > 1_620 * 8_100 * 4  # it holds the N x Q similarity
-    said = harness.measure.peak_in_fresh_process(arguments | {"peer": "nobody"}, timeout=120)
+    said = measure.peak_in_fresh_process(arguments | {"peer": "nobody"}, timeout=120)
     assert said.startswith("the process that measures memory failed")
 
 
-def test_runs_are_appended_to_a_file(harness, monkeypatch, capsys, tmp_path):
+def test_runs_are_appended_to_a_file(monkeypatch, capsys, tmp_path):
     arguments = (
         "--op",
         "evict",
@@ -109,6 +95,6 @@ def test_runs_are_appended_to_a_file(harness, monkeypatch, capsys, tmp_path):
         str(tmp_path / "here" / "cpu.jsonl"),
     )
     for _ in range(2):
-        run_main(harness, monkeypatch, capsys, *arguments)
+        run_main(monkeypatch, capsys, *arguments)
     lines = (tmp_path / "here" / "cpu.jsonl").read_text().splitlines()
     assert [json.loads(line)["results"][0]["op"] for line in lines] == ["evict", "evict"]

@@ -14,9 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def gpu_read(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)  # the compiler's time is not what is tried
-    import gpu_read
+    from xmemk.benchmarks import gpu_read
 
     monkeypatch.setattr(gpu_read, "ROUNDS", 2)
     return gpu_read
@@ -65,7 +64,7 @@ def test_benchmark_of_upkeep(gpu_read, tmp_path, only):
 
 
 def test_a_wrong_peer_is_not_timed_and_ours_turns_the_run_red(gpu_read, tmp_path, monkeypatch):
-    import gpu_peers
+    from xmemk.benchmarks import gpu_peers
 
     found = gpu_peers.selections("evict_lfu", torch.rand(1, 500), 372)
     wrong = {"xmemk torch": lambda: lambda: (torch.zeros(1, 372, dtype=torch.int64),)}

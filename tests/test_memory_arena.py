@@ -1,8 +1,6 @@
 """The storage under xmemk.Memory: fixed in size and place, read as views, written in place, as large as it says."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -340,10 +338,8 @@ def test_a_batch_is_read_for_all_or_none():
 
 
 def test_soak(tmp_path, capsys):
-    path = Path(__file__).parent.parent / "benchmarks" / "soak.py"
-    spec = importlib.util.spec_from_file_location("soak", path)
-    soak = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(soak)
+    from xmemk.benchmarks import soak
+
     curve, first_eviction, memory = soak.soak(2000, "exact")
     steady = [mb for reads, mb in curve if reads > first_eviction]
     assert memory.evictions > 300
