@@ -116,7 +116,7 @@ def _of(some: Sequence[object], whole: Sequence[object]) -> str:
 def conclusions(place: Place) -> list[str]:
     """What a reader may take from the figures."""
     found = [*_by_op(place), *_memory(place), *_error(place), *_roof(place), *_growth(place)]
-    return [*found, *_along(place.tracks), *_claimed(place.claims)]
+    return [*found, *along(place.tracks), *claimed(place.claims)]
 
 
 def _by_op(place: Place) -> Iterator[str]:
@@ -216,7 +216,8 @@ def _growth(place: Place) -> Iterator[str]:
         yield said + "."
 
 
-def _along(tracks: list[Track]) -> Iterator[str]:
+def along(tracks: list[Track]) -> Iterator[str]:
+    """How memory and time of each method go along a video."""
     for track in tracks:
         points = [point for point in track.points if point.get("bytes")]
         if track.protocol != "fig1" or len(points) < 2:
@@ -234,7 +235,8 @@ def _along(tracks: list[Track]) -> Iterator[str]:
         yield said + (f"; then {track.reason}." if track.reason else ".")
 
 
-def _claimed(claims: list[Claim]) -> Iterator[str]:
+def claimed(claims: list[Claim]) -> Iterator[str]:
+    """The paper's claims and what was measured."""
     for claim in claims:
         told = {True: "it holds", False: "it does not hold"}.get(claim.holds, "not decided")  # type: ignore[call-overload]
         said = f"The paper's claim of {claim.claim}, {claim.paper} {claim.unit}"
