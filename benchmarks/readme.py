@@ -68,8 +68,8 @@ def figures(place: Place) -> Iterator[str]:
             f"{w.listed([commit.split()[-1] for commit in commits])}, on {place.name} with {threads} ({versions}), "
             f"{shown[0].dtype}. In brackets: how many times xmemk's time. Memory is what a call takes beyond its "
             'inputs. "tidy" is the best plain PyTorch we know, "original" the released code\'s formulation; their '
-            "results are equal. The last column says the file and line of [benchmarks/results](benchmarks/results) that a "
-            "row is from.",
+            "results are equal. The last column says the file and line of [benchmarks/results](benchmarks/results) "
+            "that a row is from.",
             width=120,
         )
         yield ""
