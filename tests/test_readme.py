@@ -1,9 +1,12 @@
 """The README's code does what it says, and its links lead somewhere."""
 
+import json
 import re
 from pathlib import Path
 
+import pytest
 import torch
+from xmemk.benchmarks import readme, report
 
 import xmemk
 from xmemk import backends
@@ -12,6 +15,7 @@ from xmemk.testing import compare_close, make_inputs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.jsonl"))
 
 
 def code(containing):
@@ -88,3 +92,22 @@ def test_the_table_of_backends_is_true():
         why = backends.refusal("triton", backends.Call(op, "cuda", False), None)
         assert (why is not None) == (f"`{op}`" not in row), (op, why)
     assert torch.equal(xmemk.evict_lfu(x.usage, 3), xmemk.reference.evict_lfu(x.usage, 3))
+
+
+def test_the_figures_are_those_of_the_result_files():
+    assert readme.with_figures(README, RESULTS) == README, "run python benchmarks/readme.py"
+
+
+def test_other_figures_would_be_noticed(tmp_path):
+    """A figure changed in README or in a result file makes the two differ, and marks that are missing are an error."""
+    ours = re.search(r"\| top-k memory read, 480p-full, 1 object \| ([\d.]+) (?:us|ms|s) \|", README)
+    changed = README[: ours.start(1)] + "1.23" + README[ours.end(1) :]
+    assert readme.with_figures(changed, RESULTS) == README
+    places, _ = report.read(RESULTS)
+    source = next(case for place in places if (case := place.case("read", "480p-full"))).source
+    run = json.loads((RESULTS[0].parent / source.file).read_text().splitlines()[source.line - 1])
+    run["date"] = "2999-01-01 00:00"
+    (tmp_path / "later.jsonl").write_text(json.dumps(run) + "\n")
+    assert readme.with_figures(README, [*RESULTS, tmp_path / "later.jsonl"]) != README
+    with pytest.raises(ValueError, match="the marks"):
+        readme.with_figures("# no marks", RESULTS)

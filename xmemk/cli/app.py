@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from ..version import __version__
+from .bench import bench
 from .demo import demo
 from .doctor import doctor
 from .eval import evaluate
@@ -45,6 +46,7 @@ def _options(
 app.command()(demo)
 app.command()(segment)
 app.command("eval")(evaluate)
+app.command()(bench)
 app.command()(validate)
 app.command()(doctor)
 

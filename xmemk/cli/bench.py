@@ -1,0 +1,63 @@
+"""``xmemk bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def bench(
+    full: Annotated[
+        bool, typer.Option("--full", help="Everything, in half an hour on two cores, not the main part.")
+    ] = False,
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Draw the page from this result file and run nothing; may be given again.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page; new results go beside it, into <name>.jsonl.")] = Path(
+        "out/bench.html"
+    ),
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best there is.")] = None,
+) -> None:
+    """Measure xmemk beside what you would use otherwise, on this machine.
+
+    Prints a table and writes one page with plots, all figures, and what can be concluded from them and what not.
+    """
+    import torch
+
+    try:
+        from xmemk.benchmarks import bench as benchmarks
+        from xmemk.benchmarks import conclusions
+    except ModuleNotFoundError as missing:
+        raise RuntimeError(f"bench needs {missing.name}: pip install 'xmemk[demo]'") from missing
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"--device: wanted {'cpu or cuda' if torch.cuda.is_available() else 'cpu'}, got {device!r}")
+    console = Console(highlight=False, soft_wrap=True)
+    failed: list[str] = []
+    if results:
+        files, commands = results, ["xmemk bench " + " ".join(f"--results {file}" for file in results)]
+    else:
+        save = out.with_suffix(".jsonl")
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.unlink(missing_ok=True)
+        chosen = benchmarks.steps(full, device)
+        failed = benchmarks.run(chosen, save, console.print)
+        if not save.exists():
+            raise RuntimeError("; ".join(failed) or "no step wrote results")
+        files, commands = (
+            [save],
+            [f"xmemk bench{' --full' if full else ''} --device {device}", *benchmarks.repeat(chosen, save)],
+        )
+    for place in benchmarks.make_page(files, out, commands, failed):
+        console.print()
+        console.print("\n".join(conclusions.answer(place)))
+        console.print(benchmarks.summary(place))
+    console.print(f"look at {out}")
+    for sentence in failed:
+        console.print(f"[bold red]failed:[/] {sentence}")
+    if failed:
+        raise typer.Exit(1)
