@@ -4,10 +4,12 @@
 # PYTHON   the interpreter the environment is made with; or, with VENV= (empty), the one to use as it is
 # VENV     the environment: made if it does not exist, else used with what it has, without a network if it has all
 # PIP_ARGS more arguments for pip, such as an index with CPU builds of torch
+# WORKERS  processes that `make test` runs tests in; 0 for none but its own
 
 PYTHON   ?= python3
 VENV     ?= .venv
 PIP_ARGS ?=
+WORKERS  ?= auto
 
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 # Which interpreter was set up is remembered beside it, or under its own name.
@@ -23,7 +25,7 @@ demo: $(READY)
 	$(PY) -m xmemk demo
 
 test: $(READY)
-	$(PY) -m pytest --min-passed=$(or $(MIN_PASSED),$(shell cat tests/min-passed)) $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal --min-passed=$(or $(MIN_PASSED),$(shell cat tests/min-passed)) $(PYTEST_ARGS)
 
 # The tests of the C++ operators under gcc's address and undefined-behaviour sanitizers: a build of its own in
 # build/sanitize, from where they run, so that it is found before the one in place.

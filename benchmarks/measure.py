@@ -29,6 +29,9 @@ class Row:
     error: float | None = None
     reason: str = ""
     extra_bytes: int | None = None
+    device_seconds: float | None = None
+    host_seconds: float | None = None
+    ratio: float | None = None
 
     @property
     def median(self) -> float | None:
@@ -43,7 +46,7 @@ class Row:
         return (high - low) / 2 / statistics.median(self.seconds)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "median": self.median}
+        return {**asdict(self), "median": self.median, "spread": self.spread}
 
 
 def time_peers(
@@ -80,7 +83,16 @@ def time_peers(
             calls[row.peer]()
             synchronize(case.inputs.qk.device)
             row.seconds.append(time.perf_counter() - start)
+    compare_with_ours(rows)
     return rows
+
+
+def compare_with_ours(rows: list[Row]) -> None:
+    """Sets ``ratio``: the median over the rounds of how many times our first row's seconds a peer's are."""
+    base = next((row.seconds for row in rows if row.ours and row.seconds), None)
+    for row in rows:
+        if base and row.seconds:
+            row.ratio = statistics.median(theirs / ours for theirs, ours in zip(row.seconds, base))
 
 
 def synchronize(device: torch.device) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,14 @@ def main() -> None:
                 rows = measured(arguments, options)
                 show(arguments, rows)
                 results.append({**arguments, "rows": [row.as_dict() for row in rows]})
-    run = {"date": time.strftime("%Y-%m-%d %H:%M"), "commit": revision(), "machine": machine, "results": results}
+    run = {
+        "kind": "ops",
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "commit": revision(),
+        "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        "machine": machine,
+        "results": results,
+    }
     if options.json:
         print(json.dumps(run, indent=1))
     if options.save:
@@ -131,11 +140,10 @@ def show(arguments: dict[str, Any], rows: list[Row]) -> None:
     made.add_column("", no_wrap=True)
     for name in ("median", "+-", "times ours", "extra MB", "error"):
         made.add_column(name, justify="right", no_wrap=True)
-    base = next((row.median for row in rows if row.ours and row.median is not None), None)
     for row in rows:
         if row.median is None:
             continue
-        times = f"{row.median / base:.2f}" if base else ""
+        times = "" if row.ratio is None else f"{row.ratio:.2f}"
         extra = "" if row.extra_bytes is None else f"{row.extra_bytes / 1e6:.0f}"
         error = "" if row.error is None else f"{row.error:.1e}"
         spread = f"{100 * row.spread:.0f} %" if row.spread else f"{len(row.seconds)} runs"

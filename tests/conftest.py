@@ -1,7 +1,12 @@
 """What all tests share. A run in which too few passed is red: a suite that skips itself must not look like success."""
 
+import os
+
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes beside one another; tests of threads choose their number
+    torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
@@ -17,6 +22,8 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
+    if hasattr(session.config, "workerinput"):
+        return  # knows its own share alone
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     passed = len(reporter.stats.get("passed", ())) if reporter else 0
     if exitstatus == pytest.ExitCode.OK and passed < session.config.getoption("--min-passed"):

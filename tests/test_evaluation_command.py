@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("typer")
-pytest.importorskip("vos_benchmark")
+pytest.importorskip("vos_benchmark.evaluator", exc_type=ImportError)  # of OpenCV without libGL too
 
 from xmemk.cli.app import run
 from xmemk.evaluation.layouts import open_dataset

@@ -7,7 +7,7 @@ import layouts
 import numpy as np
 import pytest
 
-pytest.importorskip("vos_benchmark")
+pytest.importorskip("vos_benchmark.evaluator", exc_type=ImportError)  # of OpenCV without libGL too
 
 from xmemk.data.masks import MaskError
 from xmemk.evaluation.layouts import DatasetError, open_dataset

@@ -34,7 +34,7 @@ class Peak:
         if not _CLEAR.exists():
             return self
         try:
-            _give_back_free_memory()
+            give_back_free_memory()
             _CLEAR.write_text("5")  # sets the high-water mark back to what is resident now
             self._start = _resident("VmRSS")
         except OSError:
@@ -61,7 +61,7 @@ def resident_bytes(device: torch.device) -> int | None:
         return None
 
 
-def _give_back_free_memory() -> None:
+def give_back_free_memory() -> None:
     """What was freed before and is kept for reuse would hide what is used again. Only glibc needs to be told."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

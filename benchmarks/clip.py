@@ -1,0 +1,83 @@
+"""Memory features of the bundled clip, played back and forth: what a network would give for each frame, without one.
+
+The demo's descriptors (:mod:`xmemk.demo.features`, 12 channels) are spread over XMem's 64 such that Eq. 2 gives the
+same similarity; the values are the colours of a cell's pixels, repeated to 512 channels. What is kept of a video, and
+how long a read takes, depends on how alike its frames are, but not on what the numbers mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xmemk.data import BUNNY
+
+KEY_CHANNELS, VALUE_CHANNELS = 64, 512
+FRAMES = 132  # of the clip
+
+
+class ClipFeatures:
+    """Of frames of ``height`` x ``width`` tokens and one object; ``count`` frames of the clip are used."""
+
+    def __init__(self, height: int, width: int, count: int = FRAMES) -> None:
+        from xmemk.data.video import read_frames
+        from xmemk.demo.features import CELL, describe
+
+        self.height, self.width = height, width
+        self._keys, self._selections, self._values = [], [], []
+        for image in read_frames(BUNNY / "clip.mp4", (width * CELL, height * CELL)):
+            key, selection = describe(image, (height, width))
+            pixels = image.permute(2, 0, 1)[None].float() / 255
+            self._keys.append(key)
+            self._selections.append(selection)
+            self._values.append(F.pixel_unshuffle(pixels, CELL).half())  # [1, 3 * 64, h, w]; there are many
+            if len(self._keys) == count:
+                break
+        self.count = len(self._keys)
+        channels = self._keys[0].shape[1]
+        self._spread = torch.arange(KEY_CHANNELS) % channels
+        copies = self._spread.bincount()[self._spread]
+        self._scale = ((KEY_CHANNELS / channels) ** 0.25 / copies.sqrt()).view(1, -1, 1, 1)
+        self._repeat = torch.arange(VALUE_CHANNELS) % self._values[0].shape[1]
+
+    def query(self, t: int) -> tuple[Tensor, Tensor]:
+        """Key and selection [1, 64, h, w] of frame t of the endless film."""
+        i = there_and_back(t, self.count)
+        return self._keys[i][:, self._spread] * self._scale, self._selections[i][:, self._spread]
+
+    def remembered(self, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Key, shrinkage [1, 1, h, w], value [1, 1, 512, h, w], selection: what a memory takes of frame t."""
+        key, selection = self.query(t)
+        shrinkage = 1 + 0.5 * self._selections[there_and_back(t, self.count)][:, -1:]
+        value = self._values[there_and_back(t, self.count)][:, self._repeat].float()
+        return key, shrinkage, value[:, None], selection
+
+    def describe(self) -> dict[str, int]:
+        """As result files have it."""
+        return {
+            "height": self.height,
+            "width": self.width,
+            "key_channels": KEY_CHANNELS,
+            "value_channels": VALUE_CHANNELS,
+            "objects": 1,
+        }
+
+
+def there_and_back(t: int, count: int) -> int:
+    """The frame shown at time t: 0, 1, ..., count - 1, count - 2, ..., 1, 0, 1, ..."""
+    if count == 1:
+        return 0
+    place = t % (2 * count - 2)
+    return min(place, 2 * count - 2 - place)
+
+
+def checkpoints(last: int, first: int = 100) -> Iterator[int]:
+    """1, 2, 5, 10, ... times ``first``, and ``last``."""
+    step = 0
+    while (point := first * (1, 2, 5)[step % 3] * 10 ** (step // 3)) < last:
+        yield point
+        step += 1
+    yield last
