@@ -19,7 +19,7 @@ C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu 
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test gpu aot soak sanitize lint format wheel clean
+.PHONY: demo test bench gpu aot soak sanitize lint format wheel clean
 
 demo: $(READY)
 	$(PY) -m xmemk demo
@@ -58,6 +58,10 @@ format: $(STATE)/.xmemk-lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(C_SOURCES)
+
+# Every op beside its peers by pytest-benchmark, a table each. BENCH="-k read --benchmark-autosave"
+bench: $(READY)
+	$(PY) -m pytest -q --benchmark-columns=median,iqr,min,rounds --benchmark-sort=min $(BENCH) tests/bench_ops.py
 
 soak: $(READY)
 	$(PY) benchmarks/soak.py
