@@ -77,24 +77,6 @@ def memory_read(
 
 
 @_on_its_device
-def memory_read_sized(
-    mk: list[Tensor],
-    ms: list[Tensor] | None,
-    mv: list[Tensor],
-    table: Tensor,
-    capacity: int,
-    qk: Tensor,
-    qe: Tensor | None,
-    top_k: int,
-    return_usage: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """-> readout [B, O, CV, Q], usage [B, capacity] or None, of the tokens that ``table`` names (sized.py)."""
-    from . import sized
-
-    return sized.memory_read(mk, ms, mv, table, capacity, qk, qe, top_k, return_usage)
-
-
-@_on_its_device
 def memory_read_with_gradients(
     mk: list[Tensor],
     ms: list[Tensor] | None,

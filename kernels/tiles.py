@@ -4,9 +4,9 @@ Tokens are numbered through all segments. ``starts`` and ``ends`` are the segmen
 last, ``sb``, ``sc`` and ``sn`` their strides of batch, channel and token; all are tuples as long as the memory has
 segments (at most ``bank.SEGMENTS``), so the loops over them unroll.
 
-The numbers come with the launch, written as ``bank.numbers`` does, or, where one graph is to serve a memory that grows,
-from the device (sized.py): then ``starts[i]`` points to the first number and that of the token which a segment's pointer
-points to, and ``ends[i]`` to the number behind the last.
+The numbers come with the launch, written as ``bank.numbers`` does, or, where one graph is to serve a memory that
+grows, from the device (sized.py): then ``starts[i]`` points to the first number and that of the token which a segment's
+pointer points to, and ``ends[i]`` to the number behind the last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def number(x):
     """A number as ``bank.numbers`` has written it, or from the device."""
     if x.dtype.is_ptr():
         return tl.load(x)
-    else:
+    else:  # noqa: RET505  (what follows a return is compiled, too)
         return x >> 4
 
 
@@ -35,7 +35,7 @@ def origin(starts, i: tl.constexpr):
     """The number of the token that the i-th segment's pointer points to."""
     if starts[i].dtype.is_ptr():
         return tl.load(starts[i] + 1)
-    else:
+    else:  # noqa: RET505
         return starts[i] >> 4
 
 

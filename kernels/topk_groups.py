@@ -199,7 +199,8 @@ def wide_maxima(
 def candidate_groups(maxima: Tensor, k: int, end: int | Tensor) -> Tensor:
     """The k groups with the largest of maxima [B, count, groups] -> [B, count, k] int32, ascending.
 
-    end: behind the last token, as in ``Memory.ends``; what the maxima of later groups are does not matter. One launch; two more for each factor of GROUP by which there are more than WIDEST groups, too many for a program.
+    end: behind the last token, as in ``Memory.ends``; what the maxima of later groups are does not matter. One launch;
+    two more for each factor of GROUP by which there are more than WIDEST groups, too many for a program.
     """
     levels = [maxima]
     while levels[-1].shape[2] > WIDEST:
@@ -279,8 +280,9 @@ def select_groups(
 ):
     """out [B, count, K] int32: of ``candidates`` groups the K largest, of equal ones the first, in ascending order.
 
-    Groups are of ``span`` tokens. Candidates are all of them, or those of ``parents`` [B, count, candidates / GROUP] groups of groups. The K-th largest
-    is found by bisection over its bits, so that the work does not depend on the data. Grid [count, B].
+    Groups are of ``span`` tokens. Candidates are all of them, or those of ``parents`` [B, count, candidates / GROUP]
+    groups of groups. The K-th largest is found by bisection over its bits, so that the work does not depend on the
+    data. Grid [count, B].
     """
     row = tl.program_id(1).to(tl.int64) * count + tl.program_id(0)
     at = tl.arange(0, WIDTH)

@@ -63,7 +63,6 @@ def rows(runs):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("wide", [False, True])
 def test_it_reads_the_tokens_that_the_table_names(dtype, wide):
-    from xmemk import kernels
     from xmemk.kernels import sized
 
     x = make_inputs(300, 5, batch=2, objects=2, key_channels=16, value_channels=5, dtype=dtype)
@@ -75,19 +74,18 @@ def test_it_reads_the_tokens_that_the_table_names(dtype, wide):
         sized.write(table, rows(runs))
         assert table.flatten().tolist() == rows(runs)
         wanted = xmemk.memory_read(*views, x.qk, x.qe, top_k=3, return_usage=True, backend="triton")
-        readout, usage = kernels.memory_read_sized(*storage.segments(runs), table, sum(ROOM), x.qk, x.qe, 3, True)
+        readout, usage = sized.memory_read(*storage.segments(runs), table, sum(ROOM), x.qk, x.qe, 3, True)
         assert torch.equal(readout, wanted[0])
         assert torch.equal(usage[:, :tokens], wanted[1])
         assert (usage[:, tokens:] == 0).all()
         assert usage.shape == (2, sum(ROOM))
-        alone, none = kernels.memory_read_sized(*storage.segments(runs), table, sum(ROOM), x.qk, x.qe, 3, False)
+        alone, none = sized.memory_read(*storage.segments(runs), table, sum(ROOM), x.qk, x.qe, 3, False)
         assert none is None
         assert torch.equal(alone, readout)
 
 
 @interpreted
 def test_values_may_lie_elsewhere_than_keys():
-    from xmemk import kernels
     from xmemk.kernels import sized
 
     x = make_inputs(140, 3, key_channels=8, value_channels=5)
@@ -96,7 +94,7 @@ def test_values_may_lie_elsewhere_than_keys():
     mv = torch.nn.functional.pad(x.mv, (7, 9), value=float("nan"))
     table = sized.new_table(x.qk)
     sized.write(table, sized.rows([(100, 60, 7), (0, 0, 0), (40, 160, 107), (0, 0, 0)]))
-    readout, _ = kernels.memory_read_sized([mk] * 4, None, [mv] * 4, table, 200, x.qk, None, 2, False)
+    readout, _ = sized.memory_read([mk] * 4, None, [mv] * 4, table, 200, x.qk, None, 2, False)
     assert torch.equal(readout, wanted)
 
 
