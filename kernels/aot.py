@@ -85,7 +85,7 @@ HEAD = ("kernel", "sm", "warps", "registers", "stack", "local", "shared", "matri
 
 def cases() -> dict[str, Callable[[], object]]:
     """Calls whose launches together are all kernels in all forms. XMem's sizes at 480p unless the name says more."""
-    from . import dense_backward, topk_backward
+    from . import dense_backward, sized, topk_backward
     from .dense_read import memory_read
     from .topk_affinity import affinity_topk
     from .topk_readout import readout_topk
@@ -94,6 +94,12 @@ def cases() -> dict[str, Callable[[], object]]:
         x = meta(n, q, objects=o, dtype=dtype, **more)
         weight, index, _ = affinity_topk(*x[:2], *x[3:], k, True)
         return readout_topk(x[2], weight, index)
+
+    def in_place(frames: int = 16200, long_term: int = 10000, k: int = 30, o: int = 1, **more: Any) -> object:
+        mk, ms, mv, qk, qe = meta(0, 1620, objects=o, segments=(long_term, *(frames,) * 3), **more)
+        table = sized.new_table(qk)
+        sized.write(table, sized.rows([(long_term, 0, 0), (1620, 0, 0), (6480, 3240, 3240), (0, 0, 0)]))
+        return sized.memory_read(mk, ms, mv, table, frames + long_term, qk, qe, k, True)
 
     def dense(n: int = 24580, q: int = 1620, o: int = 1, usage: bool = True, **more: Any) -> object:
         x = meta(n, q, objects=o, **more)
@@ -117,6 +123,8 @@ def cases() -> dict[str, Callable[[], object]]:
         "topk k=256, N=3,000,000": lambda: read(3_000_000, 512, 256),
         "topk small memory": lambda: read(300, 1620),
         "topk segments, CK=128": lambda: read(dtype=half, channels=128, segments=(8100, 0, 130, 16350)),
+        "sized float16": lambda: in_place(),
+        "sized float32, O=5": lambda: in_place(o=5, dtype=single),
         "dense float16": lambda: dense(),
         "dense float16, O=5, no usage": lambda: dense(o=5, usage=False),
         "dense bfloat16, no selection": lambda: dense(dtype=bfloat, selection=False),

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import is_finite, load_queries, load_tokens, power_of_two, split, token_scale
+from .tiles import bound, is_finite, load_queries, load_tokens, power_of_two, split, token_scale
 
 SEGMENTS = 4  # more are joined by the host
 TILE = 64  # queries that share a certificate, and rows of a program here
@@ -34,13 +34,13 @@ _SAMPLES = tl.constexpr(31)
 
 
 class Memory(NamedTuple):
-    """Keys and shrinkage as the kernels take them."""
+    """Keys and shrinkage as the kernels take them; the numbers of the segments may be on the device (sized.py)."""
 
     mk: tuple[Tensor, ...]
     ms: tuple[Tensor, ...]
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]
-    tokens: int  # that exist
+    starts: tuple[int, ...] | tuple[Tensor, ...]
+    ends: tuple[int, ...] | tuple[Tensor, ...]
+    tokens: int  # that exist, or that there is room for
     extent: int  # numbers that they take, with those left out between aligned segments
 
     @property
@@ -51,6 +51,13 @@ class Memory(NamedTuple):
     def keys(self) -> tuple[Any, ...]:
         """Pointers, starts, ends and strides of the keys."""
         return self.mk, self.starts, self.ends, *strides(self.mk)
+
+    @property
+    def compact(self) -> tuple[Any, ...]:
+        """Starts and ends without gaps between segments."""
+        if isinstance(self.starts[0], Tensor):
+            return self.starts, self.ends
+        return numbers(self.mk)
 
     @property
     def shrinkage(self) -> tuple[Any, ...]:
@@ -162,12 +169,11 @@ def prepare(memory: Memory, queries: Queries, pad: int) -> Bank:
     mk, _, _, *key_strides = memory.keys
     find_middle[(b,)](
         mk,
-        *numbers(mk),
+        *memory.compact,
         *key_strides,
         bank.middle,
         size,
         bank.wide_memory,
-        memory.tokens,
         ck,
         ckp,
         memory.segments,
@@ -192,6 +198,7 @@ def prepare(memory: Memory, queries: Queries, pad: int) -> Bank:
         queries.qe is not None,
         bank.e_exact,
         TILE,
+        pad,
         num_warps=4 if ckp <= 64 else 8,
     )
     return bank
@@ -207,7 +214,7 @@ def _median(x, count, sample):
     return tl.sum(tl.where((rank == (count - 1) // 2) & (sample < count)[:, None], x, 0.0), 0)
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit
 def find_middle(
     mk,
     starts,
@@ -218,7 +225,6 @@ def find_middle(
     middle,
     size,
     wide_memory,
-    N,
     CK: tl.constexpr,
     CKP: tl.constexpr,
     SEGMENTS: tl.constexpr,
@@ -231,7 +237,8 @@ def find_middle(
     b = tl.program_id(0)
     sample = tl.arange(0, 32)
     channel = tl.arange(0, CKP)
-    token = tl.minimum(sample.to(tl.int64) * N // _SAMPLES, N - 1)
+    tokens = bound(ends, SEGMENTS - 1)
+    token = tl.minimum(sample.to(tl.int64) * tokens // _SAMPLES, tokens - 1)
     x = load_tokens(mk, starts, ends, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32)
     x = tl.where(x == x, x, 0.0)
     m = _median(x, _SAMPLES, sample)
@@ -283,10 +290,14 @@ def fill_bank(
     HAS_E: tl.constexpr,
     E_EXACT: tl.constexpr,
     TILE: tl.constexpr,
+    PAD: tl.constexpr,
 ):
     """The operands of :class:`Bank`. Grid [tiles of keys, then tiles of queries; B]; ``root`` is 1 / sqrt(CK)."""
     b = tl.program_id(1)
     tile = tl.program_id(0)
+    # Room that no token has taken is nobody's to read, but for what fills the last PAD.
+    if (tile < key_tiles) & (tile.to(tl.int64) * TILE // PAD * PAD >= bound(ends, SEGMENTS - 1)):
+        return
     channel = tl.arange(0, CKP)
     center = tl.load(middle + b * CKP + channel)[None, :]
     a = tl.load(size + b)

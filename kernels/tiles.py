@@ -3,6 +3,10 @@
 Tokens are numbered through all segments. ``starts`` and ``ends`` are the segments' first numbers and those behind their
 last, ``sb``, ``sc`` and ``sn`` their strides of batch, channel and token; all are tuples as long as the memory has
 segments (at most ``bank.SEGMENTS``), so the loops over them unroll.
+
+The numbers come with the launch, written as ``bank.numbers`` does, or, where one graph is to serve a memory that
+grows, from the device (sized.py): then ``starts[i]`` points to the first number and that of the token which a segment's
+pointer points to, and ``ends[i]`` to the number behind the last.
 """
 
 from __future__ import annotations
@@ -12,9 +16,27 @@ import triton.language as tl
 
 
 @triton.jit
+def number(x):
+    """A number as ``bank.numbers`` has written it, or from the device."""
+    if x.dtype.is_ptr():
+        return tl.load(x)
+    else:  # noqa: RET505  (what follows a return is compiled, too)
+        return x >> 4
+
+
+@triton.jit
 def bound(numbers, i: tl.constexpr):
-    """One of ``starts`` or ``ends``, as ``bank.numbers`` has written it."""
-    return numbers[i] >> 4
+    """One of ``starts`` or ``ends``."""
+    return number(numbers[i])
+
+
+@triton.jit
+def origin(starts, i: tl.constexpr):
+    """The number of the token that the i-th segment's pointer points to."""
+    if starts[i].dtype.is_ptr():
+        return tl.load(starts[i] + 1)
+    else:  # noqa: RET505
+        return starts[i] >> 4
 
 
 @triton.jit
@@ -23,7 +45,7 @@ def load_tokens(ptrs, starts, ends, sb, sc, sn, b, token, channel, CHANNELS, SEG
     rows = tl.zeros((token.shape[0], channel.shape[0]), ptrs[0].dtype.element_ty)
     for i in tl.static_range(SEGMENTS):
         here = (token >= bound(starts, i)) & (token < bound(ends, i))
-        offset = (token - bound(starts, i))[:, None] * sn[i] + channel[None, :].to(tl.int64) * sc[i]
+        offset = (token - origin(starts, i))[:, None] * sn[i] + channel[None, :].to(tl.int64) * sc[i]
         mask = here[:, None] & (channel < CHANNELS)[None, :]
         rows = tl.where(here[:, None], tl.load(ptrs[i] + b.to(tl.int64) * sb[i] + offset, mask=mask, other=0.0), rows)
     return rows
@@ -36,7 +58,7 @@ def load_scalars(ptrs, starts, ends, sb, sn, b, token, channel, sc, SEGMENTS: tl
     b = b.to(tl.int64)  # and with it what it is added to
     for i in tl.static_range(SEGMENTS):
         here = (token >= bound(starts, i)) & (token < bound(ends, i))
-        at = ptrs[i] + b * sb[i] + (b * 0 + channel) * sc[i] + (token - bound(starts, i)) * sn[i]
+        at = ptrs[i] + b * sb[i] + (b * 0 + channel) * sc[i] + (token - origin(starts, i)) * sn[i]
         numbers = tl.where(here, tl.load(at, mask=here, other=0.0).to(tl.float32), numbers)
     return numbers
 

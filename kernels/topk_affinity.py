@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import bank, configs, topk_usage
 from .bank import Memory, Queries
-from .tiles import load_queries, load_scalars, load_tokens, readable
+from .tiles import bound, load_queries, load_scalars, load_tokens, readable
 from .topk_groups import GROUP, candidate_groups, group_maxima, order_key
 from .topk_usage import add_usage
 
@@ -32,17 +32,26 @@ def affinity_topk(
     return_usage: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """-> weight [B, Q, k] float32, descending, index [B, Q, k] int64, k = min(top_k, N); usage [B, N] or None."""
-    memory, queries = bank.memory(mk, ms), Queries(qk, qe)
+    memory = bank.memory(mk, ms)
+    by_groups = memory.tokens > min(top_k, memory.tokens) * GROUP
+    return choose(memory, Queries(qk, qe), top_k, return_usage, by_groups)
+
+
+def choose(
+    memory: Memory, queries: Queries, top_k: int, return_usage: bool, by_groups: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same of a memory as the kernels take it, which ``by_groups`` says to have more than k * GROUP tokens."""
+    qk = queries.qk
     b, _, q = qk.shape
     k = min(top_k, memory.tokens)
     weight = qk.new_empty((b, q, k), dtype=torch.float32)
     index = qk.new_empty((b, q, k), dtype=torch.int64)
     sums = topk_usage.new_sums(qk, b, memory.tokens) if return_usage else None
     if weight.numel() > 0:
-        if memory.tokens <= k * GROUP:
-            _choose(memory, queries, None, 0, q, weight, index, sums)
-        else:
+        if by_groups:
             _choose_by_groups(memory, queries, weight, index, sums)
+        else:
+            _choose(memory, queries, None, 0, q, weight, index, sums)
     return weight, index, None if sums is None else topk_usage.finish(sums, topk_usage.usage_bits(q))
 
 
@@ -55,7 +64,8 @@ def _choose_by_groups(memory: Memory, queries: Queries, weight: Tensor, index: T
     turn = -(-q // (turns * TURN)) * TURN
     for first in range(0, q, turn):
         count = min(turn, q - first)
-        groups = candidate_groups(group_maxima(operands, memory, queries, first, count, config), k)
+        maxima = group_maxima(operands, memory, queries, first, count, config)
+        groups = candidate_groups(maxima, k, memory.ends[-1])
         _choose(memory, queries, groups, first, count, weight, index, sums)
 
 
@@ -151,13 +161,14 @@ def weigh_candidates(
     """weight, index [B, Q, K]: of a query's candidates the K best, best first, and the softmax of their scores.
 
     Candidates are the tokens of groups [B, count, candidates / GROUP], ascending, or all tokens. They are scored by the
-    differences of Eq. 2, which cancel nothing, ROWS at a time. Grid [count, B].
+    differences of Eq. 2, which cancel nothing, ROWS at a time. Rows of ``sums`` are N long. Grid [count, B].
     """
     b = tl.program_id(1)
     query = first + tl.program_id(0)
     row = b.to(tl.int64) * count + tl.program_id(0)
     channel = tl.arange(0, CKP)
     q, e = load_queries(qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq, b, query + tl.arange(0, 1), Q, CK, CKP, HAS_E)
+    tokens = bound(ends, SEGMENTS - 1)
     score = tl.full((STEPS, ROWS), -float("inf"), tl.float32)
     step = tl.arange(0, STEPS)[:, None]
     for i in range(STEPS):
@@ -166,12 +177,12 @@ def weigh_candidates(
         if HAS_GROUPS:
             group = tl.load(groups + row * (candidates // GROUP) + at // GROUP, mask=at < candidates, other=0)
             token = group.to(tl.int64) * GROUP + at % GROUP
-        token = tl.where(at < candidates, token, N)
+        token = tl.where(at < candidates, token, tokens)
         x = load_tokens(mk, starts, ends, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32) - q
         s = tl.full((ROWS,), 1.0, tl.float32)
         if HAS_S:
             s = load_scalars(ms, starts, ends, ms_sb, ms_sn, b, token, 0, ms_sb, SEGMENTS)
-        new = tl.where(token < N, readable(-s * (tl.sum(e * x * x, 1) * root)), -float("inf"))
+        new = tl.where(token < tokens, readable(-s * (tl.sum(e * x * x, 1) * root)), -float("inf"))
         score = tl.where(step == i, new[None, :], score)
     # One integer for each candidate: its score's order, then its place, of which the lower wins.
     place = (step * ROWS + tl.arange(0, ROWS)[None, :]).to(tl.int64)

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from . import configs
 from .bank import TILE, Bank, Memory, Queries
-from .tiles import difference_scores, is_wide, query_operand, split_product
+from .tiles import bound, difference_scores, is_wide, number, query_operand, split_product
 
 GROUP = 16
 WIDE_KEYS = 16  # groups of a program that scores by differences
+WIDE_PROGRAMS = 2048
 WIDEST = 8192  # groups that one program selects from; above, groups of groups
 
 
@@ -32,7 +33,7 @@ def group_maxima(
 ) -> Tensor:
     """Largest score of each group, [B, count, NP / GROUP], for ``count`` queries from ``first``, a multiple of a tile.
 
-    Two launches, of which each tile of queries takes one.
+    Of groups behind the last token nothing is written. Two launches, of which each tile of queries takes one.
     """
     b, ck, q = queries.qk.shape
     np, qp = bank.keys.shape[1], bank.queries.shape[1]
@@ -42,6 +43,7 @@ def group_maxima(
     grid = (-(-count // block_q), np // (block_n * GROUP), b)
     split_maxima[grid](
         *bank.split,
+        memory.ends[-1],
         out,
         np,
         qp,
@@ -55,8 +57,9 @@ def group_maxima(
         block_n,
         **configs.launch(config),
     )
-    grid = (-(-count // TILE), np // (WIDE_KEYS * GROUP), b)
-    wide_maxima[grid](
+    tiles, chunks = -(-count // TILE), np // (WIDE_KEYS * GROUP)
+    # Few, since most leave at once.
+    wide_maxima[(tiles, min(chunks, max(1, WIDE_PROGRAMS // (tiles * b))), b)](
         *memory.keys,
         *memory.shrinkage,
         *queries.arguments,
@@ -82,6 +85,13 @@ def group_maxima(
     return out
 
 
+@triton.jit
+def _store_maxima(out, best, b, row, group, count, groups):
+    """best [queries, BLOCK_N] becomes part of out [B, count, groups]."""
+    at = out + (b * count + row)[:, None] * groups + group[None, :]
+    tl.store(at, best, mask=(row < count)[:, None])
+
+
 @triton.jit(do_not_specialize=["first", "count"])
 def split_maxima(
     keys,
@@ -91,6 +101,7 @@ def split_maxima(
     unscale,
     wide_memory,
     wide_queries,
+    end,
     out,
     NP,
     QP,
@@ -106,11 +117,12 @@ def split_maxima(
     """out [B, count, NP / GROUP]: largest score of each group of tokens, for certified tiles of queries.
 
     Grid [tiles of BLOCK_Q queries, chunks of BLOCK_N groups, B]. Step t of a program scores the t-th token of each of
-    its groups, so that the maximum over a group is one of whole tiles.
+    its groups, so that the maximum over a group is one of whole tiles. ``end`` is the number behind the last token.
     """
     b = tl.program_id(2).to(tl.int64)
     first_tile = first // BLOCK_Q + tl.program_id(0)
-    if is_wide(wide_memory, wide_queries, b, first_tile * BLOCK_Q, QP // TILE, TILE, BLOCK_Q):
+    wide = is_wide(wide_memory, wide_queries, b, first_tile * BLOCK_Q, QP // TILE, TILE, BLOCK_Q)
+    if wide | (tl.program_id(1) * (BLOCK_N * GROUP) >= number(end)):
         return
     query = first_tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     e_hi, q_hi, q_lo, e_lo = query_operand(queries + b * QP * 4 * CK, query, CK, E_EXACT)
@@ -122,9 +134,7 @@ def split_maxima(
         product = split_product(keys + b * NP * 4 * CK, token, e_hi, q_hi, q_lo, e_lo, CK, E_EXACT)
         best = tl.maximum(best, (product + add) * tl.load(scale + b * NP + token)[None, :])
     best = best * tl.load(unscale + b * QP + query)[:, None]
-    row = b * count + (query - first)
-    at = out + row[:, None] * (NP // GROUP) + group[None, :]
-    tl.store(at, best, mask=((query - first) < count)[:, None])
+    _store_maxima(out, best, b, query - first, group, count, NP // GROUP)
 
 
 @triton.jit(do_not_specialize=["Q", "first", "count"])
@@ -166,36 +176,37 @@ def wide_maxima(
 ):
     """The same by differences, for the blocks of BLOCK_Q that are not certified.
 
-    Grid [tiles of TILE queries, chunks of BLOCK_N groups, B]."""
+    Grid [tiles of TILE queries, programs that share the chunks of BLOCK_N groups, B]."""
     b = tl.program_id(2).to(tl.int64)
     tile = first // TILE + tl.program_id(0)
     if not is_wide(wide_memory, wide_queries, b, tile * TILE, QP // TILE, TILE, BLOCK_Q):
         return
     query = tile * TILE + tl.arange(0, TILE)
-    group = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    best = tl.full((TILE, BLOCK_N), -float("inf"), tl.float32)
-    for t in range(GROUP):
-        token = group.to(tl.int64) * GROUP + t
-        score = difference_scores(
-            mk, starts, ends, sb, sc, sn, ms, ms_sb, ms_sn, qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq,
-            b, query, token, Q, root, CK, SEGMENTS, HAS_S, HAS_E
-        )  # fmt: skip
-        best = tl.maximum(best, score)
-    row = b * count + (query - first)
-    at = out + row[:, None] * (NP // GROUP) + group[None, :]
-    tl.store(at, best, mask=((query - first) < count)[:, None])
+    chunks = tl.cdiv(bound(ends, SEGMENTS - 1), BLOCK_N * GROUP).to(tl.int32)
+    for chunk in range(tl.program_id(1), chunks, tl.num_programs(1)):
+        group = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
+        best = tl.full((TILE, BLOCK_N), -float("inf"), tl.float32)
+        for t in range(GROUP):
+            token = group.to(tl.int64) * GROUP + t
+            score = difference_scores(
+                mk, starts, ends, sb, sc, sn, ms, ms_sb, ms_sn, qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq,
+                b, query, token, Q, root, CK, SEGMENTS, HAS_S, HAS_E
+            )  # fmt: skip
+            best = tl.maximum(best, score)
+        _store_maxima(out, best, b, query - first, group, count, NP // GROUP)
 
 
-def candidate_groups(maxima: Tensor, k: int) -> Tensor:
+def candidate_groups(maxima: Tensor, k: int, end: int | Tensor) -> Tensor:
     """The k groups with the largest of maxima [B, count, groups] -> [B, count, k] int32, ascending.
 
-    One launch; two more for each factor of GROUP by which there are more than WIDEST groups, too many for a program.
+    end: behind the last token, as in ``Memory.ends``; what the maxima of later groups are does not matter. One launch;
+    two more for each factor of GROUP by which there are more than WIDEST groups, too many for a program.
     """
     levels = [maxima]
     while levels[-1].shape[2] > WIDEST:
-        levels.append(_coarser(levels[-1]))
+        levels.append(_coarser(levels[-1], end, GROUP ** len(levels)))
     chosen = None
-    for level in reversed(levels):
+    for i, level in reversed(list(enumerate(levels))):
         b, count, groups = level.shape
         if chosen is None and groups <= k:
             continue
@@ -208,6 +219,8 @@ def candidate_groups(maxima: Tensor, k: int) -> Tensor:
             level,
             parents,
             out,
+            end,
+            GROUP ** (i + 1),
             groups,
             candidates,
             out.shape[2],
@@ -222,21 +235,24 @@ def candidate_groups(maxima: Tensor, k: int) -> Tensor:
     return chosen
 
 
-def _coarser(maxima: Tensor) -> Tensor:
+def _coarser(maxima: Tensor, end: int | Tensor, span: int) -> Tensor:
     b, count, groups = maxima.shape
     out = maxima.new_empty((b, count, -(-groups // GROUP)))
     rows = b * count
-    coarser_maxima[(rows, -(-out.shape[2] // 128))](maxima, out, groups, out.shape[2], GROUP, 128)
+    coarser_maxima[(rows, -(-out.shape[2] // 128))](maxima, out, end, span, groups, out.shape[2], GROUP, 128)
     return out
 
 
 @triton.jit(do_not_specialize=["GROUPS", "COARSE"])
-def coarser_maxima(maxima, out, GROUPS, COARSE, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """Maxima of GROUP consecutive groups: [rows, GROUPS] -> [rows, COARSE]. Grid [rows, blocks of COARSE]."""
+def coarser_maxima(maxima, out, end, span, GROUPS, COARSE, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+    """Maxima of GROUP consecutive groups of ``span`` tokens: [rows, GROUPS] -> [rows, COARSE].
+
+    Grid [rows, blocks of COARSE]."""
     row = tl.program_id(0).to(tl.int64)
     coarse = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     group = coarse[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    x = tl.load(maxima + row * GROUPS + group, mask=group < GROUPS, other=-float("inf"))
+    exists = group.to(tl.int64) * span < number(end)
+    x = tl.load(maxima + row * GROUPS + group, mask=exists, other=-float("inf"))
     tl.store(out + row * COARSE + coarse, tl.max(x, 1), mask=coarse < COARSE)
 
 
@@ -252,6 +268,8 @@ def select_groups(
     maxima,
     parents,
     out,
+    end,
+    span,
     GROUPS,
     candidates,
     K,
@@ -262,8 +280,9 @@ def select_groups(
 ):
     """out [B, count, K] int32: of ``candidates`` groups the K largest, of equal ones the first, in ascending order.
 
-    Candidates are all groups, or those of ``parents`` [B, count, candidates / GROUP] groups of groups. The K-th largest
-    is found by bisection over its bits, so that the work does not depend on the data. Grid [count, B].
+    Groups are of ``span`` tokens. Candidates are all of them, or those of ``parents`` [B, count, candidates / GROUP]
+    groups of groups. The K-th largest is found by bisection over its bits, so that the work does not depend on the
+    data. Grid [count, B].
     """
     row = tl.program_id(1).to(tl.int64) * count + tl.program_id(0)
     at = tl.arange(0, WIDTH)
@@ -271,7 +290,7 @@ def select_groups(
     if HAS_PARENTS:
         parent = tl.load(parents + row * (candidates // GROUP) + at // GROUP, mask=at < candidates, other=0)
         group = parent * GROUP + at % GROUP
-    exists = (at < candidates) & (group < GROUPS)
+    exists = (at < candidates) & (group.to(tl.int64) * span < number(end))
     key = order_key(tl.load(maxima + row * GROUPS + group, mask=exists, other=0.0))
     key = tl.where(exists, key, -2147483648)
     kth = tl.where(tl.sum((key >= 0).to(tl.int32), 0) >= K, 0, -2147483648)

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import bank, configs
-from .tiles import bound
+from .tiles import bound, origin
 
 
 def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     """mv [B, O, CV, N_i], weight, index [B, Q, k] -> readout [B, O, CV, Q] in mv's dtype, with channel stride 1."""
-    b, o, cv, _ = mv[0].shape
+    values = bank.joined([v for v in mv if v.shape[3] > 0])
+    return read(values, *bank.numbers(values), weight, index)
+
+
+def read(
+    values: tuple[Tensor, ...], starts: tuple[Any, ...], ends: tuple[Any, ...], weight: Tensor, index: Tensor
+) -> Tensor:
+    """The same of at most SEGMENTS segments that are not empty, numbered as ``tiles`` says."""
+    b, o, cv, _ = values[0].shape
     q, k = index.shape[1:]
-    out = mv[0].new_empty((b, q, o, cv))
+    out = values[0].new_empty((b, q, o, cv))
     if out.numel() > 0:
-        values = bank.joined([v for v in mv if v.shape[3] > 0])
-        config = configs.of("read_rows", mv[0])
+        config = configs.of("read_rows", values[0])
         block = min(config["BLOCK_C"], max(16, triton.next_power_of_2(cv)))
         blocks = -(-cv // block)
         read_rows[(q, o * blocks, b)](
             values,
-            *bank.numbers(values),
+            starts,
+            ends,
             *bank.strides(values),
             weight.contiguous(),
             index.contiguous(),
@@ -78,7 +88,7 @@ def read_rows(
         rows = tl.zeros((SLOTS, BLOCK_C), mv[0].dtype.element_ty)
         for i in tl.static_range(SEGMENTS):
             here = (token >= bound(starts, i)) & (token < bound(ends, i)) & (slot < K)
-            at = mv[i] + b * sb[i] + o * so[i] + (token - bound(starts, i))[:, None] * sn[i]
+            at = mv[i] + b * sb[i] + o * so[i] + (token - origin(starts, i))[:, None] * sn[i]
             x = tl.load(
                 at + channel[None, :].to(tl.int64) * sc[i], mask=here[:, None] & (channel < CV)[None, :], other=0.0
             )

@@ -280,6 +280,11 @@ def triton(like: Tensor) -> Any:
     return sys.modules[__name__] if like.device.type == "cuda" else _kernels()
 
 
+def sized() -> Any:
+    """The Triton kernels' read of a memory whose size is on the device (kernels/sized.py)."""
+    return importlib.import_module("xmemk.kernels.sized")
+
+
 def memory_read_with_gradients(
     mk: list[Tensor],
     ms: list[Tensor] | None,

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from .bank import Bank, add_block, place
 from .functions import PUBLIC
+from .graph import Graphs, ReadGraph
 from .scaled import values_for
 from .spec import Spec
 from .table import LONG_TERM, Run, Slot, Table
@@ -58,11 +59,15 @@ class Prototypes(NamedTuple):
 
 
 class Arena:
-    """The tokens of some objects, on the public functions or what takes their place; see the head of this file."""
+    """The tokens of some objects, on the public functions or what takes their place; see the head of this file.
 
-    def __init__(self, spec: Spec, functions: Any = PUBLIC) -> None:
+    graphs: reads are captured and replayed where that can be done (graph.py); None for no graphs.
+    """
+
+    def __init__(self, spec: Spec, functions: Any = PUBLIC, graphs: Graphs | None = None) -> None:
         self.spec = spec
         self.functions = functions
+        self.graph = None if graphs is None else ReadGraph(graphs)
         self.table = Table(spec.frame, spec.frames)
         self.reads = 0
         b, device = spec.batch, spec.device
@@ -145,6 +150,10 @@ class Arena:
     ) -> tuple[Tensor, Tensor | None]:
         """Eq. 1 over all tokens: readout [B, O, CV, Q] and, where wanted, usage [B, N] for :meth:`record`."""
         runs = self.table.runs()
+        if self.graph is not None:
+            replayed = self.graph.read(self, runs, qk, qe, top_k=top_k, return_usage=return_usage, backend=backend)
+            if replayed is not None:
+                return replayed
         mk, ms = self.keys(runs)
         return self.values.read(mk, ms, runs, qk, qe, top_k=top_k, return_usage=return_usage, backend=backend)
 

@@ -34,7 +34,7 @@ class Bucket:
 
     def __init__(self, rules: Rules, objects: tuple[int, ...], spec: Spec | None = None) -> None:
         self.objects = objects
-        self.arena = Arena(spec or rules.spec(len(objects)), rules.functions)
+        self.arena = Arena(spec or rules.spec(len(objects)), rules.functions, rules.graphs)
         self.consolidations = 0
         self.evictions = 0
 

@@ -23,6 +23,7 @@ from .arena import Arena
 from .bank import Bank, add_block
 from .checks import Layout, check_labels
 from .exact import Bucket, ExactGroups
+from .graph import Graphs
 from .rules import Rules
 from .sensory import Sensory
 from .shared import Late, SharedGroups
@@ -83,7 +84,10 @@ def write(
 
 
 def read(
-    path: str | os.PathLike[str], device: torch.device | str | None, backend: str
+    path: str | os.PathLike[str],
+    device: torch.device | str | None,
+    backend: str,
+    graphs: Graphs | None = None,
 ) -> tuple[MemoryConfig, Layout | None, Groups | None, Sensory]:
     """ValueError that names the file where it is cut off, no memory, of a newer version, or contradicts itself."""
     safetensors = _safetensors()
@@ -97,14 +101,14 @@ def read(
                 raise ValueError("another safetensors file")
             if metadata.get("version") != str(VERSION):
                 raise ValueError(f"version {metadata.get('version')} of the format")
-            return _restore(json.loads(metadata["state"]), file, device, backend)
+            return _restore(json.loads(metadata["state"]), file, device, backend, graphs)
     except (safetensors.SafetensorError, *_CONTRADICTIONS) as error:
         wanted = f"{path}: wanted a whole file that Memory.save wrote, version {VERSION}"
         raise ValueError(f"{wanted}, got: {error}") from error
 
 
 def _restore(
-    state: Mapping[str, Any], file: Any, device: torch.device | None, backend: str
+    state: Mapping[str, Any], file: Any, device: torch.device | None, backend: str, graphs: Graphs | None
 ) -> tuple[MemoryConfig, Layout | None, Groups | None, Sensory]:
     config = MemoryConfig(**state["config"])
     layout = None if state["layout"] is None else _layout_from_json(state["layout"], device)
@@ -114,7 +118,7 @@ def _restore(
         sensory.restore(state["sensory"], hidden.to((layout.device if layout else device) or "cpu"))
     if layout is None or state["groups"] is None:
         return config, layout, None, sensory
-    rules = Rules(config, layout, backend)
+    rules = Rules(config, layout, backend, graphs=graphs)
     groups: Groups
     if config.groups == "exact":
         groups = _exact_from_json(state["groups"], ExactGroups(rules), file)
@@ -158,7 +162,7 @@ def _exact_from_json(saved: Mapping[str, Any], groups: ExactGroups, file: Any) -
 
 def _shared_from_json(saved: Mapping[str, Any], groups: SharedGroups, file: Any) -> SharedGroups:
     groups.first = check_labels("objects", saved["objects"])
-    groups.arena = Arena(_spec(saved, groups.rules, groups.first), groups.rules.functions)
+    groups.arena = Arena(_spec(saved, groups.rules, groups.first), groups.rules.functions, groups.rules.graphs)
     _arena_from_json(saved, groups.arena, "0", file)
     groups.consolidations, groups.evictions = int(saved["consolidations"]), int(saved["evictions"])
     for i, each in enumerate(saved["late"]):

@@ -109,7 +109,7 @@ class SharedGroups:
 
         first, arena, late = self.first, self.arena, list(self.late)
         if arena is None:
-            first, arena = new, Arena(self.rules.spec(len(new)), self.rules.functions)
+            first, arena = new, Arena(self.rules.spec(len(new)), self.rules.functions, self.rules.graphs)
         elif new:
             late.append(Late(self.rules, new))
         change = Change(arena.stage(*frame, values_of(first)), [g.stage(values_of(g.objects)) for g in late])
