@@ -62,8 +62,8 @@ def relative_error(case: Case, result: Any) -> float:
 
 
 def status(compared: Comparison | None, error: float | None, rounded: bool) -> str:
-    """ "exact", "rounded", "WRONG", or "" for a peer that has no result. ``error`` is the relative one; ``rounded`` says
-    that there are 16-bit products in it.
+    """One of exact, rounded, WRONG, or nothing for a peer that has no result. ``error`` is the relative one;
+    ``rounded`` says that there are 16-bit products in it.
     """
     if compared is None:
         return ""
