@@ -33,6 +33,7 @@ def segment(
     long_term: Annotated[int, typer.Option(min=0, help="Tokens of long-term memory; 0: none, memory grows.")] = 10000,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best there is.")] = None,
     half: Annotated[bool | None, typer.Option("--half/--full", help="16-bit convolutions; default on a GPU.")] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the network; takes minutes at first.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay/--no-overlay", help="Also write overlay.mp4.")] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -58,7 +59,7 @@ def segment(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     half = device.startswith("cuda") if half is None else half
     narrow = torch.float16 if device.startswith("cuda") else torch.bfloat16
-    network = XMem.from_checkpoint(weights, device)
+    network = XMem.from_checkpoint(weights, device).tuned(compile=compile_)
     config = MemoryConfig(
         top_k=top_k,
         mem_every=mem_every,
