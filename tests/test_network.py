@@ -237,6 +237,10 @@ def test_files_that_are_no_parameters(tmp_path, monkeypatch):
     for name in (*made, "zip.pth"):
         with pytest.raises(ValueError, match=f"{name}: not a file of parameters"):
             XMem.from_checkpoint(name)
+    torch.save(small(), "whole.pth")
+    with pytest.raises(ValueError, match=r"not a file of parameters but of Python objects \(xmemk.ref") as said:
+        XMem.from_checkpoint("whole.pth")
+    assert "\x1b" not in str(said.value)
     assert not Path("never_made").exists()
     with pytest.raises(FileNotFoundError, match=r"none.pth: there is no such file"):
         XMem.from_checkpoint("none.pth")

@@ -48,7 +48,7 @@ def evaluate(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best there is.")] = None,
     half: Annotated[bool | None, typer.Option("--half/--full", help="16-bit convolutions; default on a GPU.")] = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the network; takes minutes at first.")] = False,
+    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile; takes minutes at first.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Follow the objects of a dataset's videos, and judge the results where the dataset tells the truth.
