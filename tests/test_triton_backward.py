@@ -148,6 +148,19 @@ def test_operators_pass_opcheck(top_k):
 
 
 @interpreted
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_a_gradient_that_is_one_number_in_memory(top_k):
+    """That of a sum, which PyTorch expands with strides of 0."""
+    x = make_inputs(60, 3, objects=2, key_channels=12, value_channels=7, batch=2)
+    leaves = [t.requires_grad_() for t in x.read]
+    out = xmemk.memory_read(*leaves, top_k=top_k, return_usage=True, backend="triton")
+    whole = torch.autograd.grad(out, leaves, [torch.ones_like(t) for t in out], retain_graph=True)
+    for _ in range(2):
+        summed = torch.autograd.grad(out[0].sum() + out[1].sum(), leaves, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(summed, whole))
+
+
+@interpreted
 def test_a_second_derivative_is_refused():
     x = make_inputs(30, 2, key_channels=4, value_channels=3)
     x.qk.requires_grad_()
