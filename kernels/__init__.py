@@ -70,10 +70,10 @@ def memory_read(
         from . import dense_read
 
         return dense_read.memory_read(mk, ms, mv, qk, qe, return_usage)
-    from .topk_readout import readout_topk as read
+    from . import topk_affinity, topk_readout
 
-    weight, index, usage = affinity_topk(mk, ms, qk, qe, top_k, return_usage)
-    return read(mv, weight, index), usage
+    weight, index, usage = topk_affinity.affinity_topk(mk, ms, qk, qe, top_k, return_usage)
+    return topk_readout.readout_topk(mv, weight, index), usage
 
 
 @_on_its_device
