@@ -81,36 +81,37 @@ def check(
     passed = set(_remembered(memory).get(state, []))
     wanted = list(dict.fromkeys(node for op in ops for node in TESTS[kind][op] if node not in passed))
     failed: list[str] = []
+    broken = ""
     if wanted:
         said(f"tests of {', '.join(ops)}")
-        failed = run(wanted, root)
+        failed, broken = run(wanted, root)
         passed |= {node for node in wanted if not any(name.startswith(node) for name in failed)}
-        if not any("::" not in name for name in failed):
+        if not broken:
             memory.parent.mkdir(parents=True, exist_ok=True)
             memory.write_text(json.dumps({state: sorted(passed)}))
-    red = {op: [n for n in failed if "::" not in n or n.startswith(TESTS[kind][op])] for op in ops}
+    red = {op: [name for name in failed if name.startswith(TESTS[kind][op])] for op in ops}
+    if broken:
+        red = {op: [broken] for op in ops}
     red = {op: names for op, names in red.items() if names}
     return {op: True for op in ops if op not in red}, red
 
 
-def run(nodes: list[str], root: Path) -> list[str]:
-    """The tests among ``nodes`` that fail; what went wrong with the run as a whole is a name without "::"."""
+def run(nodes: list[str], root: Path) -> tuple[list[str], str]:
+    """The tests among ``nodes`` that fail; and what went wrong with the run as a whole, if anything."""
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider"]
     try:
         done = subprocess.run(
             [*command, *(f"tests/{node}" for node in nodes)], cwd=root, capture_output=True, text=True, timeout=LIMIT
         )
     except subprocess.TimeoutExpired:
-        return [f"the tests did not end within {LIMIT} s"]
-    failed = re.findall(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)
-    if failed:
-        return failed
-    if done.returncode != 0:
-        said = (done.stdout + done.stderr).strip().splitlines()
-        return [f"pytest ended with exit code {done.returncode}: {said[-1] if said else ''}"]
-    if not re.search(r"\d+ passed", done.stdout):
-        return ["no test ran: every one was skipped"]
-    return []
+        return [], f"the tests did not end within {LIMIT} s"
+    failed = re.findall(r"^FAILED tests/(\S+)", done.stdout, re.MULTILINE)
+    if done.returncode == 0 and not re.search(r"\d+ passed", done.stdout):
+        return [], "no test ran: every one was skipped"
+    if done.returncode == 0 or failed:
+        return failed, ""
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    return [], f"pytest ended with exit code {done.returncode}: {lines[-1] if lines else ''}"
 
 
 def contents(root: Path) -> str:
