@@ -192,8 +192,12 @@ def in_fresh_process(name: str, film: Film, limits: Limits) -> dict[str, Any]:
     return result | {"points": [], "computed": [], "increase": None, "reason": reason}
 
 
+def say(words: str) -> None:
+    print(words, flush=True)
+
+
 def measure(
-    protocols: list[str], *, quick: bool = False, limits: Limits | None = None, said: Callable[[str], None] = print
+    protocols: list[str], *, quick: bool = False, limits: Limits | None = None, said: Callable[[str], None] = say
 ) -> list[dict[str, Any]]:
     """The results of these protocols, as result files have them; ``said`` gets a line for each."""
     results = []

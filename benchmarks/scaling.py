@@ -212,8 +212,12 @@ def default_bytes() -> float:
     return 0.5 * 1024 * int(found[1]) if found else 8e9
 
 
+def say(words: str) -> None:
+    print(words, flush=True)
+
+
 def measure(
-    axes: list[str], limits: Limits, *, quick: bool = False, said: Callable[[str], None] = print
+    axes: list[str], limits: Limits, *, quick: bool = False, said: Callable[[str], None] = say
 ) -> list[dict[str, Any]]:
     """The results along these axes, as result files have them; ``said`` gets a line for each row."""
     given = torch.get_num_threads()

@@ -152,7 +152,8 @@ def _peer(name: str) -> Peer:
 
         return call
 
-    return Peer(name, prepare, ours=METHODS[name].ours)  # type: ignore[arg-type]
+    shown = f"{name} (another method)" if name == "STCN" else name
+    return Peer(shown, prepare, ours=METHODS[name].ours)  # type: ignore[arg-type]
 
 
 VIDEO_PEERS = [_peer(name) for name in ("xmemk", "original", "STCN")]
@@ -199,7 +200,7 @@ def measure_case(
     rows, calls = [], {}
     for peer in peers or VIDEO_PEERS:
         said(peer.name)
-        row = Row(peer.name, peer.ours, reason="" if peer.name != "STCN" else UNCHECKED)
+        row = Row(peer.name, peer.ours)
         rows.append(row)
         try:
             call = peer.prepare(case)  # type: ignore[arg-type]
@@ -212,6 +213,7 @@ def measure_case(
             row.reason = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"[:200]
             continue
         row.error = None if compared is None else compared.error
+        row.reason = UNCHECKED if compared is None else ""
         if compared is not None and not compared.passed:
             row.reason = f"wrong: {compared}"
             continue
@@ -270,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
             for row in rows:
                 figures = "" if row.median is None else f"{1e3 * row.median:10.1f} ms"
                 error = "" if row.error is None else f"  error {row.error:.1e}"
-                print(f"  {row.peer:10}{figures}{error}  {row.reason}".rstrip())
+                print(f"  {row.peer:22}{figures}{error}  {row.reason}".rstrip())
     record.save(record.line("frames", results), options.save)
 
 

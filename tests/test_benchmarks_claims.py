@@ -68,3 +68,12 @@ def test_a_line_through_points():
     assert claims.line([1, 2, 3], [5.0, 7.0, 9.0]) == pytest.approx((3, 2))
     # With the defaults: at frames 45, 70, 95, ...
     assert [claims._consolidations_of(n, MemoryConfig()) for n in (45, 46, 70, 71, 1996)] == [0, 1, 1, 2, 79]
+
+
+def test_all_claims_are_measured_and_a_process_that_ends_is_a_reason(monkeypatch):
+    monkeypatch.setattr(claims, "released_budget", lambda *_: {"claim": "left out"})
+    found = claims.measure(quick=True, height=4, width=8)
+    assert [f["claim"].split(",")[0] for f in found[:3]] == ["compression", "compression", "left out"]
+    assert len(found) == 6 and all(f["holds"] is not None for f in found[3:])
+    (failed,) = claims.our_budget_in_fresh_process(0, 8, 1, 1)
+    assert failed["holds"] is None and "failed with 1" in failed["how"]
