@@ -23,7 +23,7 @@ from xmemk.benchmarks.peers import peers_of
 from xmemk.benchmarks.workloads import WORKLOADS, make_case
 
 import xmemk
-from xmemk.demo.peak import Peak, resident_bytes
+from xmemk.demo.peak import Peak
 from xmemk.memory import bytes_needed
 from xmemk.reference import MemoryConfig
 
@@ -41,7 +41,7 @@ def compression(features: ClipFeatures, config: MemoryConfig) -> list[dict[str, 
         t = 0
         while not memory.consolidations:
             before = memory.working_size, memory.long_term_size, held_bytes(memory)
-            _remember(memory, features, t, read=False)  # which tokens are chosen does not matter here
+            _remember(memory, features, t)
             t += 1
         frame = features.height * features.width
         into = before[0] + frame - memory.working_size
@@ -77,7 +77,7 @@ def compression(features: ClipFeatures, config: MemoryConfig) -> list[dict[str, 
 def released_budget(features: ClipFeatures, config: MemoryConfig, sizes: tuple[int, ...]) -> dict[str, Any]:
     """How long the released memory lasts in 6 GB: what it holds, and what its read takes, both lines in N."""
     memory: Any = METHODS["original"].make(replace(config, max_long_term_elements=1_000_000))
-    hurry(memory, True)
+    hurry(memory, True)  # potentiation
     held = []
     for t in range(12 * config.max_mid_term_frames):
         _remember(memory, features, t)
@@ -112,7 +112,8 @@ def our_budget(features: ClipFeatures, config: MemoryConfig, consolidations: int
     """The same of our memory, by consolidations that are made; and what it takes with eviction, for any length."""
     longest = replace(config, max_long_term_elements=config.num_prototypes * consolidations)
     memory = xmemk.Memory(longest)
-    resident, peak = [], 0
+    resident: list[Any] = []
+    peak = 0
     t = 0
     while memory.consolidations < consolidations:
         done = memory.consolidations
@@ -121,8 +122,11 @@ def our_budget(features: ClipFeatures, config: MemoryConfig, consolidations: int
         if memory.consolidations > done:
             with Peak(CPU) as taken:
                 memory.read(*features.query(t))
-            peak = max(peak, taken.bytes or 0)
-            resident.append(resident_bytes(CPU))
+            if taken.bytes is None or taken.highest is None:
+                resident.append(None)
+                continue
+            peak = max(peak, taken.bytes)
+            resident.append(taken.highest - taken.bytes)  # before the read, what was freed given back
     size = {"height": features.height, "width": features.width, "objects": [1]}
     size |= {"key_channels": KEY_CHANNELS, "value_channels": VALUE_CHANNELS}
     more = bytes_needed(replace(longest, max_long_term_elements=2 * longest.max_long_term_elements), **size)
@@ -180,10 +184,8 @@ def line(x: list[float], y: list[float]) -> tuple[float, float]:
     return float(found[0]), float(found[1])
 
 
-def _remember(memory: Any, features: ClipFeatures, t: int, *, read: bool = True) -> None:
-    """Memory frame t; a read before it, so that usage is counted."""
-    if t and read:
-        memory.read(*features.query(t))
+def _remember(memory: Any, features: ClipFeatures, t: int) -> None:
+    """Memory frame t. It is not read before: which tokens become prototypes does not matter to their number."""
     key, shrinkage, value, selection = features.remembered(t)
     memory.add(key, shrinkage, value, [1], selection)
 

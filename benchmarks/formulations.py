@@ -2,38 +2,65 @@
 
 "original": as the released XMem has it (two products, passes over the N x Q matrix, top-k along the strided axis, a
 dense affinity, a dense readout). "tidy": the best plain PyTorch we know: one product of augmented keys and queries,
-top-k over the contiguous axis, embedding_bag. Batch 1, shrinkage and selection given.
+top-k over the contiguous axis, embedding_bag. Batch 1, shrinkage and selection given; k None reads all tokens. Each
+computes in the call what depends on memory or query; the similarity is float32 for 16-bit inputs, unless the name says
+otherwise. Readout [1, O, CV, Q]; usage [1, N], or None where the formulation gives none.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, scaled_dot_product_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import embedding_bag, pad, scaled_dot_product_attention
 
 from xmemk.demo import original
 from xmemk.testing import Inputs
 
+Read = Callable[[Inputs, "int | None"], "tuple[Tensor, Tensor | None]"]
+# The widest head that SDPA's flash and cuDNN kernels, and FlashAttention, take.
+WIDEST_HEAD = 256
+
+
+def wide(t: Tensor) -> Tensor:
+    """In float32 where it is in 16 bits."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def widened(x: Inputs) -> Inputs:
+    """The same inputs in float32, for a formulation that would compute in 16 bits."""
+    return Inputs(*(None if t is None else wide(t) for t in (x.mk, x.ms, x.mv, x.qk, x.qe, x.me, x.usage)))  # type: ignore[arg-type]
+
+
+def operands(x: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """memory [N, 2 CK], query [Q, 2 CK], s [N, 1], b [Q, 1]: the similarity is memory query^T - s b^T."""
+    assert x.ms is not None and x.qe is not None
+    k, q, e = (wide(t[0].T) for t in (x.mk, x.qk, x.qe))
+    s = x.ms[0].T.to(k.dtype) / math.sqrt(k.shape[1])
+    return torch.cat([-s * k * k, 2 * s * k], 1), torch.cat([e, e * q], 1), s, (e * q * q).sum(1, keepdim=True)
+
 
 def augmented(x: Inputs) -> tuple[Tensor, Tensor]:
     """Memory operand [N, 2 CK + 1] and query operand [Q, 2 CK + 1], whose product is the similarity."""
+    memory, query, s, b = operands(x)
+    return torch.cat([memory, -s], 1), torch.cat([query, b], 1)
+
+
+def original_read(x: Inputs, k: int | None) -> tuple[Tensor, Tensor]:
     assert x.ms is not None and x.qe is not None
-    k, q, e = (t[0].T for t in (x.mk, x.qk, x.qe))
-    s = x.ms[0].T.to(k.dtype) / math.sqrt(k.shape[1])
-    memory = torch.cat([-s * k * k, 2 * s * k, -s], 1)
-    return memory, torch.cat([e, e * q, (e * q * q).sum(1, keepdim=True)], 1)
-
-
-def original_topk(x: Inputs, k: int) -> tuple[Tensor, Tensor]:
-    assert x.ms is not None and x.qe is not None
-    return original.memory_read([x.mk], [x.ms], [x.mv], x.qk, x.qe, top_k=k)
-
-
-def original_dense(x: Inputs) -> tuple[Tensor, Tensor]:
+    if k is not None:
+        return original.memory_read([x.mk], [x.ms], [x.mv], x.qk, x.qe, top_k=k)
     affinity = original_similarity(x.mk, x.ms, x.qk, x.qe).softmax(1)
-    return x.mv @ affinity[:, None], affinity.sum(2)
+    return x.mv @ affinity[:, None].to(x.mv.dtype), affinity.sum(2)
+
+
+def original_autocast(x: Inputs, k: int | None) -> tuple[Tensor, Tensor]:
+    with torch.autocast(x.mk.device.type, torch.float16):
+        return original_read(x, k)
 
 
 def original_similarity(mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None) -> Tensor:
@@ -47,10 +74,11 @@ def original_consolidate(x: Inputs, prototypes: int) -> tuple[Tensor, Tensor, Te
     """Top-P by usage, a softmax over the candidates, one dense readout for the values and one for the shrinkage."""
     index = x.usage.topk(prototypes, dim=1).indices
     row = index[:, None].expand(-1, x.mk.shape[1], -1)
+    given, narrow, x = x.mk, x.mv.dtype, widened(x)
     pk = x.mk.gather(2, row)
     affinity = original_similarity(x.mk, x.ms, pk, x.me.gather(2, row)).softmax(1)
     assert x.ms is not None
-    return pk, x.ms @ affinity, x.mv @ affinity[:, None]
+    return given.gather(2, row), x.ms @ affinity, (x.mv @ affinity[:, None]).to(narrow)
 
 
 def values_by_token(x: Inputs) -> Tensor:
@@ -64,20 +92,22 @@ def by_object(read: Tensor, x: Inputs) -> Tensor:
     return read.unflatten(1, x.mv.shape[1:3]).permute(1, 2, 0)[None]
 
 
-def tidy_topk(x: Inputs, k: int) -> tuple[Tensor, Tensor]:
+def tidy_read(x: Inputs, k: int | None) -> tuple[Tensor, Tensor]:
     memory, query = augmented(x)
-    best, index = (query @ memory.T).topk(k, dim=1)
+    values = values_by_token(x)
+    if k is None:
+        affinity = (query @ memory.T).softmax(1)
+        return by_object(affinity.to(values.dtype) @ values, x), affinity.sum(0)[None]
+    return sparse_readout(x, *(query @ memory.T).topk(k, dim=1))
+
+
+def sparse_readout(x: Inputs, best: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Readout and usage from the scores and tokens [Q, k] of any selection."""
     weight = best.softmax(1)
-    usage = weight.new_zeros(memory.shape[0]).index_add(0, index.flatten(), weight.flatten())
+    usage = weight.new_zeros(x.mk.shape[2]).index_add(0, index.flatten(), weight.flatten())
     values = values_by_token(x)
     read = embedding_bag(index, values, mode="sum", per_sample_weights=weight.to(values.dtype))
     return by_object(read, x), usage[None]
-
-
-def tidy_dense(x: Inputs) -> tuple[Tensor, Tensor]:
-    memory, query = augmented(x)
-    affinity = (query @ memory.T).softmax(1)
-    return by_object(affinity @ values_by_token(x), x), affinity.sum(0)[None]
 
 
 def tidy_consolidate(x: Inputs, prototypes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,11 +116,56 @@ def tidy_consolidate(x: Inputs, prototypes: int) -> tuple[Tensor, Tensor, Tensor
     memory, query = augmented(Inputs(x.mk, x.ms, x.mv, pk, pe, x.me, x.usage))
     affinity = (query @ memory.T).softmax(1)
     assert x.ms is not None
-    return pk, (affinity @ x.ms[0].T).T[None], by_object(affinity @ values_by_token(x), x)
+    values = values_by_token(x)
+    return pk, (affinity @ x.ms[0].T.to(affinity)).T[None], by_object(affinity.to(values.dtype) @ values, x)
 
 
-def sdpa_dense(x: Inputs) -> tuple[Tensor, None]:
-    """scaled_dot_product_attention on the augmented operands: it gives no usage."""
-    memory, query = augmented(x)
-    read = scaled_dot_product_attention(query[None], memory[None], values_by_token(x)[None], scale=1.0)
-    return by_object(read[0], x), None
+def heads(x: Inputs, halves: int) -> Tensor:
+    """Values as attention wants them, [1, O halves, N, CV / halves]: objects are heads, cut where they are too wide."""
+    o, cv, n = x.mv.shape[1:]
+    return x.mv[0].permute(0, 2, 1).unflatten(2, (halves, cv // halves)).transpose(1, 2).reshape(1, o * halves, n, -1)
+
+
+def from_heads(read: Tensor, x: Inputs, halves: int) -> Tensor:
+    """[1, O halves, Q, CV / halves] -> [1, O, CV, Q]."""
+    o, cv = x.mv.shape[1:3]
+    return read.unflatten(1, (o, halves)).permute(0, 1, 2, 4, 3).reshape(1, o, cv, -1)
+
+
+def attention_operands(x: Inputs, one_width: bool) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Query, memory and values in the values' dtype, and how often an object's values were cut.
+
+    ``one_width``: keys and values are to be equally wide, so values are cut to at most 256 channels and keys padded.
+    """
+    halves = -(-x.mv.shape[2] // WIDEST_HEAD) if one_width else 1
+    values = heads(x, halves)
+    width = -(-(2 * x.mk.shape[1] + 1) // 8) * 8
+    if one_width:
+        width = max(width, values.shape[3])
+    memory, query = (pad(t.to(values.dtype), (0, width - t.shape[1])) for t in augmented(x))
+    wanted = width if one_width else values.shape[3]
+    values = pad(values, (0, wanted - values.shape[3])) if wanted != values.shape[3] else values
+    count = values.shape[1]
+    return query.expand(1, count, -1, -1), memory.expand(1, count, -1, -1), values, halves
+
+
+def cut_padding(read: Tensor, x: Inputs, halves: int) -> Tensor:
+    return from_heads(read[..., : x.mv.shape[2] // halves], x, halves)
+
+
+def sdpa(backend: SDPBackend) -> Read:
+    """scaled_dot_product_attention on the augmented operands, by one of its backends."""
+    one_width = backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+
+    def read(x: Inputs, k: int | None) -> tuple[Tensor, None]:
+        query, memory, values, halves = attention_operands(x, one_width)
+        with warnings.catch_warnings(record=True) as said, sdpa_kernel(backend):
+            warnings.simplefilter("always")
+            try:
+                found = scaled_dot_product_attention(query, memory, values, scale=1.0)
+            except RuntimeError as refusal:  # torch gives its reasons as warnings
+                reasons = [str(w.message).split(" (Triggered")[0] for w in said]
+                raise RuntimeError("; ".join(reasons[1:2] or reasons or [str(refusal)])) from None
+        return cut_padding(found, x, halves), None
+
+    return read

@@ -1,8 +1,10 @@
-"""How the peers are timed and their memory measured: in turn, medians, and each one's peak in a process of its own."""
+"""How the peers are checked, timed and their memory measured: in turn, medians, and each one's peak by itself."""
 
 from __future__ import annotations
 
 import json
+import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -13,25 +15,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from xmemk.benchmarks.peers import Peer, Unavailable, verdict
+from xmemk.benchmarks.peers import Peer, Unavailable, missing
+from xmemk.benchmarks.stopwatch import Stopwatch, Timed, first_line, order
+from xmemk.benchmarks.verdicts import relative_error, status, verdict
 from xmemk.benchmarks.workloads import WORKLOADS, Case, make_case
 
 from xmemk.demo.peak import Peak
+from xmemk.testing import Comparison
 
 
 @dataclass
 class Row:
-    """One peer on one case. ``reason`` says why there is no time, or what is wrong with the result."""
+    """One peer on one case. ``reason`` says why there is no time, or what is to be said beside it.
+
+    seconds: one number a round; on a GPU the device's, from a warm cache. device_seconds is their median there,
+    cold_seconds the same after the cache was overwritten, host_seconds what it takes to issue a call. ratio: to ours.
+    """
 
     peer: str
     ours: bool = False
     seconds: list[float] = field(default_factory=list)
+    status: str = ""
     error: float | None = None
+    relative_error: float | None = None
     reason: str = ""
     extra_bytes: int | None = None
     device_seconds: float | None = None
+    cold_seconds: float | None = None
     host_seconds: float | None = None
     ratio: float | None = None
+    of_roof: float | None = None
 
     @property
     def median(self) -> float | None:
@@ -49,42 +62,105 @@ class Row:
         return {**asdict(self), "median": self.median, "spread": self.spread}
 
 
+# What a trial in a process of its own found: the peak of memory beyond the inputs, or why there is none.
+Trial = tuple["int | None", str]
+
+
 def time_peers(
-    case: Case, peers: list[Peer], *, rounds: int, budget: float, said: Callable[[str], None] = lambda _: None
+    case: Case,
+    peers: list[Peer],
+    *,
+    rounds: int,
+    budget: float,
+    said: Callable[[str], None] = lambda _: None,
+    judge: Callable[[Case, Any], Comparison | None] = verdict,
+    trial: Callable[[Peer], Trial] | None = None,
+    until: float | None = None,
 ) -> list[Row]:
     """Checks each peer, then times them in turn, round by round, so that a busy machine slows them alike.
 
     A peer whose rounds have taken ``budget`` seconds is left out of the rest. One that fails or is wrong is not timed.
+    One that ``risky`` or too large a matrix makes doubtful goes through ``trial`` first. No peer is begun after
+    ``until`` (of time.monotonic).
     """
-    rows, calls = [], {}
+    device = case.device
+    watch = Stopwatch(str(device))
+    rows: list[Row] = []
+    calls: dict[str, Timed] = {}
     for peer in peers:
         said(peer.name)
         row = Row(peer.name, peer.ours)
         rows.append(row)
+        row.reason = missing(peer) or ""
+        if until is not None and time.monotonic() > until:
+            row.reason = "not reached in the time given"
+        elif not row.reason and trial is not None and (peer.risky or doubtful(case, peer)):
+            row.extra_bytes, row.reason = trial(peer)
+        if row.reason:
+            continue
         try:
-            call = peer.prepare(case)
-            compared = verdict(case, call())
+            calls[peer.name] = checked(case, peer, row, watch, judge)
         except Unavailable as reason:
             row.reason = str(reason)
         except Exception as failure:  # a peer is other people's code: its failure is a row, never the end of the run
-            row.reason = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"[:200]
-        else:
-            row.error = None if compared is None else compared.error
-            if compared is not None and not compared.passed:
-                row.reason = f"wrong: {compared}"
-            else:
-                calls[peer.name] = call
-    for i in range(rounds):
+            row.reason = first_line(failure)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what a failed peer left, and the caches of one that is done
+        if row.status == "WRONG":
+            calls.pop(peer.name, None)
+    for i in range(rounds if calls else 0):
         said(f"round {i + 1} of {rounds}")
-        for row in rows:
-            if row.peer not in calls or sum(row.seconds) > budget:
+        timed = [row for row in rows if row.peer in calls]
+        for at in order(len(timed), i):
+            one = calls[timed[at].peer]
+            if one.spent > budget or (i > 0 and one.spent >= budget):
                 continue
-            start = time.perf_counter()
-            calls[row.peer]()
-            synchronize(case.inputs.qk.device)
-            row.seconds.append(time.perf_counter() - start)
+            try:
+                watch.measure(one)
+            except Exception as failure:
+                one.note, one.spent = first_line(failure), float("inf")
+    for row in rows:
+        if row.peer in calls:
+            fill(row, calls[row.peer])
     compare_with_ours(rows)
     return rows
+
+
+def checked(case: Case, peer: Peer, row: Row, watch: Stopwatch, judge: Callable[..., Comparison | None]) -> Timed:
+    """Runs a peer once, judges the result, and makes it ready to be timed. Raises what the peer raises."""
+    call = peer.prepare(case)
+    if peer.compiled:
+        call()
+    start = time.perf_counter()
+    if watch.cuda:
+        call()  # compiles kernels, allocates
+        with Peak(case.device) as peak:
+            result = call()
+        row.extra_bytes = peak.bytes
+    else:
+        result = call()
+    first = time.perf_counter() - start
+    compared = judge(case, result)
+    if compared is not None:
+        row.error = compared.error
+        if judge is verdict and (watch.cuda or not compared.passed):
+            row.relative_error = relative_error(case, result)
+    small = judge is verdict and case.inputs.mk.dtype in (torch.float16, torch.bfloat16)
+    row.status = status(compared, row.relative_error, peer.rounded or small)
+    del result
+    if row.status == "WRONG":
+        row.reason = f"wrong: {compared}"
+        return Timed(call)
+    return watch.prepare(call, first)
+
+
+def fill(row: Row, timed: Timed) -> None:
+    """What was measured of a peer, into its row."""
+    row.seconds = timed.warm
+    row.reason = row.reason or timed.note
+    row.host_seconds = timed.host
+    if timed.cold:
+        row.device_seconds, row.cold_seconds = row.median, statistics.median(timed.cold)
 
 
 def compare_with_ours(rows: list[Row]) -> None:
@@ -93,6 +169,15 @@ def compare_with_ours(rows: list[Row]) -> None:
     for row in rows:
         if base and row.seconds:
             row.ratio = statistics.median(theirs / ours for theirs, ours in zip(row.seconds, base))
+
+
+def doubtful(case: Case, peer: Peer) -> bool:
+    """Whether a formulation that builds N x Q matrices, as all but ours do, may take more memory than there is."""
+    meminfo = Path("/proc/meminfo")
+    if peer.ours or case.inputs.mk.is_cuda or not meminfo.exists():
+        return False
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+    return found is not None and 6 * 4 * case.matrix > 1024 * int(found[1])
 
 
 def synchronize(device: torch.device) -> None:
@@ -115,14 +200,21 @@ def peak_of(case: Case, peer: Peer) -> int | None:
     return peak.bytes
 
 
-def peak_in_fresh_process(arguments: dict[str, Any], timeout: float) -> int | str | None:
-    """:func:`peak_of` in a new process, or why there is no figure. ``arguments`` as run.py takes them."""
+def in_fresh_process(arguments: dict[str, Any], timeout: float) -> Trial:
+    """:func:`peak_of` in a new process, or why there is no figure. ``arguments`` as run.py takes them.
+
+    So a peer that hangs, is killed for its memory or crashes takes nothing with it.
+    """
     command = [sys.executable, str(Path(__file__).with_name("run.py")), "--peak-of", json.dumps(arguments)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return f"no memory figure within {timeout:.0f} s"
+        return None, f"no result within {timeout:.0f} s in a process of its own"
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        return None, f"its process was killed by {name}" + (", as when memory runs out" if name == "SIGKILL" else "")
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
-        return f"the process that measures memory failed: {said[-1] if said else f'exit {done.returncode}'}"[:200]
-    return json.loads(done.stdout.splitlines()[-1])
+        return None, f"its process failed: {said[-1] if said else f'exit {done.returncode}'}"[:200]
+    told = json.loads(done.stdout.splitlines()[-1])
+    return told["extra_bytes"], told["reason"]

@@ -1,22 +1,24 @@
-"""Who is timed beside whom: for each op the ways to do it, and how each result is checked before it is timed.
+"""Who is timed beside whom: for each op the ways to do it.
 
 A peer is prepared for a case and is then a call without arguments. One that cannot serve raises Unavailable with the
-reason, which becomes its row in the table.
+reason, which becomes its row in the table. How results are checked is in verdicts.py.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 from xmemk.benchmarks import formulations as f
+from xmemk.benchmarks import packages
 from xmemk.benchmarks.workloads import Case
 
 import xmemk
-from xmemk import reference
-from xmemk.testing import Comparison, Inputs, compare_consolidate, compare_read
+from xmemk.testing import Inputs
 
 Call = Callable[[], Any]
 CHECKED_QUERIES = 40  # every peer is compared with float64 on that many queries
@@ -27,33 +29,55 @@ class Unavailable(Exception):
 
 
 class Peer(NamedTuple):
-    """compiled: its first call takes long and is no part of its time."""
+    """compiled: its first call takes long and is no part of its time. package: what must be installed for it, as pip
+    calls it. rounded: it multiplies in 16 bits whatever it is given, so that its result may be off by as much.
+    """
 
     name: str
     prepare: Callable[[Case], Call]
     compiled: bool = False
     ours: bool = False
+    package: str = ""
+    rounded: bool = False
+
+    @property
+    def risky(self) -> bool:
+        """Other people's native code or a compiler: tried in a process of its own first."""
+        return bool(self.package) or self.compiled
+
+
+# Import names by what pip calls them.
+PACKAGES = {"pykeops": "pykeops", "faiss-cpu": "faiss", "flash-attn": "flash_attn", "xformers": "xformers"}
+
+
+def missing(peer: Peer) -> str | None:
+    """Why a peer cannot be tried at all: its package is not there."""
+    if not peer.package or importlib.util.find_spec(PACKAGES[peer.package]) is not None:
+        return None
+    return f"not installed (pip install {peer.package})"
+
+
+def backends_of_ours(op: str, device: str) -> list[str]:
+    """The backends that have kernels for an op on that device, and "torch"."""
+    if torch.device(device).type != "cuda":
+        return ["cpu", "torch"]
+    kernels = {"select": ["cuda"], "evict": ["cuda"], "consolidate": ["triton", "cuda"]}
+    return [*kernels.get(op, ["triton"]), "torch"]
 
 
 def peers_of(op: str, backends: list[str]) -> list[Peer]:
-    """Ours first, one row per backend, then the others."""
-    make = {
-        "read": _readers,
-        "dense": _dense_readers,
-        "train": _trainers,
-        "backward": _trainers,
-        "train-dense": _trainers,
-        "backward-dense": _trainers,
-        "consolidate": _consolidators,
-        "select": _choosers,
-        "evict": _choosers,
-    }[op]
-    return [Peer(f"xmemk {name}", _ours(name), ours=True) for name in backends] + make(op)
+    """Ours first, one row per backend, then the others; those that are compiled last."""
+    make = {"consolidate": _consolidators, "select": _choosers, "evict": _choosers}
+    default = _trainers if "train" in op or "backward" in op else _readers
+    others = make.get(op, default)(op)
+    return [Peer(f"xmemk {name}", _ours(name), ours=True) for name in backends] + sorted(
+        others, key=lambda p: (p.compiled, bool(p.package))
+    )
 
 
 def _ours(backend: str) -> Callable[[Case], Call]:
     def prepare(case: Case) -> Call:
-        op, arguments, options = _call_of_ours(case)
+        op, arguments, options = call_of_ours(case)
         refusal = xmemk.explain(op, *arguments, backend=backend)
         if refusal.chosen is None:
             raise Unavailable(refusal.refusals[backend])
@@ -65,7 +89,7 @@ def _ours(backend: str) -> Callable[[Case], Call]:
     return prepare
 
 
-def _call_of_ours(case: Case) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+def call_of_ours(case: Case) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """The public function, its arguments and options."""
     x, prototypes = case.inputs, case.workload.prototypes
     if case.op == "consolidate":
@@ -79,49 +103,70 @@ def _call_of_ours(case: Case) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     return "memory_read", _leaves(x).read, {"top_k": case.top_k}
 
 
+def _reader(name: str, read: f.Read, **of_peer: Any) -> Peer:
+    return Peer(name, lambda case: lambda: read(case.inputs, case.top_k), **of_peer)
+
+
+def _in_float32(read: f.Read, compiled: bool = False) -> Callable[[Case], Call]:
+    """A formulation that is given its inputs in float32."""
+
+    def prepare(case: Case) -> Call:
+        x = f.widened(case.inputs)
+        function = torch.compile(read, dynamic=False) if compiled else read
+        return lambda: function(x, case.top_k)
+
+    return prepare
+
+
+def _compiled(read: f.Read) -> Callable[[Case], Call]:
+    def prepare(case: Case) -> Call:
+        function = torch.compile(read, dynamic=False)
+        return lambda: function(case.inputs, case.top_k)
+
+    return prepare
+
+
 def _readers(op: str) -> list[Peer]:
-    def top_k(case: Case) -> int:
-        assert case.top_k is not None
-        return case.top_k
-
-    def compiled(case: Case) -> Call:
-        original = torch.compile(f.original_topk, dynamic=False)
-        return lambda: original(case.inputs, top_k(case))
-
-    return [
-        Peer("tidy PyTorch", lambda c: lambda: f.tidy_topk(c.inputs, top_k(c))),
-        Peer("original", lambda c: lambda: f.original_topk(c.inputs, top_k(c))),
-        Peer("original, torch.compile", compiled, compiled=True),
+    found = [
+        _reader("tidy PyTorch", f.tidy_read),
+        Peer("original", _in_float32(f.original_read)),
+        _reader("original, autocast", f.original_autocast, rounded=True),
         Peer("similarity product alone", _product),
+        Peer("tidy PyTorch, torch.compile", _compiled(f.tidy_read), compiled=True),
+        Peer("original, torch.compile", _in_float32(f.original_read, compiled=True), compiled=True),
+        Peer("original, autocast, torch.compile", _compiled(f.original_autocast), compiled=True, rounded=True),
     ]
+    if op == "read":
+        found.append(_reader("KeOps", packages.keops, package="pykeops"))
+        return [*found, _reader("faiss, embedding_bag", packages.faiss_topk, package="faiss-cpu")]
+    found += [_reader(name, read, package=package) for name, read, package in _attentions()]
+    found.append(_reader("KeOps", packages.keops, package="pykeops"))
+    return [*found, Peer("FlexAttention (no usage)", _flex, compiled=True)]
 
 
-def _dense_readers(op: str) -> list[Peer]:
-    return [
-        Peer("tidy PyTorch", lambda c: lambda: f.tidy_dense(c.inputs)),
-        Peer("original", lambda c: lambda: f.original_dense(c.inputs)),
-        Peer("SDPA (no usage)", lambda c: lambda: f.sdpa_dense(c.inputs)),
-        Peer("FlexAttention (no usage)", _flex, compiled=True),
-        Peer("similarity product alone", _product),
-    ]
+def _attentions() -> list[tuple[str, f.Read, str]]:
+    """Ready-made attention on augmented keys: name, read, package."""
+    backends = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "cuDNN": SDPBackend.CUDNN_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    found = [(f"SDPA {name} (no usage)", f.sdpa(backend), "") for name, backend in backends.items()]
+    found.append(("FlashAttention (no usage)", packages.flash_attention, "flash-attn"))
+    return [*found, ("xformers (no usage)", packages.xformers, "xformers")]
 
 
 def _trainers(op: str) -> list[Peer]:
-    def peer(name: str, read: Callable[..., tuple[Tensor, Any]]) -> Peer:
-        def prepare(case: Case) -> Call:
-            chosen = () if case.top_k is None else (case.top_k,)
-            return _training(case, lambda y: read(y, *chosen)[0])
+    def peer(name: str, read: f.Read, package: str = "") -> Peer:
+        return Peer(name, lambda c: _training(c, lambda y: read(y, c.top_k)[0]), package=package)
 
-        return Peer(name, prepare)
-
+    tidy = peer("tidy PyTorch", f.tidy_read)
     if not op.endswith("dense"):
-        return [peer("tidy PyTorch", f.tidy_topk), Peer("original", _no_training)]
-    return [
-        peer("tidy PyTorch", f.tidy_dense),
-        peer("original", f.original_dense),
-        peer("SDPA (no usage)", f.sdpa_dense),
-        Peer("FlexAttention (no usage)", _flex_training),
-    ]
+        return [tidy, Peer("original", _no_training)]
+    attentions = [peer(*one) for one in _attentions()]
+    flex = Peer("FlexAttention (no usage)", _flex_training)
+    return [tidy, peer("original", f.original_read), *attentions, flex]
 
 
 def _consolidators(op: str) -> list[Peer]:
@@ -163,15 +208,25 @@ def _product(case: Case) -> Call:
 
 
 def _flex(case: Case) -> Call:
+    """FlexAttention, objects as heads; the rank-one term of Eq. 2 is its score_mod, in float32."""
     from torch.nn.attention.flex_attention import flex_attention
 
     attention = torch.compile(flex_attention, dynamic=False)
+    x = case.inputs
+    # On a GPU its own choice of tiles does not fit values of 512 channels.
+    options = {"BLOCK_M": 64, "BLOCK_N": 32, "num_stages": 1} if x.mk.is_cuda else None
 
     def call() -> tuple[Tensor, None]:
-        memory, query = f.augmented(case.inputs)
-        values = f.values_by_token(case.inputs)
-        read = attention(query[None, None], memory[None, None], values[None, None], scale=1.0)
-        return f.by_object(read[0, 0], case.inputs), None
+        memory, query, s, b = f.operands(x)
+        s, b = s[:, 0], b[:, 0]
+        values = f.heads(x, 1)
+
+        def rank_one(score: Tensor, _b: Tensor, _h: Tensor, qi: Tensor, ki: Tensor) -> Tensor:
+            return score - s[ki] * b[qi]
+
+        query, memory = (t.to(values.dtype).expand(1, values.shape[1], -1, -1) for t in (query, memory))
+        read = attention(query, memory, values, score_mod=rank_one, scale=1.0, kernel_options=options)
+        return f.from_heads(read, x, 1), None
 
     return call
 
@@ -203,64 +258,8 @@ def _training(case: Case, read: Callable[[Inputs], Tensor]) -> Call:
     return lambda: torch.autograd.grad(read(x), leaves, d_readout)
 
 
-def checked_queries(x: Inputs) -> Tensor:
-    """Which queries are compared with float64."""
-    return torch.linspace(0, x.qk.shape[2] - 1, min(CHECKED_QUERIES, x.qk.shape[2]), device=x.qk.device).long().unique()
-
-
 def readout_gradient(x: Inputs) -> Tensor:
     """A gradient of the readout for all queries, the same for every peer."""
     generator = torch.Generator().manual_seed(1)
     shape = (x.mv.shape[0], x.qk.shape[2], *x.mv.shape[1:3])
     return torch.randn(shape, generator=generator).to(x.mv.device, x.mv.dtype).permute(0, 2, 3, 1)
-
-
-def verdict(case: Case, result: Any) -> Comparison | None:
-    """How far a peer's result is from float64; None for one that has no result of its own."""
-    if result is None:
-        return None
-    x = case.inputs
-    if case.op in ("read", "dense"):
-        readout, usage = result
-        compared = compare_read(_some(x), readout[..., checked_queries(x)], top_k=case.top_k)
-        missing = 0.0 if usage is None else abs(float(usage.double().sum()) - x.qk.shape[2]) / x.qk.shape[2]
-        return compared if missing <= 1e-5 else Comparison("sum of usage", missing, missing / 1e-5)
-    if case.op == "consolidate":
-        return compare_consolidate(x, case.workload.prototypes, *result)
-    if case.op in ("select", "evict"):
-        return _compare_choice(case, result)
-    return _compare_gradients(case, result)
-
-
-def _some(x: Inputs) -> Inputs:
-    picked = checked_queries(x)
-    return Inputs(x.mk, x.ms, x.mv, x.qk[..., picked], None if x.qe is None else x.qe[..., picked], x.me, x.usage)
-
-
-def _compare_choice(case: Case, index: Tensor) -> Comparison:
-    """The same usage was chosen; which of equals, other implementations leave open."""
-    usage, p = case.usage.cpu(), case.workload.prototypes
-    wanted = reference.select_prototypes(usage, p)
-    if case.op == "evict":
-        wanted = reference.evict_lfu(usage, usage.shape[1] - p)
-    got = usage.gather(1, index.cpu()).sort(1).values
-    same = torch.equal(got, usage.gather(1, wanted).sort(1).values)
-    return Comparison("choice", 0.0 if same else 1.0, 0.0 if same else float("inf"))
-
-
-def _compare_gradients(case: Case, gradients: tuple[Tensor, ...]) -> Comparison:
-    """Query gradients against float64's on some queries: memory gradients add up all queries, and are left to the
-    tests.
-
-    Allowed is 1e-4 of the largest, which is ten times what the tidy formulation is off by.
-    """
-    some = _some(case.inputs)
-    x = _leaves(some.double())
-    picked = checked_queries(case.inputs)
-    readout = reference.memory_read(*x.read, top_k=case.top_k)
-    wanted = torch.autograd.grad(readout, [x.qk, x.qe], readout_gradient(case.inputs)[..., picked].double())
-    compared = []
-    for name, got, want in zip(("gradient of qk", "gradient of qe"), gradients[-2:], wanted):
-        error = float((got[..., picked].double() - want).abs().amax())
-        compared.append(Comparison(name, error, error / (1e-4 * float(want.abs().amax()))))
-    return max(compared, key=lambda c: c.share)

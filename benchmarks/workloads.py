@@ -56,6 +56,16 @@ class Case:
         return None if self.op in ("dense", "train-dense", "backward-dense", "consolidate") else self.workload.top_k
 
     @property
+    def device(self) -> torch.device:
+        return self.inputs.mk.device
+
+    @property
+    def matrix(self) -> int:
+        """Pairs of query and token, which most formulations hold a number for."""
+        queries = self.workload.prototypes if self.op == "consolidate" else self.inputs.qk.shape[2]
+        return queries * self.inputs.mk.shape[2]
+
+    @property
     def usage(self) -> torch.Tensor:
         """[1, N] of what "select" and "evict" choose from."""
         return self.inputs.usage

@@ -70,26 +70,26 @@ def memory_read(
         from . import dense_read
 
         return dense_read.memory_read(mk, ms, mv, qk, qe, return_usage)
-    from .topk_readout import readout_topk as read
+    from . import topk_affinity, topk_readout
 
-    weight, index, usage = affinity_topk(mk, ms, qk, qe, top_k, return_usage)
-    return read(mv, weight, index), usage
+    weight, index, usage = topk_affinity.affinity_topk(mk, ms, qk, qe, top_k, return_usage)
+    return topk_readout.readout_topk(mv, weight, index), usage
 
 
 @_on_its_device
-def memory_read_with_gradients(
-    mk: list[Tensor],
-    ms: list[Tensor] | None,
-    mv: list[Tensor],
-    qk: Tensor,
-    qe: Tensor | None,
-    top_k: int | None,
-    return_usage: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The same, differentiable in mk, ms, mv, qk and qe."""
-    from . import autograd
+def memory_read_saving(*arguments: Any) -> Any:
+    """:func:`.gradients.memory_read_saving`"""
+    from . import gradients
 
-    return autograd.memory_read(mk, ms, mv, qk, qe, top_k, return_usage)
+    return gradients.memory_read_saving(*arguments)
+
+
+@_on_its_device
+def memory_read_backward(*arguments: Any) -> Any:
+    """:func:`.gradients.memory_read_backward`"""
+    from . import gradients
+
+    return gradients.memory_read_backward(*arguments)
 
 
 @_on_its_device

@@ -18,6 +18,8 @@ nothing waits for the device.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import configs
 from .tiles import bound, is_finite, load_queries, load_tokens, power_of_two, split, token_scale
 
 SEGMENTS = 4  # more are joined by the host
@@ -33,7 +36,8 @@ TILE = 64  # queries that share a certificate, and rows of a program here
 _SAMPLES = tl.constexpr(31)
 
 
-class Memory(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Memory:
     """Keys and shrinkage as the kernels take them; the numbers of the segments may be on the device (sized.py)."""
 
     mk: tuple[Tensor, ...]
@@ -47,7 +51,7 @@ class Memory(NamedTuple):
     def segments(self) -> int:
         return len(self.mk)
 
-    @property
+    @functools.cached_property
     def keys(self) -> tuple[Any, ...]:
         """Pointers, starts, ends and strides of the keys."""
         return self.mk, self.starts, self.ends, *strides(self.mk)
@@ -59,7 +63,7 @@ class Memory(NamedTuple):
             return self.starts, self.ends
         return numbers(self.mk)
 
-    @property
+    @functools.cached_property
     def shrinkage(self) -> tuple[Any, ...]:
         """Pointers and strides (batch, token) of the shrinkage; the keys' where there is none, to be ignored."""
         ms = self.ms or self.mk
@@ -67,11 +71,12 @@ class Memory(NamedTuple):
         return ms, batch, token
 
 
-class Queries(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Queries:
     qk: Tensor
     qe: Tensor | None
 
-    @property
+    @functools.cached_property
     def arguments(self) -> tuple[Any, ...]:
         qe = self.qk if self.qe is None else self.qe
         return self.qk, qe, *self.qk.stride(), *qe.stride()
@@ -138,12 +143,13 @@ def joined(segments: list[Tensor]) -> tuple[Tensor, ...]:
 
 def strides(tensors: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
     """Strides of [B, ..., N] tensors, one tuple for each dimension; of a batch of one, which changes with N, 0."""
-    batch = tuple(t.stride(0) if t.shape[0] > 1 else 0 for t in tensors)
-    return batch, *(tuple(t.stride(i) for t in tensors) for i in range(1, tensors[0].dim()))
+    one = tensors[0].shape[0] <= 1
+    batch, *others = zip(*[t.stride() for t in tensors])
+    return (0,) * len(tensors) if one else batch, *others
 
 
 def padded_channels(channels: int) -> int:
-    return max(16, triton.next_power_of_2(channels))
+    return max(16, configs.power_of_2_from(channels))
 
 
 def prepare(memory: Memory, queries: Queries, pad: int) -> Bank:

@@ -72,7 +72,7 @@ def memory_read_backward(
         if d_usage is None:
             score_gradients[(count, b)](w, dw, dw, n, np, w.shape[1], count, False, 1024)
         else:
-            score_gradients[(count, b)](w, dw, d_usage.float(), n, np, w.shape[1], count, True, 1024)
+            score_gradients[(count, b)](w, dw, d_usage.float().contiguous(), n, np, w.shape[1], count, True, 1024)
         dv.baddbmm_(w[:, :count, :n].transpose(1, 2), d_out[:, span])
         at_token.baddbmm_(dw.transpose(1, 2), of_query[:, span])
         at_query[:, span] = dw @ of_token

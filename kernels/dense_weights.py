@@ -57,7 +57,7 @@ def weights(
     out = operands.scale.new_empty((b, parts, rows, np), dtype=dtype)
     sums = operands.scale.new_empty((b, rows // TILE, np)) if columns else None
     ps = operands.scale.new_empty((b, spans, rows)) if shrinkage else None
-    constants = (columns, shrinkage, parts, triton.next_power_of_2(a.lse.shape[1]), TILE, block_q)
+    constants = (columns, shrinkage, parts, configs.power_of_2_from(a.lse.shape[1]), TILE, block_q)
     outputs = (a.lse, out, out if sums is None else sums, out if ps is None else ps)
     q, splits = a.queries.qk.shape[2], a.lse.shape[1]
     numbers = (q, np, qp, tiles, splits, first, rows, span, a.queries.qk.shape[1] ** 0.5)

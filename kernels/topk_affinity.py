@@ -82,7 +82,7 @@ def _choose(
     b, q, k = weight.shape
     ck = queries.qk.shape[1]
     candidates = memory.tokens if groups is None else k * GROUP
-    width = triton.next_power_of_2(candidates)
+    width = configs.power_of_2_from(candidates)
     rows = min(64, width)
     weigh_candidates[(count, b)](
         *memory.keys,
@@ -108,7 +108,7 @@ def _choose(
         sums is not None,
         GROUP,
         k,
-        triton.next_power_of_2(k),
+        configs.power_of_2_from(k),
         rows,
         width // rows,
         num_warps=2 if width < 2048 else 8,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import bank
+from . import bank, configs
 from .bank import Queries
 from .tiles import bound, load_queries, load_scalars, load_tokens
 
@@ -44,7 +44,7 @@ def memory_read_backward(
     memory_arguments = (*memory.keys, *memory.shrinkage, *queries.arguments)
     kinds = (memory.segments, len(memory.ms) > 0, queries.qe is not None)
     if q > 0:
-        kp = triton.next_power_of_2(k)
+        kp = configs.power_of_2_from(k)
         query_gradients[(q, b)](
             *memory_arguments, values, *bank.strides(values), weight, index, d_out,
             d_out if d_usage is None else d_usage.float().contiguous(), dq, de, slot_d, slot_h,
@@ -57,7 +57,7 @@ def memory_read_backward(
     key_gradients[(n, b)](
         *memory_arguments, order, bounds, slot_d, slot_h, dk, ds, n, q, k, ck, ckp, *kinds, 16, num_warps=1
     )
-    block = min(512, max(16, triton.next_power_of_2(o * cv)))
+    block = min(512, max(16, configs.power_of_2_from(o * cv)))
     if dv.numel() > 0:
         value_gradients[(n, -(-o * cv // block), b)](order, bounds, weight, d_out, dv, n, q, k, o * cv, block, 8)
     return dk, ds if memory.ms else None, dv, dq, de if qe is not None else None

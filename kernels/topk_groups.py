@@ -213,7 +213,7 @@ def candidate_groups(maxima: Tensor, k: int, end: int | Tensor) -> Tensor:
         candidates = groups if chosen is None else min(k, chosen.shape[2]) * GROUP
         parents = level if chosen is None else chosen
         out = level.new_empty((b, count, min(k, groups)), dtype=torch.int32)
-        width = triton.next_power_of_2(candidates)
+        width = configs.power_of_2_from(candidates)
         warps = 8 if width >= 4096 else 4 if width >= 512 else 1
         select_groups[(count, b)](
             level,

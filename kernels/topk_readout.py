@@ -27,7 +27,7 @@ def read(
     out = values[0].new_empty((b, q, o, cv))
     if out.numel() > 0:
         config = configs.of("read_rows", values[0])
-        block = min(config["BLOCK_C"], max(16, triton.next_power_of_2(cv)))
+        block = min(config["BLOCK_C"], max(16, configs.power_of_2_from(cv)))
         blocks = -(-cv // block)
         read_rows[(q, o * blocks, b)](
             values,
@@ -44,7 +44,7 @@ def read(
             blocks,
             len(values),
             block,
-            min(config["SLOTS"], triton.next_power_of_2(k)),
+            min(config["SLOTS"], configs.power_of_2_from(k)),
             **configs.launch(config),
         )
     return out.permute(0, 2, 3, 1)

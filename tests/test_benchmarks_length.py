@@ -132,12 +132,12 @@ def test_a_method_stops_where_the_next_checkpoint_would_pass_a_limit():
     assert line[length.FAR] == 50_000 * 15 * 4 * 577
     slow = length.play("STCN", FILM, length.Limits(seconds=0), CONFIG)
     assert " s, more than 0" in slow["reason"]
-    late = length.play("xmemk", length.Film(3, 5, 400, 4, seconds=0, first=100, distinct=2), length.Limits(), CONFIG)
+    late = length.play("xmemk", length.Film(3, 5, 400, 4, seconds=0, distinct=2), length.Limits(), CONFIG)
     assert late["reason"].startswith("stopped at frame 16") and not late["points"]
 
 
 def test_a_process_that_ends_is_a_reason():
-    broken = length.in_fresh_process("STCN", length.Film(0, 5, 40, 4, 5, 10, 2), length.Limits())
+    broken = length.in_fresh_process("STCN", length.Film(0, 5, 40, window=4, seconds=5, distinct=2), length.Limits())
     assert "failed with 1" in broken["reason"]
     assert broken["features"]["width"] == 5 and broken["points"] == []
     assert length.told(broken)[-1].strip() == broken["reason"]

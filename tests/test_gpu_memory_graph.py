@@ -11,7 +11,9 @@ from xmemk import Memory, MemoryConfig
 
 pytestmark = gpu
 CK, CV, H, W = 64, 96, 10, 13
-CONFIG = MemoryConfig(top_k=5, max_mid_term_frames=5, min_mid_term_frames=2, num_prototypes=40, max_long_term_elements=200)  # fmt: skip
+CONFIG = MemoryConfig(
+    top_k=5, max_mid_term_frames=5, min_mid_term_frames=2, num_prototypes=40, max_long_term_elements=200
+)
 
 
 @pytest.fixture(autouse=True)

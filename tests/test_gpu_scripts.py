@@ -9,77 +9,66 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest_plugins = ("benchmark_runs",)
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def gpu_read(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda f, **_: f)  # the compiler's time is not what is tried
-    from xmemk.benchmarks import gpu_read
-
-    monkeypatch.setattr(gpu_read, "ROUNDS", 2)
-    return gpu_read
-
-
-def run(gpu_read, folder, *options):
-    status = gpu_read.main(["--device", "cpu", "--quick", "--results", str(folder), *options])
+def gpu_suite(tiny_run, folder, *options):
+    done, code = tiny_run("--suite", "gpu", "--dtype", "float16", "--results", str(folder), *options)
     report = json.loads((folder / "cpu.json").read_text())
+    assert report["results"] == done["results"]
     with (folder / "cpu.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert len(lines) == len(report["rows"])
-    assert report["versions"]["torch"] == torch.__version__
-    return status, report["rows"]
+        assert len(list(csv.DictReader(file))) == sum(len(result["rows"]) for result in done["results"])
+    assert torch.__version__ in report["machine"]["versions"]
+    return code, done["results"]
 
 
-@pytest.mark.parametrize("objects", [1, 5])
-def test_benchmark_of_topk_reads(gpu_read, tmp_path, capsys, objects):
-    status, rows = run(gpu_read, tmp_path, "--only", f"top-30 480p-early N=200 Q=50 O={objects}")
-    assert status == 0
-    by_peer = {row["peer"]: row for row in rows}
-    assert set(by_peer) >= {"xmemk torch", "original float32", "original autocast", "tidy", "tidy compiled"}
-    for name in ("xmemk cpu", "xmemk torch", "original float32", "tidy"):
-        assert by_peer[name]["status"] == "exact"
-        assert by_peer[name]["warm_us"] > 0
-    assert by_peer["original autocast"]["status"] == "rounded"
-    assert "tidy compiled" in capsys.readouterr().out
+def test_benchmark_of_reads(tiny_run, tmp_path):
+    code, results = gpu_suite(tiny_run, tmp_path, "--op", "read")
+    assert code == 0
+    assert [result["objects"] for result in results] == [1, 5]
+    for result in results:
+        by_peer = {row["peer"]: row for row in result["rows"]}
+        for name in ("xmemk cpu", "xmemk torch", "original", "tidy PyTorch"):
+            assert by_peer[name]["status"] in ("exact", "rounded") and by_peer[name]["median"] > 0
+        # Compiled peers have their turn when all other tables are done, beside ours, which is not listed twice.
+        assert [row["peer"] for row in result["rows"]][-3:] == [
+            "tidy PyTorch, torch.compile",
+            "original, torch.compile",
+            "original, autocast, torch.compile",
+        ]
+        assert len(by_peer) == len(result["rows"])
 
 
-@pytest.mark.parametrize("objects", [1, 5])
-def test_benchmark_of_dense_reads(gpu_read, tmp_path, objects):
-    status, rows = run(gpu_read, tmp_path, "--only", f"dense 480p-early N=200 Q=50 O={objects}")
-    assert status == 0
-    by_peer = {row["peer"]: row for row in rows}
-    for name in ("xmemk cpu", "xmemk torch", "original float32", "tidy", "sdpa math", "flex"):
-        assert by_peer[name]["status"] == "exact"
-    assert by_peer["sdpa cudnn"]["status"].startswith("fails: RuntimeError")
-    assert by_peer["sdpa cudnn"]["warm_us"] is None
+def test_benchmark_of_dense_reads(tiny_run, tmp_path):
+    code, results = gpu_suite(tiny_run, tmp_path, "--op", "dense")
+    assert code == 0
+    for result in results:
+        by_peer = {row["peer"]: row for row in result["rows"]}
+        assert by_peer["SDPA math (no usage)"]["status"] == "rounded"
+        assert by_peer["SDPA cuDNN (no usage)"]["reason"].startswith("RuntimeError")
+        assert by_peer["SDPA cuDNN (no usage)"]["median"] is None
+        assert by_peer["FlexAttention (no usage)"]["reason"]
 
 
-@pytest.mark.parametrize("only", ["select_prototypes", "evict_lfu", "consolidate"])
-def test_benchmark_of_upkeep(gpu_read, tmp_path, only):
-    status, rows = run(gpu_read, tmp_path, "--only", only)
-    assert status == 0
-    assert all(row["status"] == "exact" and row["warm_us"] > 0 for row in rows)
-    assert len(rows) >= 2
+@pytest.mark.parametrize("op", ["select", "evict", "consolidate"])
+def test_benchmark_of_upkeep(tiny_run, tmp_path, op):
+    code, (result,) = gpu_suite(tiny_run, tmp_path, "--op", op)
+    assert code == 0
+    assert all(row["status"] == "exact" and row["median"] > 0 for row in result["rows"] if row["ours"])
+    assert len(result["rows"]) >= 3
 
 
-def test_a_wrong_peer_is_not_timed_and_ours_turns_the_run_red(gpu_read, tmp_path, monkeypatch):
-    from xmemk.benchmarks import gpu_peers
+def test_an_op_whose_tests_are_red_is_refused_and_the_others_go_on(tiny_run, tmp_path, monkeypatch):
+    from xmemk.benchmarks import tested
 
-    found = gpu_peers.selections("evict_lfu", torch.rand(1, 500), 372)
-    wrong = {"xmemk torch": lambda: lambda: (torch.zeros(1, 372, dtype=torch.int64),)}
-    monkeypatch.setattr(gpu_peers, "selections", lambda *_: found | wrong)
-    status, rows = run(gpu_read, tmp_path, "--only", "evict_lfu")
-    assert status == 1
-    assert {row["peer"]: row["status"] for row in rows}["xmemk torch"] == "WRONG"
-    assert {row["peer"]: row["warm_us"] for row in rows}["xmemk torch"] is None
-
-
-def test_what_the_time_does_not_suffice_for_is_a_row(gpu_read, tmp_path):
-    status, rows = run(gpu_read, tmp_path, "--seconds", "-1")
-    assert status == 0
-    assert len(rows) == 14
-    assert {row["status"] for row in rows} == {"not reached in the time given"}
+    monkeypatch.setattr(tested, "check", lambda ops, *_: ({"evict": True}, {"select": ["test_select.py::test_it"]}))
+    code, results = gpu_suite(tiny_run, tmp_path, "--op", "select", "evict")
+    assert code == 1
+    select, evict = results
+    assert {row["reason"] for row in select["rows"]} == {"refused: the tests of this op are red"}
+    assert select["tested"] == "tests are red"
+    assert any(row["median"] for row in evict["rows"])
 
 
 def shell(tmp_path, *arguments, steps="evict"):

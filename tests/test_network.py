@@ -119,6 +119,34 @@ def test_a_selector_takes_objects_out():
     assert float(probability[0, 2].max()) < 1e-6
 
 
+def stages(network, x):
+    """All that the three stages give."""
+    key, shrinkage, selection, features = network.encode_key(x["image"])
+    value, deep = network.encode_value(x["image"], features[0], x["hidden"], x["masks"])
+    hidden, probability = network.segment(features, x["readout"], x["hidden"])
+    return [key, shrinkage, selection, *features, value, deep, hidden, probability]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_tuned_network_is_the_same_to_rounding(monkeypatch, compiled):
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda stage: compiler(stage, backend="aot_eager", fullgraph=True))
+    network = small(NetworkConfig(key_dim=8, value_dim=16, hidden_dim=64, width=4, decoder_dim=8))
+    network.load_state_dict(fixed.fixed_weights(network.state_dict()))
+    before = {name: x.clone() for name, x in network.state_dict().items()}
+    x = {name: part[:, :, :16] if name == "readout" else part for name, part in fixed.stage_inputs().items()}
+    tuned = network.tuned(compile=compiled)
+    with torch.no_grad():
+        for objects in (3, 1):
+            some = {name: part if name == "image" else part[:, :objects] for name, part in x.items()}
+            for got, wanted in zip(stages(tuned, some), stages(network, some)):
+                assert float((got - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tuned.modules())
+    assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
+    weight = tuned.decoder.up_8_4.out_conv.conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.requires_grad
+
+
 def test_saved_and_loaded(tmp_path):
     network = small()
     torch.save(network.state_dict(), tmp_path / "small.pth")
@@ -209,6 +237,10 @@ def test_files_that_are_no_parameters(tmp_path, monkeypatch):
     for name in (*made, "zip.pth"):
         with pytest.raises(ValueError, match=f"{name}: not a file of parameters"):
             XMem.from_checkpoint(name)
+    torch.save(small(), "whole.pth")
+    with pytest.raises(ValueError, match=r"not a file of parameters but of Python objects \(xmemk.ref") as said:
+        XMem.from_checkpoint("whole.pth")
+    assert "\x1b" not in str(said.value)
     assert not Path("never_made").exists()
     with pytest.raises(FileNotFoundError, match=r"none.pth: there is no such file"):
         XMem.from_checkpoint("none.pth")

@@ -91,6 +91,18 @@ def test_another_size_for_the_network_and_masks_of_the_videos(network, video, ma
     assert (got["00000.png"] == fixed.first_mask()).float().mean() > 0.95
 
 
+def test_a_mask_of_the_videos_shape_is_scaled(video, tmp_path):
+    small = torch.zeros(11, 14, dtype=torch.uint8)  # 48 x 60 at about a quarter: 11 x 13.75
+    small[4:8, 2:9] = 200
+    write_mask(tmp_path / "small.png", small)
+    (mask,) = find_masks(tmp_path / "small.png", open_source(video)).values()
+    assert mask.shape == (fixed.HEIGHT, fixed.WIDTH) and mask.unique().tolist() == [0, 200]
+    inside = mask.nonzero()
+    found = [*inside.amin(0).tolist(), *inside.amax(0).tolist()]
+    wanted = [4 / 11 * 48, 2 / 14 * 60, 8 / 11 * 48 - 1, 9 / 14 * 60 - 1]  # top, left, bottom, right
+    assert all(abs(a - b) <= 1 for a, b in zip(found, wanted)), (found, wanted)
+
+
 class Stop(Exception):
     pass
 
@@ -177,8 +189,8 @@ def test_input_that_does_not_fit(network, video, mask, tmp_path):
     with pytest.raises(MaskError, match="has no object"):
         find_masks(empty, source)
     small = tmp_path / "small.png"
-    write_mask(small, torch.ones(4, 5, dtype=torch.uint8))
-    with pytest.raises(MaskError, match=r"small.png: is 5x4, the video 60x48"):
+    write_mask(small, torch.ones(4, 7, dtype=torch.uint8))
+    with pytest.raises(MaskError, match=r"small.png: is 7x4, which is not the shape of the video, 60x48"):
         find_masks(small, source)
     with pytest.raises(MaskError, match="the video has 21 frames, so there is no frame 21 to start with"):
         find_masks(mask, source, 21)

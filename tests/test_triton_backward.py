@@ -88,3 +88,83 @@ def test_blocks_of_queries(top_k):
         check(make_inputs(40, 130 if top_k is None else 6, key_channels=8, value_channels=3), top_k)
     finally:
         dense_backward.PAIR_BYTES = before
+
+
+@interpreted
+@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize("more", [{}, {"batch": 2, "shrinkage": False, "selection": False}])
+def test_gradients_through_a_compiled_read(top_k, more):
+    """One graph for all sizes. The backend of the compiler calls the operators, and plans nothing else."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    x = make_inputs(60, 3, objects=2, key_channels=6, value_channels=5, **more)
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def loss(*tensors):
+        readout, usage = xmemk.memory_read(*tensors, top_k=top_k, return_usage=True, backend="triton")
+        return readout.square().sum() + usage.square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for n in (40, 50, 60):
+        whole = [
+            None if t is None else t.detach()
+            for t in (*(t if t is None else t[..., :n] for t in x.read[:3]), x.qk, x.qe)
+        ]
+        leaves = [t.requires_grad_() for t in whole if t is not None]
+        wanted, got = torch.autograd.grad(loss(*whole), leaves), torch.autograd.grad(compiled(*whole), leaves)
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+    assert counter.frame_count <= 2
+
+
+@interpreted
+def test_gradients_of_some_segments_through_a_compiled_read():
+    torch._dynamo.reset()
+    x = make_inputs(50, 3, batch=2, key_channels=6, value_channels=4)
+    parts = [[t[..., :20].clone(), t[..., 20:].clone()] for t in x.read[:3]]
+    leaves = [parts[0][1].requires_grad_(), parts[2][0].requires_grad_(), x.qe.requires_grad_()]
+
+    def loss():
+        return xmemk.memory_read(*parts, x.qk, x.qe, top_k=3, backend="triton").square().sum()
+
+    wanted = torch.autograd.grad(loss(), leaves)
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
+@interpreted
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_operators_pass_opcheck(top_k):
+    x = make_inputs(40, 2, batch=2, objects=2, key_channels=4, value_channels=3)
+    parts = [[t[..., :15].clone().requires_grad_(), t[..., 15:].clone().requires_grad_()] for t in x.read[:3]]
+    qk, qe = x.qk.requires_grad_(), x.qe.requires_grad_()
+    torch.library.opcheck(torch.ops.xmemk.memory_read_triton, (*parts, qk, qe, top_k, True))
+    parts = [[t.detach() for t in part] for part in parts]
+    readout, usage, weight, index = torch.ops.xmemk.memory_read_triton(*parts, qk.detach(), None, top_k, True)
+    wanted = [True] * 6 + [True, False]
+    gradients = (torch.randn_like(readout), torch.randn_like(usage))
+    given = (*parts, qk.detach(), None, weight, index, *gradients, wanted)
+    torch.library.opcheck(torch.ops.xmemk.memory_read_triton_backward, given)
+
+
+@interpreted
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_a_gradient_that_is_one_number_in_memory(top_k):
+    """That of a sum, which PyTorch expands with strides of 0."""
+    x = make_inputs(60, 3, objects=2, key_channels=12, value_channels=7, batch=2)
+    leaves = [t.requires_grad_() for t in x.read]
+    out = xmemk.memory_read(*leaves, top_k=top_k, return_usage=True, backend="triton")
+    whole = torch.autograd.grad(out, leaves, [torch.ones_like(t) for t in out], retain_graph=True)
+    for _ in range(2):
+        summed = torch.autograd.grad(out[0].sum() + out[1].sum(), leaves, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(summed, whole))
+
+
+@interpreted
+def test_a_second_derivative_is_refused():
+    x = make_inputs(30, 2, key_channels=4, value_channels=3)
+    x.qk.requires_grad_()
+    readout = xmemk.memory_read(*x.read, top_k=2, backend="triton")
+    (first,) = torch.autograd.grad(readout.square().sum(), [x.qk], create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        first.sum().backward()

@@ -4,7 +4,7 @@
 #   build      the extension with its CUDA kernels, for this machine's GPU, in place
 #   tests      pytest -m gpu, of which at least tests/min-passed-gpu must pass
 #   validate   every backend and dtype against float64
-#   benchmark  benchmarks/gpu_read.py, which writes its results as it goes
+#   benchmark  benchmarks/run.py --suite gpu, which writes its results as it goes
 # STEPS chooses some of them; LOGS and RESULTS say where they write. --try runs the steps on the CPU, on small sizes,
 # to test this script.
 set -u
@@ -82,8 +82,8 @@ PYTHON
 }
 
 benchmark() {
-    if [ "$try" = --try ]; then how="--device cpu --quick --only evict"; else how="--seconds 140"; fi
-    step benchmark 180 "$python" benchmarks/gpu_read.py $how --results "$results" || failed=1
+    if [ "$try" = --try ]; then how="--device cpu --try --op evict"; else how="--device cuda --seconds 140"; fi
+    step benchmark 180 "$python" benchmarks/run.py --suite gpu $how --results "$results" || failed=1
     cat "$logs/benchmark.log"
 }
 

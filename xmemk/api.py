@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import autograd, backends, checks, ops, plain
+from . import autograd, backends, checks, ops, plain, triton_ops
 from .backends import Call, Explanation
 
 Segments = Tensor | Sequence[Tensor]
@@ -101,8 +101,7 @@ def memory_read(
     if chosen == "cpu":
         read = ops.memory_read_saving if gradient else ops.memory_read
     elif chosen == "triton":
-        kernels = ops.triton(qk)
-        read = kernels.memory_read_with_gradients if gradient else kernels.memory_read
+        read = triton_ops.memory_read if gradient else ops.triton(qk).memory_read
     elif gradient and not torch.compiler.is_compiling():
         read = autograd.memory_read
     with _full_precision(qk):
@@ -309,7 +308,6 @@ def _call(op: str, tensors: Sequence[Tensor | None], gradient: bool, top_k: int 
         torch.float64 if double else given[0].dtype,
         top_k,
         given[0].shape[1] if with_keys else 0,
-        torch.compiler.is_compiling(),
         ops.triton_error(device.type, device.index),
         ops.interpreted(),
     )

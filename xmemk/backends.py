@@ -50,7 +50,7 @@ _DEVICE = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
 
 class Call(NamedTuple):
     """What the choice depends on: the op's name, the tensors' device type, whether gradients are wanted, the widest
-    dtype, two sizes, whether torch.compile traces the call, and what keeps Triton's kernels from running (or that its
+    dtype, two sizes, and what keeps Triton's kernels from running (or that its
     interpreter runs them).
     """
 
@@ -60,7 +60,6 @@ class Call(NamedTuple):
     dtype: torch.dtype = torch.float32
     top_k: int | None = None
     key_channels: int = 0
-    compiling: bool = False
     triton_error: str | None = None
     interpreted: bool = False
 
@@ -110,8 +109,6 @@ def _triton_refusal(call: Call) -> str | None:
         return f"has no kernel for top_k above {_LARGEST_K}, this is {call.top_k}"
     if call.key_channels > _MOST_KEY_CHANNELS:
         return f"has no kernel for CK above {_MOST_KEY_CHANNELS}, this is {call.key_channels}"
-    if call.gradient and call.compiling:
-        return f"has no gradient for {call.op} under torch.compile"
     return call.triton_error
 
 

@@ -90,7 +90,7 @@ def _(
     top_k: int | None,
     return_usage: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _token_major(mv[0], qk.shape[2]), _fake_usage(mk, qk, return_usage)
+    return token_major(mv[0], qk.shape[2]), fake_usage(mk, qk, return_usage)
 
 
 @torch.library.register_fake("xmemk::memory_read_saving", lib=LIBRARY)
@@ -104,7 +104,7 @@ def _(
     return_usage: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, _, q = qk.shape
-    readout, usage = _token_major(mv[0], q), _fake_usage(mk, qk, return_usage)
+    readout, usage = token_major(mv[0], q), fake_usage(mk, qk, return_usage)
     if top_k is None:
         softmax = qk.new_empty((b, 2, q), dtype=torch.float32)
         return readout.to(torch.float32), usage, softmax, qk.new_empty((b, q, 0), dtype=torch.int64)
@@ -126,13 +126,7 @@ def _(
     d_usage: Tensor | None,
     wanted: list[bool],
 ) -> list[Tensor]:
-    # As rows of channels, one for each token.
-    return [
-        x.new_empty((x.shape[0], x.shape[-1], *x.shape[1:-1])).movedim(1, -1)
-        if x is not None and want
-        else qk.new_empty((0,))
-        for x, want in zip((*mk, *ms, *mv, qk, qe), wanted)
-    ]
+    return fake_gradients((*mk, *ms, *mv, qk, qe), qk, wanted)
 
 
 @torch.library.register_fake("xmemk::affinity_topk", lib=LIBRARY)
@@ -141,12 +135,12 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = (qk.shape[0], qk.shape[2], torch.sym_min(top_k, sum(k.shape[2] for k in mk)))
     weight = qk.new_empty(shape, dtype=torch.float32)
-    return weight, qk.new_empty(shape, dtype=torch.int64), _fake_usage(mk, qk, return_usage)
+    return weight, qk.new_empty(shape, dtype=torch.int64), fake_usage(mk, qk, return_usage)
 
 
 @torch.library.register_fake("xmemk::readout_topk", lib=LIBRARY)
 def _(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
-    return _token_major(mv[0], index.shape[1])
+    return token_major(mv[0], index.shape[1])
 
 
 @torch.library.register_fake("xmemk::readout_topk_scaled", lib=LIBRARY)
@@ -158,20 +152,33 @@ def _(mv: list[Tensor], scale: list[Tensor], weight: Tensor, index: Tensor) -> T
 @torch.library.register_fake("xmemk::potentiate", lib=LIBRARY)
 def _(mk: list[Tensor], ms: list[Tensor], mv: list[Tensor], pk: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor]:
     ps = pk.new_empty((pk.shape[0], 1, pk.shape[2]), dtype=torch.float32)
-    return ps, _token_major(mv[0], pk.shape[2])
+    return ps, token_major(mv[0], pk.shape[2])
 
 
-def _token_major(mv: Tensor, queries: int) -> Tensor:
+def token_major(mv: Tensor, queries: int) -> Tensor:
+    """A readout [B, O, CV, Q] without data."""
     b, o, cv, _ = mv.shape
     return mv.new_empty((b, queries, o, cv)).permute(0, 2, 3, 1)
 
 
-def _fake_usage(mk: list[Tensor], qk: Tensor, wanted: bool) -> Tensor:
+def fake_usage(mk: list[Tensor], qk: Tensor, wanted: bool) -> Tensor:
+    """A usage [B, N] without data, or an empty one."""
     shape = (qk.shape[0], sum(k.shape[2] for k in mk)) if wanted else (0,)
     return qk.new_empty(shape, dtype=torch.float32)
 
 
-def _kernels() -> Any:
+def fake_gradients(inputs: tuple[Tensor | None, ...], like: Tensor, wanted: list[bool]) -> list[Tensor]:
+    """Rows of channels, one for each token; empty where none is wanted."""
+    return [
+        x.new_empty((x.shape[0], x.shape[-1], *x.shape[1:-1])).movedim(1, -1)
+        if x is not None and want
+        else like.new_empty((0,))
+        for x, want in zip(inputs, wanted)
+    ]
+
+
+def kernels() -> Any:
+    """The package of Triton kernels, itself imported on first use."""
     return importlib.import_module("xmemk.kernels")
 
 
@@ -185,21 +192,21 @@ def _memory_read_triton(
     top_k: int | None,
     return_usage: bool,
 ) -> tuple[Tensor, Tensor]:
-    readout, usage = _kernels().memory_read(mk, ms or None, mv, qk, qe, top_k, return_usage)
-    return readout, _fake_usage(mk, qk, False) if usage is None else usage
+    readout, usage = kernels().memory_read(mk, ms or None, mv, qk, qe, top_k, return_usage)
+    return readout, fake_usage(mk, qk, False) if usage is None else usage
 
 
 def _affinity_topk_triton(
     mk: list[Tensor], ms: list[Tensor], qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weight, index, usage = _kernels().affinity_topk(mk, ms or None, qk, qe, top_k, return_usage)
-    return weight, index, _fake_usage(mk, qk, False) if usage is None else usage
+    weight, index, usage = kernels().affinity_topk(mk, ms or None, qk, qe, top_k, return_usage)
+    return weight, index, fake_usage(mk, qk, False) if usage is None else usage
 
 
 def _potentiate_triton(
     mk: list[Tensor], ms: list[Tensor], mv: list[Tensor], pk: Tensor, pe: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = _kernels().potentiate(mk, ms or None, mv, pk, pe)
+    result: tuple[Tensor, Tensor] = kernels().potentiate(mk, ms or None, mv, pk, pe)
     return result
 
 
@@ -208,7 +215,7 @@ def _register_triton() -> None:
     """Done at the first look at a GPU."""
     LIBRARY.impl("memory_read", _memory_read_triton, "CUDA")
     LIBRARY.impl("affinity_topk", _affinity_topk_triton, "CUDA")
-    LIBRARY.impl("readout_topk", _kernels().readout_topk, "CUDA")
+    LIBRARY.impl("readout_topk", kernels().readout_topk, "CUDA")
     LIBRARY.impl("potentiate", _potentiate_triton, "CUDA")
 
 
@@ -252,7 +259,7 @@ def triton_error(device: str, index: int | None = None) -> str | None:
 @functools.cache
 def _triton_error(device: str, index: int | None) -> str | None:
     try:
-        error: str | None = _kernels().error(device, index)
+        error: str | None = kernels().error(device, index)
     except ModuleNotFoundError:
         return "needs xmemk.kernels, which an installed xmemk has (pip install --no-build-isolation -e . in a checkout)"
     if device == "cuda" and error is None:
@@ -269,7 +276,7 @@ def interpreted() -> bool:
 def _interpreted() -> bool:
     if triton_error("cpu") is not None:
         return False
-    interpreted: bool = _kernels().interpreted()
+    interpreted: bool = kernels().interpreted()
     return interpreted
 
 
@@ -277,28 +284,12 @@ def triton(like: Tensor) -> Any:
     """The functions of backend "triton" for tensors such as this: the operators, or for the interpreter the kernels
     themselves, since the operators' CPU kernels are others.
     """
-    return sys.modules[__name__] if like.device.type == "cuda" else _kernels()
+    return sys.modules[__name__] if like.device.type == "cuda" else kernels()
 
 
 def sized() -> Any:
     """The Triton kernels' read of a memory whose size is on the device (kernels/sized.py)."""
     return importlib.import_module("xmemk.kernels.sized")
-
-
-def memory_read_with_gradients(
-    mk: list[Tensor],
-    ms: list[Tensor] | None,
-    mv: list[Tensor],
-    qk: Tensor,
-    qe: Tensor | None,
-    top_k: int | None,
-    return_usage: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """:func:`memory_read` of backend "triton", differentiable in mk, ms, mv, qk and qe; not under torch.compile."""
-    result: tuple[Tensor, Tensor | None] = _kernels().memory_read_with_gradients(
-        mk, ms, mv, qk, qe, top_k, return_usage
-    )
-    return result
 
 
 # What torch.compiler.assume_constant_result does, but that loads the whole compiler, and Triton with it.

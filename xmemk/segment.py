@@ -125,7 +125,10 @@ def segment(network: XMem, job: Job, progress: Progress = lambda *_: None) -> Re
 
 
 def find_masks(path: Path, source: Source, start: int = 0) -> dict[int, Tensor]:
-    """Labels [H, W] uint8 by frame number, checked against the video. MaskError where they do not fit."""
+    """Labels [H, W] uint8 by frame number, at the video's size; MaskError where they do not fit.
+
+    A mask of another size but the video's shape, to within a pixel of rounding, is scaled: nearest, no label is mixed.
+    """
     if not path.is_dir():
         if source.frames is not None and start >= source.frames:
             raise MaskError(f"{path}: the video has {source.frames} frames, so there is no frame {start} to start with")
@@ -136,14 +139,22 @@ def find_masks(path: Path, source: Source, start: int = 0) -> dict[int, Tensor]:
             raise MaskError(f"{path}: a folder without masks")
         found = {_number(stem, source, file): file for stem, file in files.items()}
     masks = {number: read_mask(file) for number, file in sorted(found.items())}
-    for number, mask in masks.items():
-        height, width = mask.shape
-        if (width, height) != (source.width, source.height):
-            raise MaskError(f"{found[number]}: is {width}x{height}, the video {source.width}x{source.height}")
+    masks = {number: _at_size_of(source, mask, found[number]) for number, mask in masks.items()}
     with_objects = [number for number, mask in masks.items() if bool((mask > 0).any())]
     if not with_objects:
         raise MaskError(f"{path}: has no object, every pixel is background (label 0)")
     return {number: mask for number, mask in masks.items() if number >= with_objects[0]}
+
+
+def _at_size_of(source: Source, mask: Tensor, file: Path) -> Tensor:
+    height, width = mask.shape
+    if (width, height) == (source.width, source.height):
+        return mask
+    aspect = source.width / source.height
+    if min(abs(width - height * aspect), abs(height - width / aspect)) >= 1:
+        video = f"{source.width}x{source.height}"
+        raise MaskError(f"{file}: is {width}x{height}, which is not the shape of the video, {video}")
+    return F.interpolate(mask[None, None], (source.height, source.width), mode="nearest-exact")[0, 0]
 
 
 def _number(stem: str, source: Source, file: Path) -> int:

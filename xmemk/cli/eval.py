@@ -48,6 +48,7 @@ def evaluate(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best there is.")] = None,
     half: Annotated[bool | None, typer.Option("--half/--full", help="16-bit convolutions; default on a GPU.")] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile; takes minutes at first.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Follow the objects of a dataset's videos, and judge the results where the dataset tells the truth.
@@ -76,7 +77,7 @@ def evaluate(
     console = Console(stderr=json_, highlight=False, soft_wrap=True)
     costs: list[Cost] = []
     if weights is not None:
-        costs = _run(weights, found, out, policy, size, mem_every, device, half, console)
+        costs = _run(weights, found, out, policy, size, mem_every, device, half, compile_, console)
     with console.status("judging") as status:
         judgement, why = _judged(
             lambda: judge(found, results or out, rule, lambda video: status.update(f"judging: {video} done")),
@@ -109,6 +110,7 @@ def _run(
     mem_every: int | None,
     device: str | None,
     half: bool | None,
+    compile_: bool,
     console: Console,
 ) -> list[Cost]:
     import torch
@@ -121,7 +123,7 @@ def _run(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     half = device.startswith("cuda") if half is None else half
     narrow = torch.float16 if device.startswith("cuda") else torch.bfloat16
-    network = XMem.from_checkpoint(weights, device)
+    network = XMem.from_checkpoint(weights, device).tuned(compile=compile_)
     mem_every = mem_every or (10 if dataset.layout == "long" else 5)
     settings = Settings(MemoryConfig(mem_every=mem_every), policy, size, narrow if half else None)
     columns = (

@@ -21,7 +21,8 @@ def segment(
     mask: Annotated[
         Path,
         typer.Option(
-            help="PNG of labels (0 background, 1.. objects) for --start, or a folder of them named as frames."
+            help="PNG of labels (0 background, 1.. objects) for --start, or a folder of them named as frames; "
+            "of the video's size or shape."
         ),
     ],
     weights: Annotated[Path, typer.Option(help="XMem.pth, or another of the released files.")],
@@ -33,6 +34,7 @@ def segment(
     long_term: Annotated[int, typer.Option(min=0, help="Tokens of long-term memory; 0: none, memory grows.")] = 10000,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best there is.")] = None,
     half: Annotated[bool | None, typer.Option("--half/--full", help="16-bit convolutions; default on a GPU.")] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile; takes minutes at first.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay/--no-overlay", help="Also write overlay.mp4.")] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -58,7 +60,9 @@ def segment(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     half = device.startswith("cuda") if half is None else half
     narrow = torch.float16 if device.startswith("cuda") else torch.bfloat16
-    network = XMem.from_checkpoint(weights, device)
+    source = open_source(video)
+    first = min(find_masks(mask, source, start))
+    network = XMem.from_checkpoint(weights, device).tuned(compile=compile_)
     config = MemoryConfig(
         top_k=top_k,
         mem_every=mem_every,
@@ -88,9 +92,8 @@ def segment(
 
         report = run(network, job, progress)
     if overlay:
-        source = open_source(video)
         with console.status("writing overlay.mp4"):
-            write_overlay(out / "overlay.mp4", source, out / "masks", min(find_masks(mask, source, start)))
+            write_overlay(out / "overlay.mp4", source, out / "masks", first)
     if json_:
         typer.echo(json.dumps({**asdict(report), "frames_per_second": report.frames_per_second}))
         return

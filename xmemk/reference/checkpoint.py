@@ -44,6 +44,12 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        foreign = re.search(r"Unsupported (?:global|class|operand)[^\n]*?: ?(?:GLOBAL )?([\w.]+)", str(error))
+        if foreign:
+            raise ValueError(
+                f"{file}: not a file of parameters but of Python objects ({foreign[1]}), which could run code; wanted "
+                "what torch.save(network.state_dict(), path) writes"
+            ) from None
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{file}: not a file of parameters, or a damaged one ({line[:160]})") from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(x, Tensor) for x in state.values()):

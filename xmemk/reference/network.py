@@ -66,6 +66,12 @@ class XMem(nn.Module):
 
         return load(path, device)
 
+    def tuned(self, *, compile: bool = False) -> XMem:
+        """A copy for inference alone, equal to rounding and faster: see :func:`xmemk.reference.tuned.tuned`."""
+        from .tuned import tuned
+
+        return tuned(self, compile=compile)
+
     def train(self, mode: bool = True) -> XMem:
         super().train(mode)
         for module in self.modules():
@@ -182,6 +188,21 @@ class ResidualBlock(nn.Module):
         y = self.conv2(torch.relu(self.conv1(torch.relu(x))))
         return y + (x if self.downsample is None else self.downsample(x))
 
+    def shared(self, x: Tensor, g: Tensor) -> Tensor:
+        """:meth:`forward` of x [B, C, h, w], joined to each object's g [B, O, C', h, w], as [B O, *, h, w]; the
+        convolutions' part of x, which all objects share, is computed once.
+        """
+        assert self.downsample is not None
+        y = self.conv2(torch.relu(_conv_shared(self.conv1, torch.relu(x), torch.relu(g))))
+        return y + _conv_shared(self.downsample, x, g)
+
+
+def _conv_shared(conv: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
+    """The convolution of [x, g] along channels, by linearity: x's share of the weights, plus each object's."""
+    ours, theirs = conv.weight.split([x.shape[1], g.shape[2]], 1)
+    y = F.conv2d(g.flatten(0, 1), theirs, None, conv.stride, conv.padding).unflatten(0, g.shape[:2])
+    return (y + F.conv2d(x, ours, conv.bias, conv.stride, conv.padding).unsqueeze(1)).flatten(0, 1)
+
 
 class Fusion(nn.Module):
     """Features of the image, shared by all objects, with those of each object: [B, C, h, w], [B, O, C', h, w] ->
@@ -195,11 +216,9 @@ class Fusion(nn.Module):
         self.block2 = ResidualBlock(channels_out, channels_out)
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:
-        b, o = g.shape[:2]
-        z = torch.cat([x.unsqueeze(1).expand(-1, o, -1, -1, -1), g], 2).flatten(0, 1)
-        z = self.block1(z)
+        z = self.block1.shared(x, g)
         z = self.block2(z + self.attention(z))
-        return z.unflatten(0, (b, o))
+        return z.unflatten(0, g.shape[:2])
 
 
 class CBAM(nn.Module):

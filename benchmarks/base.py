@@ -1,0 +1,196 @@
+"""This tree beside another revision of the repository, on the same inputs, each in a process that stays alive.
+
+The revision is unpacked into build/base/COMMIT and its extension built there, once. The two take turns, round by round,
+the one that begins changes. A revision that does not have an op, or refuses it, is a row with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from xmemk.benchmarks import ops, tables
+from xmemk.benchmarks.measure import Row, compare_with_ours
+from xmemk.benchmarks.peers import backends_of_ours, call_of_ours, readout_gradient
+from xmemk.benchmarks.stopwatch import CHAIN_SECONDS, LONGEST_CHAIN
+from xmemk.benchmarks.suites import Suite
+from xmemk.benchmarks.tables import console
+from xmemk.benchmarks.tested import ROOT
+from xmemk.benchmarks.verdicts import status, verdict
+from xmemk.benchmarks.workloads import Case
+
+BUILD_LIMIT = 1800
+# Threads of one process may still be spinning when it has answered.
+PAUSE = 5e-3
+
+
+class Failure(Exception):
+    """Why there is nothing to compare with."""
+
+
+class Tree(NamedTuple):
+    """A source tree and what is to be said of it: that its extension could not be built, say."""
+
+    path: Path
+    name: str
+    note: str = ""
+
+
+def tree_of(revision: str, root: Path = ROOT) -> Tree:
+    """The revision's files in build/base, with the extension built in place. Raises Failure."""
+    git = ["git", "-C", str(root)]
+    asked = subprocess.run([*git, "rev-parse", "--short=12", f"{revision}^{{commit}}"], capture_output=True, text=True)
+    if asked.returncode != 0:
+        raise Failure(f"wanted a revision of the repository at {root}, got {revision!r}")
+    name = asked.stdout.strip()
+    path = root / "build" / "base" / name
+    if not (path / "setup.py").exists():
+        path.mkdir(parents=True, exist_ok=True)
+        packed = subprocess.run([*git, "archive", name], capture_output=True, check=True)
+        subprocess.run(["tar", "-x", "-C", str(path)], input=packed.stdout, check=True)
+    return Tree(path, name, built(path))
+
+
+def built(path: Path) -> str:
+    """Builds a tree's extension unless that was done; what went wrong, or an empty string."""
+    done, log = path / "build" / "base-built", path / "build" / "base-build.log"
+    if done.exists():
+        return ""
+    if not (path / "csrc").is_dir():
+        return "it has no extension"
+    console.print(f"building the extension of {path.name}", highlight=False)
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w") as file:
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        try:
+            code = subprocess.run(command, cwd=path, stdout=file, stderr=file, timeout=BUILD_LIMIT).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+    if code == 0:
+        done.touch()
+        return ""
+    said = log.read_text().strip().splitlines()
+    return f"its extension could not be built ({log}): {said[-1] if said else ''}"[:300]
+
+
+class Worker:
+    """worker.py on a tree. ``ask`` raises RuntimeError with the reason where an order fails; it may be tried again."""
+
+    def __init__(self, tree: Path, threads: int, limit: float) -> None:
+        self._command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(tree), str(threads)]
+        self._limit = limit
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        if self._process is None:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            self._process = subprocess.Popen(self._command, text=True, cwd="/", **pipes)  # type: ignore[call-overload]
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        try:
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # its end is read below
+        if not select.select([process.stdout], [], [], self._limit)[0]:
+            self.close()
+            raise RuntimeError(f"no answer within {self._limit:.0f} s")
+        line = process.stdout.readline()
+        if not line:
+            code, said = process.wait(), process.stderr.read().strip().splitlines()
+            self.close()
+            raise RuntimeError(f"its process ended with {code}: {said[-1] if said else ''}"[:200])
+        answer: dict[str, Any] = json.loads(line)
+        if "reason" in answer:
+            raise RuntimeError(answer["reason"])
+        return answer
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
+def compare(run: dict[str, Any], suite: Suite, options: argparse.Namespace, green: dict[str, bool | str]) -> bool:
+    """Measures the cases of ``suite`` into run["results"]; whether ours was right everywhere. Raises Failure."""
+    other = tree_of(options.base)
+    run["base"] = {"revision": options.base, "commit": other.name, "note": other.note}
+    if other.note:
+        console.print(f"{other.name}: {other.note}", highlight=False, soft_wrap=True)
+    trees = (Tree(ROOT, ""), other)
+    workers = [Worker(tree.path, torch.get_num_threads(), options.limit) for tree in trees]
+    try:
+        for item in suite.items:
+            if item.op in ops.FRAME_OPS:
+                raise Failure(f"wanted an op that is one function, got {item.op}")
+            arguments = suite.arguments(item, options.device)
+            made = ops.make(arguments)
+            rows: list[Row] = []
+            for backend in options.backend or backends_of_ours(item.op, options.device):
+                names = (f"xmemk {backend}", f"xmemk {backend} at {other.name}")
+                rows += rounds(made.case, backend, names, workers, suite)
+            told = [row.as_dict() for row in rows]
+            result = {**arguments, "tested": green[item.op], **made.sizes, "rows": told}
+            run["results"].append(result)
+            tables.show(result)
+    finally:
+        for worker in workers:
+            worker.close()
+    return not any(row["ours"] and row["status"] == "WRONG" for result in run["results"] for row in result["rows"])
+
+
+def rounds(case: Case, backend: str, names: tuple[str, str], workers: list[Worker], suite: Suite) -> list[Row]:
+    """One op by one backend on both trees; ratio is the other's time to ours."""
+    rows = [Row(names[0], ours=True), Row(names[1])]
+    with tempfile.TemporaryDirectory() as folder:
+        asked = Path(folder) / "case.pt"
+        torch.save(order_of(case), asked)
+        for row, worker in zip(rows, workers):
+            try:
+                result = Path(folder) / "result.pt"
+                worker.ask(prepare=str(asked), backend=backend, result=str(result))
+                compared = verdict(case, torch.load(result, map_location=case.inputs.mk.device, weights_only=True))
+                row.status, row.error = status(compared, None, False), compared.error if compared else None
+                row.reason = f"wrong: {compared}" if row.status == "WRONG" else ""
+            except RuntimeError as failure:
+                row.reason = str(failure)
+    timed = [(row, worker) for row, worker in zip(rows, workers) if not row.reason]
+    if len(timed) < len(rows):
+        return rows
+    try:
+        chain = length_of_chain(case, [worker.ask(chain=1)["seconds"] for _, worker in timed])
+        spent, start = 0.0, time.perf_counter()
+        for i in range(suite.rounds):
+            if spent > suite.budget * len(rows):
+                break
+            for row, worker in timed[:: -1 if i % 2 else 1]:
+                time.sleep(PAUSE)
+                row.seconds.append(worker.ask(chain=chain)["seconds"])
+            spent = time.perf_counter() - start
+    except RuntimeError as failure:
+        rows[1].reason = str(failure)
+    compare_with_ours(rows)
+    return rows
+
+
+def length_of_chain(case: Case, seconds: list[float]) -> int:
+    kind = case.inputs.mk.device.type
+    return max(1, min(LONGEST_CHAIN[kind], int(CHAIN_SECONDS[kind] / max(*seconds, 1e-9))))
+
+
+def order_of(case: Case) -> dict[str, Any]:
+    """What a worker needs to know of a case: tensors and plain values alone."""
+    op, arguments, options = call_of_ours(case)
+    how = "train" if "train" in case.op else "backward" if "backward" in case.op else "call"
+    plain = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in arguments)
+    gradient = None if how == "call" else readout_gradient(case.inputs)
+    return {"op": op, "arguments": plain, "options": options, "how": how, "d_readout": gradient}

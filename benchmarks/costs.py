@@ -1,0 +1,114 @@
+"""What an op must at least compute and move, by formula, and how fast this machine computes and moves: the roof.
+
+Q queries, N tokens, C key channels, V = objects x value channels, k of a top-k read, P prototypes; e bytes per number
+of keys and values, 4 per number of shrinkage and usage, 8 per index. A product counts two operations per term. M is N
+for a read over all tokens and k for a top-k read, and R = min(N, Q M) the tokens whose values are touched at all.
+
+    similarity product   2 Q N (2 C + 1)      Eq. 2 as one product of augmented operands
+    readout              2 Q M V              Eq. 1
+    read, dense          their sum; bytes: N (C e + 4) + R V e read, Q 2 C e read, Q V e + 4 N written
+    backward             2 x 2 Q M V for the gradients of values and weights, 2 x 2 Q M (2 C + 1) for those of keys and
+                         queries; bytes: memory and queries read again, and a gradient written for each of their
+                         numbers, Q V e of the readout's gradient read
+    train                read and backward, without usage
+    consolidate          a dense read of P queries, whose values have one channel more, the shrinkage; 4 N of usage read
+    select               4 N + 8 P bytes;  evict: 4 N + 8 (N - P) bytes
+
+Exponentials, comparisons and selection are not counted, and neither is what a backward pass recomputes. Bytes are those
+that no implementation avoids: each number once. So a share of the roof says how far an implementation is from a machine
+that does nothing but the products, or nothing but read its operands; small cases lie in caches, and may pass 100 %.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+from xmemk.benchmarks.workloads import Case
+
+GEMM_SIDE = 2048
+COPY_BYTES = 2**28
+
+
+class Cost(NamedTuple):
+    flops: int
+    bytes: int
+
+    def seconds_at(self, roof: Roof) -> float:
+        """The least time that the roof leaves."""
+        return max(self.flops / (1e9 * roof.gflops), self.bytes / (1e9 * roof.gbytes_per_s))
+
+
+class Roof(NamedTuple):
+    """GFLOP/s of the best matrix product, GB/s of a large copy (what it reads and what it writes)."""
+
+    gflops: float
+    gbytes_per_s: float
+
+    def as_dict(self) -> dict[str, float]:
+        return {name: round(value, 1) for name, value in self._asdict().items()}
+
+
+def cost_of(case: Case) -> Cost:
+    """By the formulas above. Works on inputs without data, too."""
+    x, w = case.inputs, case.workload
+    if case.op in ("select", "evict"):
+        n = case.usage.shape[1]
+        return Cost(0, 4 * n + 8 * (w.prototypes if case.op == "select" else n - w.prototypes))
+    o, cv, n = x.mv.shape[1:]
+    c, q, v, e = x.mk.shape[1], x.qk.shape[2], o * cv, x.mv.element_size()
+    if case.op == "consolidate":
+        q, v = w.prototypes, v + 1
+    met = n if case.top_k is None else min(case.top_k, n)
+    touched = min(n, q * met)
+    memory, queries, values = n * (c * e + 4), 2 * q * c * e, touched * v * e
+    forward = Cost(2 * q * n * (2 * c + 1) + 2 * q * met * v, memory + values + queries + q * v * e)
+    if case.op in ("read", "dense", "consolidate"):
+        return Cost(forward.flops, forward.bytes + 4 * n)
+    # The gradient of the values has a number for every token, whether it was read or not.
+    backward = Cost(
+        4 * q * met * v + 4 * q * met * (2 * c + 1), 2 * (memory + queries) + values + n * v * e + q * v * e
+    )
+    if case.op.startswith("backward"):
+        return backward
+    return Cost(forward.flops + backward.flops, forward.bytes + backward.bytes)
+
+
+def like_shape(case: Case) -> tuple[int, int, int]:
+    """Rows, columns and contraction of the case's similarity product."""
+    x = case.inputs
+    return x.qk.shape[2], x.mk.shape[2], 2 * x.mk.shape[1] + 1
+
+
+def measure_roof(device: str, dtype: torch.dtype, like: tuple[int, int, int], seconds: float = 0.5) -> Roof:
+    """The best of a square product and one of the shape ``like``, and of copies of 256 MB; each for ``seconds``."""
+    rates = []
+    for m, n, k in ((GEMM_SIDE, GEMM_SIDE, GEMM_SIDE), like):
+        a, b = torch.randn(m, k).to(device, dtype), torch.randn(n, k).to(device, dtype)
+        out = torch.empty(m, n, device=device, dtype=dtype)
+        rates.append(2 * m * n * k / _best(lambda a=a, b=b, out=out: torch.mm(a, b.T, out=out), device, seconds))
+        del a, b, out
+    source = torch.zeros(COPY_BYTES, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    rate = 2 * COPY_BYTES / _best(lambda: target.copy_(source), device, seconds)
+    return Roof(max(rates) / 1e9, rate / 1e9)
+
+
+def _best(call: Any, device: str, seconds: float) -> float:
+    """Seconds of the fastest call."""
+    call()
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        if device.startswith("cuda"):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            best = min(best, 1e-3 * begin.elapsed_time(end))
+            continue
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best

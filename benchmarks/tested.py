@@ -1,0 +1,133 @@
+"""Benchmarks of an op are reported only if its tests pass: which tests, and that they need not run twice.
+
+What passed is remembered in build/tested.json for the very contents of the source, the tests and the extension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 600  # seconds for the tests of all ops together
+
+_READ = (
+    "test_memory_read.py::test_equal_scores",
+    "test_memory_read.py::test_segments",
+    "test_memory_read.py::test_optional_arguments_and_layouts",
+    "test_memory_read_cpu.py::test_ties_and_orders",
+    "test_memory_read_cpu.py::test_any_k",
+    "test_memory_read_cpu.py::test_lowest_index_among_equals_across_tiles_and_splits",
+)
+_GRADIENTS = (
+    "test_memory_read_backward_cpu.py::test_gradients_of_sharp_reads_are_as_exact_as_plain_ones",
+    "test_memory_read_backward_cpu.py::test_fewer_readable_tokens_than_k",
+    "test_memory_read_backward_cpu.py::test_upstream_gradients_of_any_strides",
+    "test_memory_read_backward_cpu.py::test_only_what_is_wanted_is_computed",
+)
+# The tests of each op that are quick, and would notice wrong results; the others are `make test`'s.
+TESTS: dict[str, Mapping[str, tuple[str, ...]]] = {
+    "cpu": {
+        "read": _READ,
+        "dense": _READ,
+        "train": _GRADIENTS,
+        "train-dense": _GRADIENTS,
+        "backward": _GRADIENTS,
+        "backward-dense": _GRADIENTS,
+        "consolidate": ("test_consolidate_segments.py::test_segments_are_one_memory",),
+        "select": ("test_select_prototypes.py::test_matches_the_oracle", "test_select_prototypes.py::test_many_ties"),
+        "evict": ("test_evict_lfu.py::test_matches_the_oracle", "test_evict_lfu.py::test_many_ties"),
+        "frame": _READ,
+        "memory-frame": _READ,
+        "video": _READ,
+    },
+    "cuda": {
+        "read": ("test_gpu_read.py::test_memory_read",),
+        "dense": ("test_gpu_read.py::test_memory_read",),
+        "train": ("test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",),
+        "train-dense": ("test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",),
+        "backward": ("test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",),
+        "backward-dense": ("test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",),
+        "consolidate": ("test_gpu_selection.py",),
+        "select": ("test_gpu_selection.py",),
+        "evict": ("test_gpu_selection.py",),
+        "frame": ("test_gpu_read.py::test_memory_read",),
+        "memory-frame": ("test_gpu_read.py::test_memory_read",),
+        "video": ("test_gpu_read.py::test_memory_read",),
+    },
+}
+
+
+def check(
+    ops: Iterable[str], device: str, said: Callable[[str], None] = lambda _: None, root: Path = ROOT
+) -> tuple[dict[str, bool | str], dict[str, list[str]]]:
+    """By op: True, or why its tests were not run; and by op that is red the names of the tests that fail."""
+    ops = list(dict.fromkeys(ops))
+    if not (root / "tests").is_dir() or not (root / "xmemk" / "__init__.py").exists():
+        return dict.fromkeys(ops, "tests not run: no checkout"), {}
+    if importlib.util.find_spec("pytest") is None:
+        return dict.fromkeys(ops, "tests not run: pytest is not installed"), {}
+    kind = torch.device(device).type
+    memory = root / "build" / "tested.json"
+    state = f"{kind} {contents(root)}"
+    passed = set(_remembered(memory).get(state, []))
+    wanted = list(dict.fromkeys(node for op in ops for node in TESTS[kind][op] if node not in passed))
+    failed: list[str] = []
+    if wanted:
+        said(f"tests of {', '.join(ops)}")
+        failed = run(wanted, root)
+        passed |= {node for node in wanted if not any(name.startswith(node) for name in failed)}
+        if not any("::" not in name for name in failed):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            memory.write_text(json.dumps({state: sorted(passed)}))
+    red = {op: [n for n in failed if "::" not in n or n.startswith(TESTS[kind][op])] for op in ops}
+    red = {op: names for op, names in red.items() if names}
+    return {op: True for op in ops if op not in red}, red
+
+
+def run(nodes: list[str], root: Path) -> list[str]:
+    """The tests among ``nodes`` that fail; what went wrong with the run as a whole is a name without "::"."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run(
+            [*command, *(f"tests/{node}" for node in nodes)], cwd=root, capture_output=True, text=True, timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        return [f"the tests did not end within {LIMIT} s"]
+    failed = re.findall(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)
+    if failed:
+        return failed
+    if done.returncode != 0:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        return [f"pytest ended with exit code {done.returncode}: {said[-1] if said else ''}"]
+    if not re.search(r"\d+ passed", done.stdout):
+        return ["no test ran: every one was skipped"]
+    return []
+
+
+def contents(root: Path) -> str:
+    """A digest of everything that the tests' outcome depends on."""
+    digest = hashlib.sha256(f"{sys.executable} {torch.__version__}".encode())
+    for folder in ("xmemk", "kernels", "csrc", "tests"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in (".py", ".json", ".cpp", ".h", ".cu", ".cuh") and path.is_file():
+                digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    for extension in sorted((root / "xmemk").glob("_C*")):
+        digest.update(f"{extension.name} {extension.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _remembered(memory: Path) -> dict[str, list[str]]:
+    try:
+        found = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

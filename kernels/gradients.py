@@ -1,0 +1,68 @@
+"""memory_read for what is to be differentiated: a forward that keeps what a top-k read selected, and a backward.
+
+The forward returns, beside readout and usage, weight and index [B, Q, k] of the selected tokens, with k = 0 where all
+are read: then the backward computes the weights again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from . import dense_backward, dense_read, topk_backward
+from .topk_affinity import affinity_topk
+from .topk_readout import readout_topk
+
+
+def memory_read_saving(
+    mk: list[Tensor],
+    ms: list[Tensor] | None,
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int | None,
+    return_usage: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """-> readout [B, O, CV, Q], usage [B, N] or None, weight, index. ``top_k`` is None or less than N."""
+    if top_k is not None:
+        weight, index, usage = affinity_topk(mk, ms, qk, qe, top_k, return_usage)
+        return readout_topk(mv, weight, index), usage, weight, index
+    readout, usage = dense_read.memory_read(mk, ms, mv, qk, qe, return_usage)
+    none = qk.new_empty((qk.shape[0], qk.shape[2], 0))
+    return readout, usage, none.float(), none.long()
+
+
+def memory_read_backward(
+    mk: list[Tensor],
+    ms: list[Tensor] | None,
+    mv: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    weight: Tensor,
+    index: Tensor,
+    d_readout: Tensor | None,
+    d_usage: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor | None]:
+    """Gradients of mk, ms (empty where there is none), mv, qk and qe in their types, rows of channels in memory."""
+    if d_readout is None:
+        d_readout = mv[0].new_zeros((*mv[0].shape[:3], qk.shape[2]))
+    if index.shape[2] > 0:
+        grads = topk_backward.memory_read_backward(mk, ms, mv, qk, qe, weight, index, d_readout, d_usage)
+    else:
+        grads = dense_backward.memory_read_backward(mk, ms, mv, qk, qe, d_readout, d_usage)
+    dk, ds, dv, dq, de = grads
+    o, cv = mv[0].shape[1:3]
+    return (
+        [g.transpose(1, 2) for g in _split(dk, mk)],
+        [] if ms is None or ds is None else [g.transpose(1, 2) for g in _split(ds, ms)],
+        [g.unflatten(2, (o, cv)).permute(0, 2, 3, 1) for g in _split(dv, mv)],
+        dq.to(qk.dtype).transpose(1, 2),
+        None if de is None else de.to(qk.dtype).transpose(1, 2),
+    )
+
+
+def _split(rows: Tensor, segments: Sequence[Tensor]) -> list[Tensor]:
+    """rows [B, N, C] as those of each segment [B, ..., N_i], in its type, each in memory of its own."""
+    parts = rows.split([x.shape[-1] for x in segments], 1)
+    return [part.to(x.dtype).contiguous() for part, x in zip(parts, segments)]
