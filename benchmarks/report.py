@@ -38,7 +38,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to do a case. ``error`` None: not a whole result. ``reason``: why there is no time, or a remark."""
+    """One way to do a case. ``error`` None: not a whole result. ``reason``: why there is no time, or a remark.
+
+    ``status``: "WRONG" where the result is, though there may be a time; others are for reading.
+    """
 
     peer: str
     ours: bool = False
@@ -46,11 +49,14 @@ class Row:
     median: float | None = None
     spread: float = 0.0
     device_seconds: float | None = None
+    cold_seconds: float | None = None
     host_seconds: float | None = None
     error: float | None = None
     reason: str = ""
     extra_bytes: int | None = None
     ratio: float | None = None
+    of_roof: float | None = None
+    status: str = ""
 
     @property
     def time(self) -> float | None:
@@ -60,7 +66,7 @@ class Row:
     @property
     def whole(self) -> bool:
         """Its result is all that ours is."""
-        return self.error is not None and NO_USAGE not in self.peer
+        return self.error is not None and NO_USAGE not in self.peer and self.status != "WRONG"
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,8 @@ class Case:
 
     def of_roof(self, row: Row) -> float | None:
         """The share of its time that the arithmetic and the bytes of the op would need at the machine's best."""
+        if row.of_roof is not None:
+            return row.of_roof
         roof = self.source.roof
         if not roof or row.time is None or not (self.flops or self.bytes):
             return None
@@ -260,7 +268,8 @@ def _row(row: dict[str, Any]) -> Row:
     if spread is None:
         low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 3 else (0.0, 0.0, 0.0)
         spread = (high - low) / 2 / median if median else 0.0
-    kept = ("ours", "device_seconds", "host_seconds", "error", "reason", "extra_bytes", "ratio")
+    kept = ("ours", "device_seconds", "cold_seconds", "host_seconds", "error", "reason", "extra_bytes", "ratio")
+    kept += ("of_roof", "status")
     known = {name: row[name] for name in kept if row.get(name) is not None}
     return Row(peer=row["peer"], seconds=seconds, median=median, spread=spread, **known)
 
