@@ -224,6 +224,11 @@ def test_the_command(network, video, mask, tmp_path, capsys, monkeypatch):
     report = json.loads(capsys.readouterr().out)
     assert report["frames"] == COUNT and report["objects"] == [1, 2] and report["frames_per_second"] > 0
     assert (tmp_path / "out" / "overlay.mp4").stat().st_size > 1000
+    assert sum(report["seconds"].values()) <= report["wall"] and report["calls"]["decoder"] == COUNT - 1
+    assert run(words + ["--account", "--no-overlay"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    for stage in ("preparing", "key encoder", "memory read", "decoder", "value encoder", "memory add", "writing"):
+        assert any(line.startswith(stage) and line.endswith(" %") for line in said), stage
     assert run(["segment", str(video), "--mask", str(mask), "--weights", str(mask)]) == 1
     assert "first.png: not a file of parameters" in capsys.readouterr().err
 
