@@ -16,7 +16,7 @@ from xmemk.data.source import open_source
 from xmemk.data.video import VideoError
 from xmemk.inference import Tracker
 from xmemk.reference.network import NetworkConfig, XMem
-from xmemk.segment import Job, find_masks, segment
+from xmemk.segment import Job, find_masks, labels_of, segment
 
 SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
 CONFIG = MemoryConfig(
@@ -89,6 +89,14 @@ def test_another_size_for_the_network_and_masks_of_the_videos(network, video, ma
     got = results(tmp_path / "out")
     assert {m.shape for m in got.values()} == {(fixed.HEIGHT, fixed.WIDTH)}
     assert (got["00000.png"] == fixed.first_mask()).float().mean() > 0.95
+
+
+def test_labels_are_those_of_the_largest_row_and_of_equal_ones_the_first():
+    probability = torch.randint(0, 4, (5, 30, 40), generator=torch.Generator().manual_seed(3)) / 4
+    names = (0, 7, 3, 255, 12)
+    got = labels_of(probability, names)
+    assert got.dtype == torch.uint8
+    assert torch.equal(got, torch.tensor(names, dtype=torch.uint8)[probability.argmax(0)])
 
 
 def test_a_mask_of_the_videos_shape_is_scaled(video, tmp_path):
@@ -216,6 +224,11 @@ def test_the_command(network, video, mask, tmp_path, capsys, monkeypatch):
     report = json.loads(capsys.readouterr().out)
     assert report["frames"] == COUNT and report["objects"] == [1, 2] and report["frames_per_second"] > 0
     assert (tmp_path / "out" / "overlay.mp4").stat().st_size > 1000
+    assert sum(report["seconds"].values()) <= report["wall"] and report["calls"]["decoder"] == COUNT - 1
+    assert run(words + ["--account", "--no-overlay"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    for stage in ("preparing", "key encoder", "memory read", "decoder", "value encoder", "memory add", "writing"):
+        assert any(line.startswith(stage) and line.endswith(" %") for line in said), stage
     assert run(["segment", str(video), "--mask", str(mask), "--weights", str(mask)]) == 1
     assert "first.png: not a file of parameters" in capsys.readouterr().err
 

@@ -122,7 +122,8 @@ class Tracker:
         known = self.objects
         predicts = bool(known) and not set(known) <= set(labels)
 
-        padded, padding = pad(self._normalised(image))
+        with self._watch("preparing"):
+            padded, padding = pad(self._normalised(image))
         with self._arithmetic(), self._watch("key encoder"):
             key, shrinkage, selection, features = self.network.encode_key(
                 padded[None],
@@ -139,7 +140,8 @@ class Tracker:
             if hidden is not None:
                 self._keep_hidden(hidden)
         if given is not None:
-            probability = self._merged(probability, pad(given)[0], labels)
+            with self._watch("preparing"):
+                probability = self._merged(probability, pad(given)[0], labels)
         assert probability is not None
         followed = (*known, *(label for label in labels if label not in known))
         if remembered:

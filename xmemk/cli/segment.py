@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 if TYPE_CHECKING:
     from ..inference import Tracker
@@ -36,6 +37,7 @@ def segment(
     half: Annotated[bool | None, typer.Option("--half/--full", help="16-bit convolutions; default on a GPU.")] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="torch.compile; takes minutes at first.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay/--no-overlay", help="Also write overlay.mp4.")] = True,
+    account: Annotated[bool, typer.Option("--account", help="Print where the time of a frame went.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Follow the objects of a mask through a video.
@@ -97,15 +99,34 @@ def segment(
     if json_:
         typer.echo(json.dumps({**asdict(report), "frames_per_second": report.frames_per_second}))
         return
-    _print(console, report, out, overlay)
+    _print(console, report, out, overlay, account)
 
 
-def _print(console: Console, report: Report, out: Path, overlay: bool) -> None:
+def _account(report: Report) -> Table:
+    """A line for each stage, longest first; a frame's time is that of all frames over their number."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("stage")
+    for name in ("calls", "ms a call", "ms a frame", "share"):
+        table.add_column(name, justify="right")
+    done, rest = report.frames - report.resumed, report.wall - sum(report.seconds.values())
+    for stage, seconds in sorted(report.seconds.items(), key=lambda item: -item[1]):
+        calls = report.calls[stage]
+        cells = (f"{calls}", f"{1000 * seconds / calls:.1f}", f"{1000 * seconds / done:.1f}")
+        table.add_row(stage, *cells, f"{100 * seconds / report.wall:.1f} %")
+    table.add_row("the loop", "", "", f"{1000 * rest / done:.1f}", f"{100 * rest / report.wall:.1f} %")
+    table.add_row("a frame", "", "", f"{1000 * report.wall / done:.1f}", "")
+    return table
+
+
+def _print(console: Console, report: Report, out: Path, overlay: bool, account: bool) -> None:
     resumed = f" ({report.resumed} of them by an earlier run)" if report.resumed else ""
     console.print(f"{report.frames} frames{resumed}, {report.frames_per_second:.1f} fps")
-    whole = sum(report.seconds.values())
-    stages = sorted(report.seconds.items(), key=lambda item: -item[1])
-    console.print("time: " + ", ".join(f"{name} {100 * s / whole:.0f} %" for name, s in stages if s > 0.005 * whole))
+    if account:
+        console.print(_account(report))
+    else:
+        stages = sorted(report.seconds.items(), key=lambda item: -item[1])
+        shares = [(name, seconds / report.wall) for name, seconds in stages]
+        console.print("time: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares if share > 0.005))
     console.print(f"masks are in {out / 'masks'}" + (f", look at {out / 'overlay.mp4'}" if overlay else ""))
 
 
