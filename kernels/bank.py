@@ -32,6 +32,7 @@ from . import configs
 from .tiles import bound, is_finite, load_queries, load_tokens, power_of_two, split, token_scale
 
 SEGMENTS = 4  # more are joined by the host
+MOST_BATCHES = 65535  # a dimension of CUDA's grids
 TILE = 64  # queries that share a certificate, and rows of a program here
 _SAMPLES = tl.constexpr(31)
 
@@ -108,6 +109,8 @@ class Bank(NamedTuple):
 
 def memory(mk: list[Tensor], ms: list[Tensor] | None, align: int = 1) -> Memory:
     """The segments that are not empty, at most SEGMENTS of them, each numbered from a multiple of ``align``."""
+    if mk[0].shape[0] > MOST_BATCHES:
+        raise ValueError(f"mk: wanted B <= {MOST_BATCHES} for the Triton kernels, got B = {mk[0].shape[0]}")
     used = [i for i, k in enumerate(mk) if k.shape[2] > 0]
     keys = joined([mk[i] for i in used])
     shrinkage = () if ms is None else joined([ms[i] for i in used])

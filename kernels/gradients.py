@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from . import dense_backward, dense_read, topk_backward
@@ -45,6 +46,9 @@ def memory_read_backward(
     d_usage: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor | None]:
     """Gradients of mk, ms (empty where there is none), mv, qk and qe in their types, rows of channels in memory."""
+    if qk.shape[0] == 0 or qk.shape[2] == 0:  # nothing was read
+        zeros = [[torch.zeros_like(x) for x in part] for part in (mk, ms or [], mv)]
+        return zeros[0], zeros[1], zeros[2], torch.zeros_like(qk), None if qe is None else torch.zeros_like(qe)
     if d_readout is None:
         d_readout = mv[0].new_zeros((*mv[0].shape[:3], qk.shape[2]))
     if index.shape[2] > 0:

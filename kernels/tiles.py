@@ -145,9 +145,10 @@ def load_queries(qk, qe, q_sb, q_sc, q_sq, e_sb, e_sc, e_sq, b, query, Q, CK, CK
     mask = (query < Q)[:, None] & (channel < CK)[None, :]
     b = b.to(tl.int64)
     row = query.to(tl.int64)[:, None]
-    q = tl.load(qk + b * q_sb + row * q_sq + channel[None, :] * q_sc, mask=mask, other=0.0).to(tl.float32)
+    channel = channel[None, :].to(tl.int64)
+    q = tl.load(qk + b * q_sb + row * q_sq + channel * q_sc, mask=mask, other=0.0).to(tl.float32)
     if HAS_E:
-        e = tl.load(qe + b * e_sb + row * e_sq + channel[None, :] * e_sc, mask=mask, other=0.0).to(tl.float32)
+        e = tl.load(qe + b * e_sb + row * e_sq + channel * e_sc, mask=mask, other=0.0).to(tl.float32)
     else:
         e = tl.where(mask, 1.0, 0.0)
     return q, e
@@ -189,10 +190,11 @@ def difference_scores(
     e_at = qe + b * e_sb + query.to(tl.int64) * e_sq
     for c in range(CK):
         k = load_scalars(mk, starts, ends, sb, sn, b, token, c, sc, SEGMENTS)
-        q = tl.load(q_at + c * q_sc, mask=in_range, other=0.0).to(tl.float32)
+        at = b * 0 + c  # of 64 bits: strides may be large
+        q = tl.load(q_at + at * q_sc, mask=in_range, other=0.0).to(tl.float32)
         difference = k[None, :] - q[:, None]
         if HAS_E:
-            e = tl.load(e_at + c * e_sc, mask=in_range, other=0.0).to(tl.float32)
+            e = tl.load(e_at + at * e_sc, mask=in_range, other=0.0).to(tl.float32)
             distance += e[:, None] * difference * difference
         else:
             distance += difference * difference

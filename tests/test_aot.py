@@ -4,7 +4,9 @@ import dataclasses
 import importlib.util
 
 import pytest
+import torch
 from interpreter import find_kernels
+from torch.utils._python_dispatch import TorchDispatchMode
 
 find_kernels()
 from xmemk.kernels import configs  # noqa: E402
@@ -78,6 +80,53 @@ def test_a_top_k_read_takes_few_launches(top_k, usage, most):
     assert len(made) == most
 
 
+def test_a_dense_read_and_gradients_take_few_launches():
+    from xmemk import kernels
+
+    def count(call, *arguments):
+        with configs.assumed(90), aot.recorded() as made:
+            result = call(*arguments)
+        return len(made), result
+
+    x = aot.meta(24_580, 1620)
+    assert count(kernels.memory_read, *x, None, False)[0] == 4 + 5 * 4  # in five blocks of queries
+    assert count(kernels.memory_read, *x, None, True)[0] == 4 + 5 * 5
+    x = aot.meta(1728, 576, batch=2)
+    launched, (readout, _, weight, index) = count(kernels.memory_read_saving, *x, 30, False)
+    assert launched == 7
+    assert count(kernels.memory_read_backward, *x, weight, index, readout, None)[0] == 3
+    launched, (readout, _, weight, index) = count(kernels.memory_read_saving, *x, None, False)
+    assert count(kernels.memory_read_backward, *x, weight, index, readout, None)[0] == 4 + 3
+
+
+class Looks(TorchDispatchMode):
+    """Fails where the host looks at numbers on the device, or moves them."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = function.overloadpacket.__name__
+        waits = ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+        if name in waits or (name == "_to_copy" and (options or {}).get("device") is not None):
+            raise AssertionError(f"{name}: waits for the device")
+        return function(*arguments, **options or {})
+
+
+def test_nothing_on_the_host_looks_at_numbers():
+    from xmemk import kernels
+
+    with Looks(), pytest.raises(AssertionError, match="waits for the device"):
+        torch.ones(3).sum().item()
+    with configs.assumed(90), aot.recorded(), Looks():
+        for name, call in aot.cases().items():
+            call()
+            assert name
+        x = aot.meta(2000, 100, objects=2)
+        kernels.readout_topk(x[2], *kernels.affinity_topk(*x[:2], *x[3:], 30, True)[:2])
+        kernels.potentiate(*x[:3], x[3], x[4])
+        for top_k in (None, 30):
+            readout, usage, weight, index = kernels.memory_read_saving(*x, top_k, True)
+            kernels.memory_read_backward(*x, weight, index, readout, usage)
+
+
 def test_the_table_is_written_as_it_is_committed(tmp_path, monkeypatch):
     from xmemk.kernels import tune
 
@@ -104,8 +153,6 @@ def test_tuning_keeps_the_fastest_that_launches():
 
 
 def test_newer_gpus_use_the_nearest_older_table(monkeypatch):
-    import torch
-
     for capability, wanted in (((8, 7), "86"), ((9, 0), "90"), ((10, 3), "100"), ((12, 1), "120")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert configs.name(torch.device("cuda", 0)) == wanted

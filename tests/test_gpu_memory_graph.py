@@ -59,11 +59,17 @@ def same(memories):
             assert torch.equal(mine.use.rows(run_), plain.use.rows(run_))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_other_types(dtype):
+    memories = pair()
+    run(memories, 0, 4, {1: 0}, dtype)  # a few frames: every number of runs has kernels of its own to compile
+    assert arenas(memories[0])[0].graph.captured
+
+
 @pytest.mark.parametrize("groups", ["exact", "xmem"])
-def test_a_video_with_consolidation_eviction_and_objects_that_join(groups, dtype):
+def test_a_video_with_consolidation_eviction_and_objects_that_join(groups):
     memories = pair(MemoryConfig(**{**vars(CONFIG), "groups": groups}))
-    run(memories, 0, 40, {1: 0, 2: 0, 3: 6, 4: 17}, dtype)
+    run(memories, 0, 40, {1: 0, 2: 0, 3: 6, 4: 17})
     same(memories)
     assert memories[1].evictions > 2
     assert all(arena.graph.captured for arena in arenas(memories[0]))

@@ -113,6 +113,48 @@ def test_a_graph_reads_what_its_inputs_hold(backend, top_k):
         assert compared.passed, str(compared)
 
 
+@pytest.mark.parametrize("top_k", [None, 30])
+def test_gradients_through_a_compiled_read(top_k):
+    x = inputs(torch.float32, n=400, q=60, objects=2)
+    leaves = [t.detach().requires_grad_() for t in x.read]
+    served("memory_read", "triton", *leaves, top_k=top_k)
+
+    def loss(*tensors):
+        readout, usage = xmemk.memory_read(*tensors, top_k=top_k, return_usage=True, backend="triton")
+        return readout.square().sum() + usage.square().sum()
+
+    wanted = torch.autograd.grad(loss(*leaves), leaves)
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*leaves), leaves)
+    for a, b in zip(got, wanted):
+        assert (a - b).norm() <= 1e-4 * b.norm()
+
+
+@pytest.mark.parametrize("top_k", [None, 30])
+def test_the_gradient_of_a_sum(top_k):
+    """PyTorch expands it, with strides of 0. That of all usage is 0, since usage adds up to Q."""
+    x = inputs(torch.float32, n=400, q=60)
+    leaves = [t.detach().requires_grad_() for t in x.read]
+    served("memory_read", "triton", *leaves, top_k=top_k)
+    readout, usage = xmemk.memory_read(*leaves, top_k=top_k, return_usage=True, backend="triton")
+    both = torch.autograd.grad(readout.sum() + usage.sum(), leaves, retain_graph=True)
+    for a, b in zip(both, torch.autograd.grad(readout.sum(), leaves)):
+        assert (a - b).abs().max() <= 1e-3 * (1 + b.abs().max())
+
+
+@pytest.mark.parametrize("top_k", [None, 30])
+def test_strides_beyond_32_bits(top_k):
+    x = inputs(n=500, q=40, key_channels=36)
+    wanted = xmemk.memory_read(*x.read, top_k=top_k, backend="torch").float()
+    step = 1 << 26
+    if torch.cuda.mem_get_info()[0] < 3 * 2 * 36 * step:
+        pytest.skip("too little memory for such a storage")
+    far = torch.empty(36 * step, dtype=torch.float16, device=DEVICE).as_strided((1, 36, 500), (0, step, 1))
+    x.mk = far.copy_(x.mk)
+    served("memory_read", "triton", *x.read, top_k=top_k)
+    got = xmemk.memory_read(*x.read, top_k=top_k, backend="triton").float()
+    torch.testing.assert_close(got, wanted, atol=1e-2, rtol=1e-2)
+
+
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 @pytest.mark.parametrize("top_k", [None, 30])
 def test_gradients_are_those_of_plain_pytorch_in_float64(backend, top_k):

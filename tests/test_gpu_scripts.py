@@ -129,6 +129,7 @@ def test_make_gpu_expects_most_of_the_gpu_tests():
             "gpu",
             "--collect-only",
             "-q",
+            "test_gpu_memory_graph.py",
             "test_gpu_read.py",
             "test_gpu_selection.py",
         ],

@@ -161,6 +161,19 @@ def test_a_gradient_that_is_one_number_in_memory(top_k):
 
 
 @interpreted
+@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize(("q", "more"), [(0, {}), (2, {"batch": 0}), (2, {"objects": 0}), (2, {"value_channels": 0})])
+def test_where_there_is_nothing(top_k, q, more):
+    x = make_inputs(30, q, **{"key_channels": 4, "value_channels": 3, **more})
+    leaves = [t.requires_grad_() for t in x.read]
+    out = xmemk.memory_read(*leaves, top_k=top_k, return_usage=True, backend="triton")
+    grads = torch.autograd.grad(out[0].sum() + out[1].sum(), leaves)
+    for grad, leaf in zip(grads, leaves):
+        assert grad.shape == leaf.shape
+        assert (grad.abs() < 1e-4).all()  # that of the sum of usage, which is always Q
+
+
+@interpreted
 def test_a_second_derivative_is_refused():
     x = make_inputs(30, 2, key_channels=4, value_channels=3)
     x.qk.requires_grad_()

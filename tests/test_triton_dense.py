@@ -146,3 +146,37 @@ def test_nothing_to_read_with():
         readout, usage = read(x, top_k=top_k)
         assert readout.shape == (1, 1, 3, 0)
         assert (usage == 0).all()
+
+
+@interpreted
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_strides_beyond_32_bits(top_k):
+    """Of storage that is not there but for the few pages touched: offsets must be computed in 64 bits."""
+    step = 1 << 26
+
+    def apart(t):
+        b, c, n = t.shape
+        try:
+            room = torch.empty(step * (c - 1) + n, dtype=torch.float16)
+        except RuntimeError:
+            pytest.skip("no room for such a storage, not even on paper")
+        far = room.as_strided((b, c, n), (0, step, 1))
+        far.copy_(t)
+        return far
+
+    x = make_inputs(60, 2, key_channels=36, value_channels=3, dtype=torch.float16)
+    wanted = read(x, top_k=top_k)
+    x.mk, x.qk, x.qe = apart(x.mk), apart(x.qk), apart(x.qe)
+    assert x.mk.stride(1) * 35 > 2**31
+    for a, b in zip(read(x, top_k=top_k), wanted):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+    x.qe[0, 0, 0] = -0.01  # by differences
+    compare_read(x, *read(x, top_k=top_k), top_k=top_k).check()
+
+
+@interpreted
+def test_more_batches_than_a_grid_has():
+    mk, mv = torch.zeros(65_536, 4, 2), torch.zeros(65_536, 1, 1, 2)
+    for top_k in (None, 1):
+        with pytest.raises(ValueError, match="mk: wanted B <= 65535 for the Triton kernels, got B = 65536"):
+            xmemk.memory_read(mk, None, mv, mk, None, top_k=top_k, backend="triton")

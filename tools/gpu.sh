@@ -51,7 +51,7 @@ build() {
     export TORCH_CUDA_ARCH_LIST="$capability" MAX_JOBS="${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}"
     install="$python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --no-index -e ."
     # Without the CUDA kernels, or without any, the other steps still have something to say.
-    step build 130 env XMEMK_BUILD_CUDA=1 $install && return 0
+    step build 120 env XMEMK_BUILD_CUDA=1 $install && return 0
     failed=1
     tail -n 25 "$logs/build.log"
     step build-without-cuda 90 env XMEMK_BUILD_CUDA=0 $install && return 0
@@ -68,7 +68,7 @@ tests() {
 
 validate() {
     if [ "$try" = --try ]; then where="--device cpu --quick"; else where="--device cuda"; fi
-    step validate 60 "$python" -m xmemk validate $where --json || failed=1
+    step validate 50 "$python" -m xmemk validate $where --json || failed=1
     "$python" - "$logs/validate.log" <<'PYTHON'
 import json, sys
 text = open(sys.argv[1]).read()
