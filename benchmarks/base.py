@@ -168,14 +168,12 @@ def rounds(case: Case, backend: str, names: tuple[str, str], workers: list[Worke
         return rows
     try:
         chain = length_of_chain(case, [worker.ask(chain=1)["seconds"] for _, worker in timed])
-        spent, start = 0.0, time.perf_counter()
         for i in range(suite.rounds):
-            if spent > suite.budget * len(rows):
+            if chain * sum(sum(row.seconds) for row in rows) > suite.budget * len(rows):
                 break
             for row, worker in timed[:: -1 if i % 2 else 1]:
                 time.sleep(PAUSE)
                 row.seconds.append(worker.ask(chain=chain)["seconds"])
-            spent = time.perf_counter() - start
     except RuntimeError as failure:
         rows[1].reason = str(failure)
     compare_with_ours(rows)

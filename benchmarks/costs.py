@@ -82,13 +82,21 @@ def like_shape(case: Case) -> tuple[int, int, int]:
 
 
 def measure_roof(device: str, dtype: torch.dtype, like: tuple[int, int, int], seconds: float = 0.5) -> Roof:
-    """The best of a square product and one of the shape ``like``, and of copies of 256 MB; each for ``seconds``."""
+    """The best of a square product and one of the shape ``like``, and of copies of 256 MB; each for ``seconds``.
+
+    On the CPU torch.mm is one library's product and a convolution by a 1 x 1 kernel another's, so both are tried.
+    """
     rates = []
     for m, n, k in ((GEMM_SIDE, GEMM_SIDE, GEMM_SIDE), like):
         a, b = torch.randn(m, k).to(device, dtype), torch.randn(n, k).to(device, dtype)
         out = torch.empty(m, n, device=device, dtype=dtype)
-        rates.append(2 * m * n * k / _best(lambda a=a, b=b, out=out: torch.mm(a, b.T, out=out), device, seconds))
-        del a, b, out
+        calls = [lambda a=a, b=b, out=out: torch.mm(a, b.T, out=out)]
+        if torch.device(device).type == "cpu":
+            image, kernel = b.T.contiguous()[None, :, :, None], a[:, :, None, None]
+            calls.append(lambda image=image, kernel=kernel: torch.nn.functional.conv2d(image, kernel))
+            del image, kernel
+        rates += [2 * m * n * k / _best(call, device, seconds) for call in calls]
+        del a, b, out, calls
     source = torch.zeros(COPY_BYTES, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     rate = 2 * COPY_BYTES / _best(lambda: target.copy_(source), device, seconds)

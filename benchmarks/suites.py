@@ -49,13 +49,13 @@ _UPKEEP = (Item("select", "480p-full"), Item("evict", "480p-full"))
 QUICK = Suite(
     (
         Item("read", "480p-full"),
-        Item("read", "480p-full", 5),
         Item("dense", "480p-early"),
         Item("backward", "480p-early"),
         Item("consolidate", "480p-full"),
         *_UPKEEP,
     ),
-    budget=5.0,
+    rounds=11,
+    budget=4.0,
     memory=("read",),
     compilers=False,
     left_out=("KeOps", "original, autocast"),
