@@ -285,7 +285,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     limits = Limits(options.gb * 1e9 if options.gb else default_bytes())
     if options.quick:
-        limits = replace(limits, seconds=2.0, rounds=3, budget=0.5)
+        limits = replace(limits, seconds=1.2, rounds=3, budget=0.25)
     if options.seconds:
         limits = replace(limits, seconds=options.seconds)
     record.save(record.line("scaling", measure(options.axis, limits, quick=options.quick)), options.save)
