@@ -60,7 +60,7 @@ class Film:
 
 FILMS = (
     Film(30, 54, 3_000, window=5, seconds=150),
-    Film(6, 10, 100_000, window=25, seconds=120, long_term=1_000),
+    Film(6, 10, 100_000, window=25, seconds=200, long_term=1_000),
 )
 QUICK = (
     Film(30, 54, 200, window=5, seconds=15, distinct=40),

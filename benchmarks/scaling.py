@@ -39,6 +39,7 @@ VALUES = {
     "k": (1, 8, 30, 64, 128, 256),
 }
 QUICK = {"N": (1_000, 10_000, 100_000), "Q": (375, 1_620, 8_160), "O": (1, 4, 16), "k": (1, 30, 256)}
+QUICK_BASE = "480p-early"
 OTHERS = ("tidy PyTorch", "original")
 CHECKED_CHANNELS = 32
 
@@ -48,9 +49,9 @@ class Limits:
     """bytes: of inputs, a call and its check. seconds: of one call. budget: of a peer's rounds at one point."""
 
     bytes: float
-    seconds: float = 12.0
+    seconds: float = 10.0
     rounds: int = 5
-    budget: float = 6.0
+    budget: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ class Point:
     threads: int = 1
 
 
-def points(axis: str, values: tuple[int, ...], ops_of: tuple[str, ...], threads: int) -> Iterator[Point]:
+def points(axis: str, threads: int, *, quick: bool = False) -> Iterator[Point]:
     """Op by op, from small to large."""
-    base = WORKLOADS[BASES[axis]]
-    for op in ops_of:
-        for value in values:
+    base = WORKLOADS[QUICK_BASE if quick else BASES[axis]]
+    for op in ("read",) if quick else OPS[axis]:
+        for value in values_of(axis, quick):
             workload, objects, used = base, 1, threads
             if axis == "N":
                 workload = replace(base, tokens=value, candidates=value, prototypes=min(base.prototypes, value))
@@ -225,7 +226,7 @@ def measure(
     try:
         for axis in axes:
             past: dict[str, dict[str, list[tuple[int, float]]]] = {}
-            for point in points(axis, values_of(axis, quick), ("read",) if quick else OPS[axis], given):
+            for point in points(axis, given, quick=quick):
                 rows = measured(point, limits, past.setdefault(point.op, {}))
                 results.append(as_dict(point, rows))
                 for row in rows:
@@ -251,7 +252,7 @@ def as_dict(point: Point, rows: list[Row]) -> dict[str, Any]:
         "axis": point.axis,
         "value": point.value,
         "op": point.op,
-        "workload": BASES[point.axis],
+        "workload": w.name,
         "objects": point.objects,
         "tokens": w.candidates if consolidates else w.tokens,
         "queries": w.prototypes if consolidates else w.queries,
@@ -274,7 +275,7 @@ def told(point: Point, row: Row) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axis", nargs="+", choices=list(BASES), default=list(BASES))
-    parser.add_argument("--quick", action="store_true", help="three values of each axis, the top-k read alone")
+    parser.add_argument("--quick", action="store_true", help="the top-k read alone, from a small memory")
     parser.add_argument("--gb", type=float, help="most memory of a point; by default half of what is free")
     parser.add_argument("--seconds", type=float, help="a point is left out whose call would take longer")
     parser.add_argument("--threads", type=int)
@@ -284,7 +285,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     limits = Limits(options.gb * 1e9 if options.gb else default_bytes())
     if options.quick:
-        limits = replace(limits, seconds=1.5, rounds=3, budget=0.6)
+        limits = replace(limits, seconds=1.2, rounds=3, budget=0.25)
     if options.seconds:
         limits = replace(limits, seconds=options.seconds)
     record.save(record.line("scaling", measure(options.axis, limits, quick=options.quick)), options.save)

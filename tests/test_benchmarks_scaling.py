@@ -22,6 +22,7 @@ def _tiny(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(scaling, "VALUES", SMALL)
+    monkeypatch.setattr(scaling, "QUICK_BASE", "tiny")
     monkeypatch.setattr(scaling, "BASES", dict.fromkeys(scaling.BASES, "tiny"))
     yield
     torch.set_num_threads(before)
@@ -43,13 +44,20 @@ def test_every_axis_has_rows_that_were_checked(axis):
     assert torch.get_num_threads() == 1
 
 
+def test_the_quick_run_has_reads_alone(monkeypatch):
+    monkeypatch.setattr(scaling, "QUICK", {"N": (50, 60)})
+    results = scaling.measure(["N"], LIMITS, quick=True, said=lambda _: None)
+    assert [(r["op"], r["value"], r["workload"]) for r in results] == [("read", 50, "tiny"), ("read", 60, "tiny")]
+    assert scaling.values_of("threads", quick=True)[0] == 1
+
+
 def test_each_axis_varies_what_it_is_named_for():
     of = {axis: next(iter(scaling.measure([axis], LIMITS, said=lambda _: None))) for axis in ("N", "Q", "O", "k")}
     assert of["N"]["tokens"] == 200 and of["N"]["queries"] == WORKLOADS["tiny"].queries
     assert of["Q"]["queries"] == 20 and of["Q"]["tokens"] == WORKLOADS["tiny"].tokens
     assert of["O"]["objects"] == 1 and of["k"]["top_k"] == 1
-    last = list(scaling.points("N", (200,), ("consolidate",), 1))[-1]
-    assert scaling.as_dict(last, [])["tokens"] == 200
+    last = list(scaling.points("N", 1))[-1]
+    assert last.op == "consolidate" and scaling.as_dict(last, [])["tokens"] == 400
     assert scaling.as_dict(last, [])["top_k"] is None
 
 
@@ -61,14 +69,14 @@ def test_a_point_that_would_take_too_much_memory_is_a_row_and_is_not_tried(monke
 
 
 def test_a_point_that_would_take_too_long_is_a_row_with_where_that_comes_from():
-    point = next(scaling.points("N", (4_000,), ("read",), 1))
+    point = scaling.Point("N", 4_000, "read", WORKLOADS["tiny"])
     assert scaling.refusal(point, "original", [(1_000, 5.0)], LIMITS) == (
-        "would take 20.0 s (5.0 s at N = 1,000), more than 12"
+        "would take 20.0 s (5.0 s at N = 1,000), more than 10"
     )
     # On the line through two points: 1 s more per 1,000 tokens.
     assert scaling.predicted(point, [(1_000, 5.0), (2_000, 6.0)]) == pytest.approx(8.0)
     assert scaling.refusal(point, "original", [(1_000, 5.0), (2_000, 6.0)], LIMITS) == ""
-    threads = next(scaling.points("threads", (2,), ("read",), 1))
+    threads = scaling.Point("threads", 2, "read", WORKLOADS["tiny"])
     assert scaling.refusal(threads, "original", [(1, 50.0)], LIMITS) == ""
 
 
