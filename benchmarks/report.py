@@ -17,6 +17,7 @@ from xmemk.benchmarks.workloads import WORKLOADS
 
 KINDS = ("ops", "frames", "scaling", "length", "claims")
 NO_USAGE = "(no usage)"  # in the name of a peer whose result lacks it
+ANOTHER = "another method"  # begins the reason of a peer that does something else
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Row:
     def time(self) -> float | None:
         """The device's time where it was taken, else the clock's."""
         return self.median if self.device_seconds is None else self.device_seconds
+
+    @property
+    def another(self) -> bool:
+        """Another method, whose results are not ours."""
+        return self.reason.startswith(ANOTHER)
 
     @property
     def whole(self) -> bool:

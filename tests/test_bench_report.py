@@ -164,7 +164,7 @@ def test_the_power_that_time_goes_with(written, power, said):
     points = [case(axis="N", value=n, rows=usual(ours=1e-6 * n**power)) for n in (1_000, 10_000, 100_000)]
     ((found,), _) = written([{**HEAD, "kind": "scaling", "results": points}])
     assert any(
-        f"from 1,000 to 100,000 memory tokens our time goes as the power {said}" in s
+        f"memory tokens from 1,000 to 100,000: our time goes as the power {said}" in s
         for s in conclusions.conclusions(found)
     )
 
