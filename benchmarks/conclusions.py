@@ -242,8 +242,7 @@ def claimed(claims: list[Claim]) -> Iterator[str]:
     """The paper's claims and what was measured."""
     for claim in claims:
         told = {True: "it holds", False: "it does not hold"}.get(claim.holds, "not decided")  # type: ignore[call-overload]
-        said = f"The paper's claim of {claim.claim}, {claim.paper} {claim.unit}"
-        yield f"{said}: measured {claim.measured} {claim.unit}, {told}."
+        yield f"The paper says of {claim.claim}: {claim.paper}. Measured: {claim.found}; {told}."
 
 
 def _ratios(case: Case) -> list[tuple[Row, float]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xmemk.benchmarks import words as w
 from xmemk.benchmarks.workloads import WORKLOADS
 
 KINDS = ("ops", "frames", "scaling", "length", "claims")
@@ -155,6 +156,14 @@ class Claim:
     how: str
     holds: bool | None
     source: Source
+
+    @property
+    def found(self) -> str:
+        """What was measured, with its unit."""
+        if self.measured is None:
+            return "nothing"
+        number = w.number(self.measured) if isinstance(self.measured, (int, float)) else str(self.measured)
+        return f"{number} {self.unit}".strip()
 
 
 @dataclass
