@@ -34,9 +34,22 @@ OPS = ("read", "dense", "consolidate", "select", "evict")
 
 
 def steps(full: bool, device: str) -> list[Step]:
-    """What a quick and a full run consist of."""
-    on = ("--device", device)
-    return [Step("functions beside their peers", "run", ("--op", *OPS, "--workload", "480p-full", *on))]
+    """What a quick and a full run consist of. Growth and length are measured on the CPU alone."""
+    if device != "cpu":
+        timed = () if full else ("--seconds", "100")
+        return [Step("functions beside their peers", "run", ("--suite", "gpu", "--device", device, *timed))]
+    if full:
+        return [
+            Step("functions beside their peers", "run", ("--full",)),
+            Step("growth with the sizes", "scaling", ()),
+            Step("the length of a video", "length", ()),
+            Step("the paper's claims", "claims", ()),
+        ]
+    return [
+        Step("functions beside their peers", "run", ("--quick", "--op", *OPS)),
+        Step("growth with the sizes", "scaling", ("--quick", "--axis", "N")),
+        Step("the length of a video", "length", ("--quick", "--protocol", "fig1")),
+    ]
 
 
 def run(

@@ -20,6 +20,7 @@ OPS = {
     "select": "selection of prototypes",
     "evict": "eviction",
     "frame": "whole frame",
+    "memory-frame": "whole frame that is remembered",
     "video": "whole video",
 }
 PEERS = {"tidy PyTorch": "the tidiest plain PyTorch", "original": "the released code's formulation"}
@@ -203,7 +204,7 @@ def _growth(place: Place) -> Iterator[str]:
         if power is None:
             continue
         low, high = (w.number(c.value) for c in (cases[0], cases[-1]))
-        said = f"{w.capital(noun(op))}: from {low} to {high} {AXES.get(axis, axis)} "
+        said = f"{w.capital(noun(op))}, {AXES.get(axis, axis)} from {low} to {high}: "
         said += f"our time goes as the power {power:.2f}"
         ends = [(c, c.rivals[0], r) for c in (cases[0], cases[-1]) if c.rivals and (r := c.ratio(c.rivals[0]))]
         if len(ends) == 2:
@@ -228,7 +229,9 @@ def along(tracks: list[Track]) -> Iterator[str]:
             memory = f"its memory stays at {w.size(last['bytes'])}"
         else:
             memory = f"its memory goes from {w.size(first['bytes'])} to {w.size(last['bytes'])}"
-        said = f"Along a video, {track.method}: from frame {first['frame']:,} to frame {last['frame']:,} {memory}"
+        tokens = f"{track.features.get('height', '?')} x {track.features.get('width', '?')} tokens a frame"
+        said = f"Along a video of {tokens}, {track.method}: "
+        said += f"from frame {first['frame']:,} to frame {last['frame']:,} {memory}"
         if first.get("seconds") and last.get("seconds"):
             slower = w.times(last["seconds"] / first["seconds"])
             said += f", and at its end a frame takes {slower} times as long as at its start"
@@ -239,8 +242,7 @@ def claimed(claims: list[Claim]) -> Iterator[str]:
     """The paper's claims and what was measured."""
     for claim in claims:
         told = {True: "it holds", False: "it does not hold"}.get(claim.holds, "not decided")  # type: ignore[call-overload]
-        said = f"The paper's claim of {claim.claim}, {claim.paper} {claim.unit}"
-        yield f"{said}: measured {claim.measured} {claim.unit}, {told}."
+        yield f"The paper says of {claim.claim}: {claim.paper}. Measured: {claim.found}; {told}."
 
 
 def _ratios(case: Case) -> list[tuple[Row, float]]:

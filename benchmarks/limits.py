@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from xmemk.benchmarks import words as w
 from xmemk.benchmarks.conclusions import title
-from xmemk.benchmarks.report import NO_USAGE, Place
+from xmemk.benchmarks.report import NO_USAGE, Case, Place, Row
 
 
 def limits(place: Place) -> list[str]:
@@ -19,7 +19,7 @@ def limits(place: Place) -> list[str]:
 
 
 def _inputs(place: Place) -> Iterator[str]:
-    if any(case.op not in ("frame", "video") for case in place.cases):
+    if any(case.op not in ("frame", "memory-frame", "video") for case in place.cases):
         seeds = "The inputs of the functions are random numbers, the same for everyone"
         yield f"{seeds}: real features have ties and clusters, which change the time of a selection a little."
 
@@ -65,15 +65,24 @@ def _absent(place: Place) -> Iterator[str]:
 def _less(place: Place) -> Iterator[str]:
     rows = [(row, case) for case in place.cases for row in case.timed if not row.ours and not row.whole]
     lacking = sorted({row.peer for row, _ in rows if NO_USAGE in row.peer})
-    part = sorted({row.peer for row, _ in rows if NO_USAGE not in row.peer})
+    others = sorted({row.peer for row, _ in rows if row.another})
+    wrong = sorted({row.peer for row, _ in rows if row.status == "WRONG"})
+    part = sorted({row.peer for row, _ in rows} - {*lacking, *others, *wrong})
     if lacking:
-        quick = [
-            f"{row.peer} in {title(case)}" for row, case in rows if row.peer in lacking and (case.ratio(row) or 1) < 1
-        ]
+        quick = [f"{row.peer} in {title(case)}" for row, case in rows if row.peer in lacking and _quicker(row, case)]
         said = f"{w.listed(lacking)} return no usage, which XMem's memory needs, so they do less than xmemk"
         yield said + (f"; faster than xmemk are {w.listed(quick)}." if quick else ", and are slower all the same.")
+    if others:
+        yield f"{w.listed(others)}: another method, with other results. Its time is beside ours, not for the same work."
+    if wrong:
+        yield f"{w.listed(wrong)} gave wrong results somewhere and count as nobody's rival there."
     if part:
         yield f"{w.capital(w.listed(part))}: a part of the work, as a measure; not a way to do it."
+
+
+def _quicker(row: Row, case: Case) -> bool:
+    ratio = case.ratio(row)
+    return ratio is not None and ratio < 1
 
 
 def _tests(place: Place) -> Iterator[str]:

@@ -29,7 +29,7 @@ CASES = (
     ("evict", "480p-full", 1),
     ("train", "480p-early", 1),
     ("train-dense", "480p-early", 1),
-    ("frame", "480p-full", 1),
+    ("frame", "full", 1),
 )
 
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xmemk.benchmarks import words as w
 from xmemk.benchmarks.workloads import WORKLOADS
 
 KINDS = ("ops", "frames", "scaling", "length", "claims")
 NO_USAGE = "(no usage)"  # in the name of a peer whose result lacks it
+ANOTHER = "another method"  # begins the reason of a peer that does something else
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class Row:
     def time(self) -> float | None:
         """The device's time where it was taken, else the clock's."""
         return self.median if self.device_seconds is None else self.device_seconds
+
+    @property
+    def another(self) -> bool:
+        """Another method, whose results are not ours."""
+        return self.reason.startswith(ANOTHER)
 
     @property
     def whole(self) -> bool:
@@ -149,6 +156,14 @@ class Claim:
     how: str
     holds: bool | None
     source: Source
+
+    @property
+    def found(self) -> str:
+        """What was measured, with its unit."""
+        if self.measured is None:
+            return "nothing"
+        number = w.number(self.measured) if isinstance(self.measured, (int, float)) else str(self.measured)
+        return f"{number} {self.unit}".strip()
 
 
 @dataclass
