@@ -37,7 +37,7 @@ SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120
 MATRIX = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
 
 # Kernels that multiply 16-bit matrices.
-MULTIPLY = ("split_maxima", "split_lse", "split_weights", "multiply_values")
+MULTIPLY = ("split_maxima", "split_lse", "split_weights", "multiply_values", "multiply_parts")
 
 _TYPES = {
     torch.float16: "fp16",

@@ -9,8 +9,9 @@ gradients of readout and usage:
     [B1 | B2 | b]_j = sum_i dS_ij [h k^2 | h k | h]_i,  h_i = -s_i / sqrt(CK)
         dq_j = -2 e_j (B2_j - q_j b_j)        de_j = B1_j - 2 q_j B2_j + q_j^2 b_j
 
-Weights come from the forward's kernels in float32, dS from the one here, and the four products are PyTorch's float32.
-Keys and queries are translated by the middle key, of which all of this is independent. Nothing is added atomically.
+Weights come from the forward's kernels, stored as what multiplies values; dS from the one here, in three bfloat16
+parts. The four products are made in 16 bits to float32 accuracy (products.py), whatever PyTorch's own are set to. Keys
+and queries are translated by the middle key, of which all of this is independent. Nothing is added atomically.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from torch import Tensor
 from . import bank
 from .bank import Queries
 from .dense_lse import affinity
-from .dense_weights import FLOAT32, block_rows, weights
+from .dense_weights import FORMATS, HALF_SCALE, block_rows, weights
+from .products import in_parts, multiply
 
-PAIR_BYTES = 64 << 20  # of W and of dS at a time, each
+PAIR_BYTES = 64 << 20  # of dW at a time; W and dS take up to half more, each
 
 
 def memory_read_backward(
@@ -57,25 +59,29 @@ def memory_read_backward(
     eq = e * queries
     of_query = torch.cat([e, eq, (eq * queries).sum(2, keepdim=True)], 2)
     of_token = torch.cat([h * k * k, h * k, h], 2)
-    values = torch.cat([v.float().flatten(1, 2) for v in mv], 2)  # [B, O * CV, N]
-    d_out = d_readout.float().permute(0, 3, 1, 2).flatten(2)  # [B, Q, O * CV]
-    at_token = torch.zeros_like(of_token)
+    values = torch.cat([v.flatten(1, 2) for v in mv], 2) if len(mv) > 1 else mv[0].flatten(1, 2)  # [B, O * CV, N]
+    d_out = d_readout.to(values.dtype).permute(0, 3, 1, 2).flatten(2)  # [B, Q, O * CV]
+    d_out_parts = in_parts(d_out)
+    form, unit = FORMATS[values.dtype], 1.0 / HALF_SCALE.value if values.dtype == torch.float16 else 1.0
+    at_token = torch.empty_like(of_token)
     at_query = torch.empty_like(of_query)
-    dv = values.new_zeros(b, n, values.shape[1])
+    dv = of_token.new_empty(b, n, values.shape[1])
     rows = max(block_rows(), PAIR_BYTES // (4 * b * np) // block_rows() * block_rows())
     for first in range(0, q, rows):
         count = min(rows, qp - first)
-        w = weights(a, first, count, FLOAT32, False).parts[:, 0]
+        w = weights(a, first, count, form, False).parts
         count = min(count, q - first)
         span = slice(first, first + count)
-        dw = d_out[:, span] @ values
-        if d_usage is None:
-            score_gradients[(count, b)](w, dw, dw, n, np, w.shape[1], count, False, 1024)
-        else:
-            score_gradients[(count, b)](w, dw, d_usage.float().contiguous(), n, np, w.shape[1], count, True, 1024)
-        dv.baddbmm_(w[:, :count, :n].transpose(1, 2), d_out[:, span])
-        at_token.baddbmm_(dw.transpose(1, 2), of_query[:, span])
-        at_query[:, span] = dw @ of_token
+        dw = of_token.new_empty(b, count, n)
+        multiply(d_out_parts[:, :, span], values, dw)
+        d_score = dw.new_empty((b, 3, count, n), dtype=torch.bfloat16)
+        usage = dw if d_usage is None else d_usage.float().contiguous()
+        score_gradients[(count, b)](
+            w, dw, usage, d_score, unit, n, np, w.shape[2], count, d_usage is not None, form[0], 1024
+        )
+        multiply(w[:, :, :count, :n].transpose(2, 3), d_out[:, span], dv, unit, first > 0)
+        multiply(d_score.transpose(2, 3), of_query[:, span], at_token, 1.0, first > 0)
+        multiply(d_score, of_token, at_query[:, span])
     a1, a2, a3 = at_token.split([ck, ck, 1], 2)
     b1, b2, b3 = at_query.split([ck, ck, 1], 2)
     dk = 2 * h * (k * a1 - a2)
@@ -85,23 +91,45 @@ def memory_read_backward(
     return dk, ds, dv, dq, de
 
 
+@triton.jit
+def _load_weights(w, part, token, N, unit, PARTS: tl.constexpr):
+    x = tl.load(w + token, mask=token < N, other=0.0).to(tl.float32)
+    for i in tl.static_range(1, PARTS):
+        x += tl.load(w + i * part + token, mask=token < N, other=0.0).to(tl.float32)
+    return x * unit
+
+
 @triton.jit(do_not_specialize=["N", "count"])
-def score_gradients(w, dw, d_usage, N, NP, rows, count, HAS_USAGE: tl.constexpr, BLOCK: tl.constexpr):
-    """dS over dW, in place: w [B, rows, NP], dw [B, count, N], d_usage [B, N]. Grid [count, B]."""
+def score_gradients(
+    w, dw, d_usage, d_score, unit, N, NP, rows, count, HAS_USAGE: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """dS [B, 3, count, N] in three bfloat16 parts: w [B, PARTS, rows, NP] times ``unit``, dw [B, count, N], d_usage
+    [B, N]. Grid [count, B].
+    """
     b = tl.program_id(1).to(tl.int64)
-    w += (b * rows + tl.program_id(0)) * NP
+    part = rows.to(tl.int64) * NP
+    w += b * PARTS * part + tl.program_id(0).to(tl.int64) * NP
     dw += (b * count + tl.program_id(0)) * N
+    d_score += (b * 3 * count + tl.program_id(0)) * N
     mean = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, N, BLOCK):
         token = start + tl.arange(0, BLOCK)
         x = tl.load(dw + token, mask=token < N, other=0.0)
         if HAS_USAGE:
             x += tl.load(d_usage + b * N + token, mask=token < N, other=0.0)
-        mean += tl.load(w + token, mask=token < N, other=0.0) * x
+        mean += _load_weights(w, part, token, N, unit, PARTS) * x
     total = tl.sum(mean, 0)
     for start in range(0, N, BLOCK):
         token = start + tl.arange(0, BLOCK)
         x = tl.load(dw + token, mask=token < N, other=0.0)
         if HAS_USAGE:
             x += tl.load(d_usage + b * N + token, mask=token < N, other=0.0)
-        tl.store(dw + token, tl.load(w + token, mask=token < N, other=0.0) * (x - total), mask=token < N)
+        x = _load_weights(w, part, token, N, unit, PARTS) * (x - total)
+        hi = x.to(tl.bfloat16)
+        rest = x - hi.to(tl.float32)
+        middle = rest.to(tl.bfloat16)
+        tl.store(d_score + token, hi, mask=token < N)
+        tl.store(d_score + (b * 0 + count) * N + token, middle, mask=token < N)
+        tl.store(
+            d_score + (b * 0 + 2 * count) * N + token, (rest - middle.to(tl.float32)).to(tl.bfloat16), mask=token < N
+        )

@@ -19,7 +19,7 @@ from . import bank, configs, interpreted
 from .bank import Memory, Queries
 from .dense_lse import ALIGN, PROGRAMS, affinity
 from .dense_weights import FORMATS, HALF_SCALE, block_rows, weights
-from .tiles import bound
+from .tiles import bound, operand
 
 WEIGHT_BYTES = 40 << 20  # of weights at a time, but at least a block of queries
 _SPLITS = 12
@@ -117,12 +117,6 @@ def _add_usage(columns: Tensor, memory: Memory, usage: Tensor) -> None:
     )
 
 
-@triton.jit
-def _part(x, UPCAST: tl.constexpr):
-    # The interpreter multiplies the bits of bfloat16 as if they were integers.
-    return x.to(tl.float32) if UPCAST else x
-
-
 @triton.jit(do_not_specialize=["Q", "first", "count", "splits"])
 def multiply_values(
     parts,
@@ -177,28 +171,28 @@ def multiply_values(
             token = start + tl.arange(0, BLOCK_N)
             mask = (token < bound(ends, i))[:, None] & (channel < CV)[None, :]
             v = tl.load(value + (token - bound(starts, i)).to(tl.int64)[:, None] * sn[i], mask=mask, other=0.0)
-            w = _part(tl.load(weight + token[None, :]), UPCAST)
+            w = operand(tl.load(weight + token[None, :]), UPCAST)
             if PARTS == 2:
-                total = tl.dot(_part(tl.load(weight + part + token[None, :]), UPCAST), _part(v, UPCAST), total)
-                total = tl.dot(w, _part(v, UPCAST), total)
+                total = tl.dot(operand(tl.load(weight + part + token[None, :]), UPCAST), operand(v, UPCAST), total)
+                total = tl.dot(w, operand(v, UPCAST), total)
             else:
-                w1 = _part(tl.load(weight + part + token[None, :]), UPCAST)
-                w2 = _part(tl.load(weight + 2 * part + token[None, :]), UPCAST)
+                w1 = operand(tl.load(weight + part + token[None, :]), UPCAST)
+                w2 = operand(tl.load(weight + 2 * part + token[None, :]), UPCAST)
                 if SPLIT_VALUES:
                     v0 = v.to(tl.bfloat16)
                     rest = v - v0.to(tl.float32)
                     v1 = rest.to(tl.bfloat16)
-                    v2 = _part((rest - v1.to(tl.float32)).to(tl.bfloat16), UPCAST)
+                    v2 = operand((rest - v1.to(tl.float32)).to(tl.bfloat16), UPCAST)
                     total = tl.dot(w, v2, total)
-                    total = tl.dot(w1, _part(v1, UPCAST), total)
-                    total = tl.dot(w2, _part(v0, UPCAST), total)
-                    total = tl.dot(w, _part(v1, UPCAST), total)
-                    total = tl.dot(w1, _part(v0, UPCAST), total)
-                    total = tl.dot(w, _part(v0, UPCAST), total)
+                    total = tl.dot(w1, operand(v1, UPCAST), total)
+                    total = tl.dot(w2, operand(v0, UPCAST), total)
+                    total = tl.dot(w, operand(v1, UPCAST), total)
+                    total = tl.dot(w1, operand(v0, UPCAST), total)
+                    total = tl.dot(w, operand(v0, UPCAST), total)
                 else:
-                    total = tl.dot(w2, _part(v, UPCAST), total)
-                    total = tl.dot(w1, _part(v, UPCAST), total)
-                    total = tl.dot(w, _part(v, UPCAST), total)
+                    total = tl.dot(w2, operand(v, UPCAST), total)
+                    total = tl.dot(w1, operand(v, UPCAST), total)
+                    total = tl.dot(w, operand(v, UPCAST), total)
     if PARTS == 2:
         total = total * (1 / HALF_SCALE)
     at = out + (((split * B + b) * Q + first + row.to(tl.int64)[:, None]) * O + o) * CV + channel[None, :]

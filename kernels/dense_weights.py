@@ -27,7 +27,6 @@ class Weights(NamedTuple):
 
 # How weights are stored: as what multiplies values of that dtype on matrix units to float32 accuracy.
 FORMATS = {torch.float16: (2, torch.float16), torch.bfloat16: (3, torch.bfloat16), torch.float32: (3, torch.bfloat16)}
-FLOAT32 = (1, torch.float32)
 
 # Float16 weights are stored times this, which keeps their low parts above its smallest numbers.
 HALF_SCALE = tl.constexpr(16384.0)
@@ -84,12 +83,10 @@ def _whole_lse(lse, b, query, QP, splits, SPLITS: tl.constexpr):
 
 @triton.jit
 def _store_weights(out, w, b, row, token, rows, NP, PARTS: tl.constexpr):
-    """One tile of weights in PARTS parts: float32, two float16 times HALF_SCALE, or three bfloat16."""
+    """One tile of weights in PARTS parts: two float16 times HALF_SCALE, or three bfloat16."""
     at = out + (b * PARTS * rows + row.to(tl.int64)[:, None]) * NP + token[None, :]
     part = rows.to(tl.int64) * NP
-    if PARTS == 1:
-        tl.store(at, w)
-    elif PARTS == 2:
+    if PARTS == 2:
         scaled = w * HALF_SCALE
         hi = scaled.to(tl.float16)
         tl.store(at, hi)

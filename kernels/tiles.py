@@ -73,6 +73,12 @@ def exists(starts, ends, token, SEGMENTS: tl.constexpr):
 
 
 @triton.jit
+def operand(x, UPCAST: tl.constexpr):
+    """x as a factor of tl.dot: the interpreter multiplies the bits of bfloat16 as if they were integers."""
+    return x.to(tl.float32) if UPCAST else x
+
+
+@triton.jit
 def is_finite(x):
     return tl.abs(x) < float("inf")
 

@@ -69,6 +69,42 @@ def test_16_bit_inputs_get_gradients_of_their_dtype(top_k):
 
 
 @interpreted
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dense_gradients_are_those_of_float32_before_they_are_rounded(dtype):
+    from xmemk.kernels import dense_backward
+
+    x = make_inputs(150, 9, batch=2, objects=2, key_channels=12, value_channels=7, dtype=dtype)
+    g = torch.Generator().manual_seed(0)
+    d_readout = torch.randn(2, 2, 7, 9, generator=g).to(dtype)
+    leaves = [t.double().requires_grad_() for t in x.read]
+    wanted = torch.autograd.grad(xmemk.reference.memory_read(*leaves), leaves, d_readout.double())
+    cut = [list(t.split([60, 90], dim=-1)) for t in x.read[:3]]
+    dk, ds, dv, dq, de = dense_backward.memory_read_backward(*cut, x.qk, x.qe, d_readout, None)
+    dv = dv.unflatten(2, (2, 7)).permute(0, 2, 3, 1)
+    for got, exact in zip((dk.mT, ds.mT, dv, dq.mT, de.mT), wanted):
+        assert got.dtype == torch.float32
+        assert (got - exact).abs().max() <= 2**-17 * exact.abs().max()
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_products(dtype):
+    from xmemk.kernels import products
+
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 70, 150, generator=g), torch.randn(2, 150, 40, generator=g).to(dtype)
+    parts = products.in_parts(x if dtype == torch.float32 else x.to(dtype))
+    wanted = parts.double().sum(1) @ y.double()
+    out = torch.full((2, 70, 40), float("nan"))
+    for turned in (False, True):
+        a = parts.mT.contiguous().mT if turned else parts
+        products.multiply(a, y, out)
+        assert (out - wanted).abs().max() < 2**-20 * wanted.abs().max()
+        products.multiply(a, y, out, 0.5, add=True)
+        assert (out - 1.5 * wanted).abs().max() < 2**-19 * wanted.abs().max()
+
+
+@interpreted
 @pytest.mark.parametrize("top_k", [None, 3])
 def test_tokens_that_are_not_read_get_gradient_0(top_k):
     x = make_inputs(40, 3, key_channels=12, value_channels=7)
