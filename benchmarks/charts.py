@@ -118,7 +118,8 @@ def _lines(name: str, lines: dict[str, tuple[bool, Points]], unit: str, beyond: 
         low, high = axis.get_ylim()
         axis.yaxis.set_major_locator(LogLocator(numticks=6, subs=(1.0, 2.0, 5.0) if high < 40 * low else (1.0,)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    _ticks_at_values(axis, lines)
+    shown = [*(points for _, points in lines.values()), *(beyond or {}).values()]
+    _ticks_at_values(axis, sorted({x for points in shown for x, _ in points}))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.grid(True, color=LINE, lw=0.6)
     axis.set_axisbelow(True)
@@ -132,9 +133,8 @@ def _lines(name: str, lines: dict[str, tuple[bool, Points]], unit: str, beyond: 
     return _svg(figure, name, f"Lines, from left to right: {', '.join(ends)}")
 
 
-def _ticks_at_values(axis: Any, lines: dict[str, tuple[bool, Points]]) -> None:
+def _ticks_at_values(axis: Any, values: list[float]) -> None:
     """Few values are named themselves; many are left to powers of ten."""
-    values = sorted({x for _, points in lines.values() for x, _ in points})
     axis.xaxis.set_minor_formatter(NullFormatter())
     if len(values) <= 6:
         axis.set_xticks(values, [f"{x:,.0f}" if x < 1e5 else f"{x / 1e3:,.0f}k" for x in values])
