@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.table import Table
-from xmemk.benchmarks import page, report
-from xmemk.benchmarks import words as w
-from xmemk.benchmarks.report import Case, Place, Row
+from xmemk.benchmarks.report import page, reading
+from xmemk.benchmarks.report import words as w
+from xmemk.benchmarks.report.reading import Case, Place, Row
 
 
 class Step(NamedTuple):
@@ -67,7 +67,7 @@ def run(
 
 def make_page(results: Sequence[Path], out: Path, commands: list[str], failed: Sequence[str] = ()) -> list[Place]:
     """Reads result files and writes their page. ValueError for files without results."""
-    places, passed_over = report.read(results)
+    places, passed_over = reading.read(results)
     page.write_page(out, places, [*failed, *passed_over], commands)
     return places
 

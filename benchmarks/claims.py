@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from xmemk.benchmarks import record
 from xmemk.benchmarks.clip import KEY_CHANNELS, VALUE_CHANNELS, ClipFeatures
-from xmemk.benchmarks.measure import peak_of
+from xmemk.benchmarks.harness import record
+from xmemk.benchmarks.harness.measure import peak_of
 from xmemk.benchmarks.memories import METHODS, held_bytes, hurry
 from xmemk.benchmarks.peers import peers_of
 from xmemk.benchmarks.workloads import WORKLOADS, make_case

@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from xmemk.benchmarks import quality, record
+from xmemk.benchmarks import quality
 from xmemk.benchmarks.clip import FRAMES, KEY_CHANNELS, VALUE_CHANNELS, ClipFeatures, checkpoints
+from xmemk.benchmarks.harness import record
 from xmemk.benchmarks.memories import METHODS, held_bytes, held_tokens, hurry
 
 from xmemk.demo.peak import Peak, resident_bytes

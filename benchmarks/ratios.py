@@ -29,7 +29,9 @@ from xmemk.benchmarks.workloads import WORKLOADS, make_case
 from xmemk.demo.machine import describe
 
 FLOORS = Path(__file__).parent.parent / "tests" / "ratio-floors.json"
-SLACK = {1: 0.85, 2: 0.7}  # by threads; the clock is less steady than CPU time
+# By threads. The clock is less steady than CPU time, and that is not quite steady either: a neighbour takes caches
+# (the lowest read beside the rest of the tests was 2.29). A kernel of half the speed is below the floor all the same.
+SLACK = {1: 0.7, 2: 0.6}
 BLOCKS = 4  # a ratio below its floor is measured on, so many blocks in all
 
 Call = Callable[[], Any]

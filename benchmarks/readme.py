@@ -12,9 +12,9 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from xmemk.benchmarks import conclusions, report
-from xmemk.benchmarks import words as w
-from xmemk.benchmarks.report import Case, Place, Row
+from xmemk.benchmarks.report import conclusions, reading
+from xmemk.benchmarks.report import words as w
+from xmemk.benchmarks.report.reading import Case, Place, Row
 
 ROOT = Path(__file__).parent.parent
 BEGIN = "<!-- figures: written by `python benchmarks/readme.py` from benchmarks/results -->"
@@ -52,7 +52,7 @@ def with_figures(text: str, files: list[Path]) -> str:
     _, end, after = rest.partition(END)
     if not mark or not end:
         raise ValueError(f"README.md: wanted the marks {BEGIN} and {END}")
-    places, _ = report.read(files)
+    places, _ = reading.read(files)
     return "\n".join([before + BEGIN, *(line for place in places for line in figures(place)), END + after])
 
 

@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from xmemk.benchmarks import base, ops, tables, tested
-from xmemk.benchmarks.costs import Roof, measure_roof
-from xmemk.benchmarks.measure import Row, in_fresh_process, peak_of, time_peers
-from xmemk.benchmarks.ops import ALL_OPS, DTYPES, FRAME_OPS, NETWORKS
+from xmemk.benchmarks.harness import base, ops, tables, tested
+from xmemk.benchmarks.harness.costs import Roof, measure_roof
+from xmemk.benchmarks.harness.measure import Row, in_fresh_process, peak_of, time_peers
+from xmemk.benchmarks.harness.ops import ALL_OPS, DTYPES, FRAME_OPS, NETWORKS
+from xmemk.benchmarks.harness.stopwatch import first_line
+from xmemk.benchmarks.harness.suites import SUITES, Item, Suite
+from xmemk.benchmarks.harness.tables import console
 from xmemk.benchmarks.peers import Peer, Unavailable
-from xmemk.benchmarks.stopwatch import first_line
-from xmemk.benchmarks.suites import SUITES, Item, Suite
-from xmemk.benchmarks.tables import console
 from xmemk.benchmarks.workloads import WORKLOADS
 
 import xmemk

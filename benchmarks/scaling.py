@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from xmemk.benchmarks import record
-from xmemk.benchmarks.measure import Row, peak_of, time_peers
+from xmemk.benchmarks.harness import record
+from xmemk.benchmarks.harness.measure import Row, peak_of, time_peers
 from xmemk.benchmarks.peers import CHECKED_QUERIES, Call, Peer, peers_of
 from xmemk.benchmarks.workloads import WORKLOADS, Case, Workload, make_case
 

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from xmemk.benchmarks import record
 from xmemk.benchmarks.dropin import calibrate, features
-from xmemk.benchmarks.measure import Row, synchronize
+from xmemk.benchmarks.harness import record
+from xmemk.benchmarks.harness.measure import Row, synchronize
 from xmemk.benchmarks.memories import METHODS, hurry
 from xmemk.benchmarks.peers import Call, Peer
 

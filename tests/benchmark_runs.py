@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from xmemk.benchmarks import costs, run, tested
+from xmemk.benchmarks import run
+from xmemk.benchmarks.harness import costs, tested
 
 
 @pytest.fixture

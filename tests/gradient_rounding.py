@@ -70,6 +70,8 @@ def rounding(x, d_readout, d_usage, index):
     shift = (exact.mk - middle).abs().nanmean(2, keepdim=True)
     s = ms.transpose(1, 2) / root
     tolerance = score_tolerance(x) + math.sqrt(2 * ck + 2) * UNIT * s * 2 * (qe * shift**2).sum(1, keepdim=True)
+    if ck < 8:  # the square root is that of many roundings that partly cancel; a few may all go one way
+        tolerance = 2 * tolerance
     relative = tolerance + (weight * tolerance).sum(1, keepdim=True)
 
     d_weight = torch.einsum("bocn,bocq->bnq", exact.mv, d_readout) + d_usage.unsqueeze(2)

@@ -11,7 +11,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 pytest.importorskip("typer")
 
-from xmemk.benchmarks import bench, conclusions, limits, page, report, words
+from xmemk.benchmarks import bench
+from xmemk.benchmarks.report import conclusions, limits, page, reading, words
 
 from xmemk.cli.app import run as xmemk
 
@@ -86,7 +87,7 @@ def written(tmp_path):
     def write(runs):
         path = tmp_path / "made.jsonl"
         path.write_text("\n".join(map(json.dumps, runs)) + "\n")
-        return report.read([path])
+        return reading.read([path])
 
     return write
 
@@ -116,17 +117,17 @@ def test_what_is_no_result_file_is_an_error_that_names_the_line(tmp_path, writte
     for bad in ("{", "[]", json.dumps({**HEAD, "results": [{"op": "read"}]}), '{"date": 1}'):
         path.write_text(f"{good}\n{bad}\n")
         with pytest.raises(ValueError, match=r"bad\.jsonl(, line |:)2"):
-            report.read([path])
+            reading.read([path])
     path.write_text("\n")
     with pytest.raises(ValueError, match="no results"):
-        report.read([path])
+        reading.read([path])
     places, passed_over = written([lines()[0], {**HEAD, "kind": "weather", "results": [1]}])
     assert len(places) == 1
     assert passed_over == ["made.jsonl:2 holds 'weather', which this version does not know"]
 
 
 def test_the_committed_results_can_be_read():
-    places, _ = report.read(sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")))
+    places, _ = reading.read(sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")))
     for place in places:
         assert place.cases
         assert conclusions.answer(place)
@@ -366,5 +367,5 @@ def test_figures_in_words():
 
 
 def test_the_page_travels_with_the_wheel():
-    assert '"xmemk.benchmarks" = ["*.html"]' in (ROOT / "pyproject.toml").read_text()
+    assert '"xmemk.benchmarks.report" = ["*.html"]' in (ROOT / "pyproject.toml").read_text()
     assert Path(page.__file__).with_name("page.html").exists()

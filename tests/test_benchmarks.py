@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from xmemk.benchmarks import costs, measure, ops, run, stopwatch, suites, tables
+from xmemk.benchmarks import run
+from xmemk.benchmarks.harness import costs, measure, ops, stopwatch, suites, tables
 from xmemk.benchmarks.peers import Peer, Unavailable, peers_of
 from xmemk.benchmarks.verdicts import relative_error, status, verdict
 from xmemk.benchmarks.workloads import OPS, WORKLOADS, make_case

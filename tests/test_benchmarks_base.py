@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from xmemk.benchmarks import base, run, tested
+from xmemk.benchmarks import run
+from xmemk.benchmarks.harness import base, tested
 
 pytest_plugins = ("benchmark_runs",)
 OLD = """

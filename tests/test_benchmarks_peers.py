@@ -9,7 +9,8 @@ import types
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from xmemk.benchmarks import measure, peers
+from xmemk.benchmarks import peers
+from xmemk.benchmarks.harness import measure
 from xmemk.benchmarks.peers import peers_of
 from xmemk.benchmarks.verdicts import verdict
 from xmemk.benchmarks.workloads import Workload, make_case

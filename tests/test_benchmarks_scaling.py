@@ -9,12 +9,12 @@ import torch
 pytest.importorskip("rich")
 
 from xmemk.benchmarks import scaling
-from xmemk.benchmarks.measure import Row
+from xmemk.benchmarks.harness.measure import Row
 from xmemk.benchmarks.peers import Peer, peers_of
 from xmemk.benchmarks.workloads import WORKLOADS, make_case
 
 SMALL = {"N": (200, 400), "Q": (20, 40), "O": (1, 3), "k": (1, 20)}
-LIMITS = scaling.Limits(4e9, rounds=2, budget=1.0)
+LIMITS = scaling.Limits(4e9, rounds=2, budget=60.0)
 
 
 @pytest.fixture(autouse=True)

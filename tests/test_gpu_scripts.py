@@ -60,7 +60,7 @@ def test_benchmark_of_upkeep(tiny_run, tmp_path, op):
 
 
 def test_an_op_whose_tests_are_red_is_refused_and_the_others_go_on(tiny_run, tmp_path, monkeypatch):
-    from xmemk.benchmarks import tested
+    from xmemk.benchmarks.harness import tested
 
     monkeypatch.setattr(tested, "check", lambda ops, *_: ({"evict": True}, {"select": ["test_select.py::test_it"]}))
     code, results = gpu_suite(tiny_run, tmp_path, "--op", "select", "evict")

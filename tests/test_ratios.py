@@ -58,7 +58,7 @@ def test_floors_follow_from_the_lowest_ratio_of_all_runs():
     busy = {check.name: [2.5, 1.8] for check in ratios.CHECKS}
     known = ratios.set_floors(ratios.set_floors({}, "quiet", quiet), "busy", busy)
     assert known["runs"]["quiet"][ratios.CHECKS[0].name] == [2.0, 3.0, 2]
-    assert {known["floors"][check.name] for check in ratios.CHECKS if check.threads == 1} == {1.53}
+    assert {known["floors"][check.name] for check in ratios.CHECKS if check.threads == 1} == {1.26}
     # Those of another processor do not count here.
     assert list(ratios.set_floors({**known, "processor": "another"}, "quiet", quiet)["runs"]) == ["quiet"]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from xmemk.benchmarks import readme, report
+from xmemk.benchmarks import readme
+from xmemk.benchmarks.report import reading
 
 import xmemk
 from xmemk import backends
@@ -103,7 +104,7 @@ def test_other_figures_would_be_noticed(tmp_path):
     ours = re.search(r"\| top-k memory read, 480p-full, 1 object \| ([\d.]+) (?:us|ms|s) \|", README)
     changed = README[: ours.start(1)] + "1.23" + README[ours.end(1) :]
     assert readme.with_figures(changed, RESULTS) == README
-    places, _ = report.read(RESULTS)
+    places, _ = reading.read(RESULTS)
     source = next(case for place in places if (case := place.case("read", "480p-full"))).source
     run = json.loads((RESULTS[0].parent / source.file).read_text().splitlines()[source.line - 1])
     run["date"] = "2999-01-01 00:00"

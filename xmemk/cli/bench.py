@@ -29,7 +29,7 @@ def bench(
 
     try:
         from xmemk.benchmarks import bench as benchmarks
-        from xmemk.benchmarks import conclusions
+        from xmemk.benchmarks.report import conclusions
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"bench needs {missing.name}: pip install 'xmemk[demo]'") from missing
     if device is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from xmemk.benchmarks.costs import Cost, cost_of, like_shape
+from xmemk.benchmarks.harness.costs import Cost, cost_of, like_shape
 from xmemk.benchmarks.peers import Peer, backends_of_ours, peers_of
 from xmemk.benchmarks.verdicts import verdict
 from xmemk.benchmarks.workloads import OPS, WORKLOADS, make_case

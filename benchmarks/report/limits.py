@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from xmemk.benchmarks import words as w
-from xmemk.benchmarks.conclusions import title
-from xmemk.benchmarks.report import NO_USAGE, Case, Place, Row
+from xmemk.benchmarks.report import words as w
+from xmemk.benchmarks.report.conclusions import title
+from xmemk.benchmarks.report.reading import NO_USAGE, Case, Place, Row
 
 
 def limits(place: Place) -> list[str]:

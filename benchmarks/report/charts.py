@@ -12,8 +12,8 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from xmemk.benchmarks import words as w
-from xmemk.benchmarks.report import Case, Row, Track
+from xmemk.benchmarks.report import words as w
+from xmemk.benchmarks.report.reading import Case, Row, Track
 
 # Stand-ins, replaced by the page's CSS variables. Shape and dash tell the lines apart where colour does not.
 INK, SOFT, LINE, OURS, OURS_TOO = "#010101", "#020202", "#030303", "#040404", "#050505"

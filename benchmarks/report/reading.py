@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xmemk.benchmarks import words as w
+from xmemk.benchmarks.report import words as w
 from xmemk.benchmarks.workloads import WORKLOADS
 
 KINDS = ("ops", "frames", "scaling", "length", "claims")

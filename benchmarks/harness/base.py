@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from xmemk.benchmarks import ops, tables
-from xmemk.benchmarks.measure import Row, compare_with_ours
+from xmemk.benchmarks.harness import ops, tables
+from xmemk.benchmarks.harness.measure import Row, compare_with_ours
+from xmemk.benchmarks.harness.stopwatch import CHAIN_SECONDS, LONGEST_CHAIN
+from xmemk.benchmarks.harness.suites import Suite
+from xmemk.benchmarks.harness.tables import console
+from xmemk.benchmarks.harness.tested import ROOT
 from xmemk.benchmarks.peers import backends_of_ours, call_of_ours, readout_gradient
-from xmemk.benchmarks.stopwatch import CHAIN_SECONDS, LONGEST_CHAIN
-from xmemk.benchmarks.suites import Suite
-from xmemk.benchmarks.tables import console
-from xmemk.benchmarks.tested import ROOT
 from xmemk.benchmarks.verdicts import status, verdict
 from xmemk.benchmarks.workloads import Case
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import jinja2
 from markupsafe import Markup
-from xmemk.benchmarks import charts, conclusions, limits
-from xmemk.benchmarks import words as w
-from xmemk.benchmarks.report import Case, Place, Row, Track
+from xmemk.benchmarks.report import charts, conclusions, limits
+from xmemk.benchmarks.report import words as w
+from xmemk.benchmarks.report.reading import Case, Place, Row, Track
 
 import xmemk
 

@@ -6,8 +6,8 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from xmemk.benchmarks import words as w
-from xmemk.benchmarks.report import Case, Claim, Place, Row, Track
+from xmemk.benchmarks.report import words as w
+from xmemk.benchmarks.report.reading import Case, Claim, Place, Row, Track
 
 OPS = {
     "read": "top-k memory read",

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from xmemk.benchmarks.harness.stopwatch import Stopwatch, Timed, first_line, order
 from xmemk.benchmarks.peers import Peer, Unavailable, missing
-from xmemk.benchmarks.stopwatch import Stopwatch, Timed, first_line, order
 from xmemk.benchmarks.verdicts import relative_error, status, verdict
 from xmemk.benchmarks.workloads import WORKLOADS, Case, make_case
 
@@ -205,7 +205,7 @@ def in_fresh_process(arguments: dict[str, Any], timeout: float) -> Trial:
 
     So a peer that hangs, is killed for its memory or crashes takes nothing with it.
     """
-    command = [sys.executable, str(Path(__file__).with_name("run.py")), "--peak-of", json.dumps(arguments)]
+    command = [sys.executable, str(Path(__file__).parents[1] / "run.py"), "--peak-of", json.dumps(arguments)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
