@@ -73,6 +73,8 @@ FULL = Suite(
         *(Item(op, network) for op in ("frame", "memory-frame") for network in ("small", "full")),
         Item("video", "small"),
     ),
+    rounds=11,
+    budget=5.0,
 )
 
 # On a GPU, in a time given: what is most wanted first, the compiled peers when all the others are done.
