@@ -1,7 +1,7 @@
 """The whole of XMem beside a real checkout's, frame by frame in turn: probabilities, masks, and where the time goes.
 
     python benchmarks/parity.py PATH_TO_A_CHECKOUT [--frames 60] [--size 480] [--mem-every 3] [--objects 2]
-        [--late 20 40] [--plain | --compile] [--half] [--exact] [--keys 1]
+        [--late 20 40] [--top-k 30] [--plain | --compile | --itself] [--half] [--exact] [--keys 1]
 
 The checkout is XMem (https://github.com/hkchengrex/XMem). Both networks get the same random weights and no file is
 fetched; both follow the same objects through the bundled clip, scaled to the size: parts of the first mask, and one
@@ -15,8 +15,10 @@ takes the network as it is loaded, --compile compiles it, --half puts both under
 
 The released similarity is off by up to 1e-4, so that now and then it reads another token than the k-th best; with
 random weights the k-th best has a thirtieth of the weight, and such a choice between tokens that are nearly equally
-good shows. --exact has the released similarity computed in float64, and --keys 6 multiplies the keys, so that the k-th
-best has next to no weight: what differs then is not owed to that choice.
+good shows. Three ways to see what is owed to that choice: --top-k 0 has both read all tokens, which leaves no choice;
+--itself puts the released code with its similarity in float64 in our place, so that it is compared with itself;
+--exact has the released similarity computed in float64, and --keys 6 multiplies the keys, so that the k-th best has
+next to no weight.
 """
 
 from __future__ import annotations
@@ -95,12 +97,25 @@ def released(checkout: str, config: dict[str, Any], exact: bool, keys: float) ->
     randomise(network)
     for x in network.key_proj.key_proj.parameters():
         x.data *= keys
-    if exact:
-        manager = importlib.import_module("inference.memory_manager")
-        similarity = manager.get_similarity
-        manager.get_similarity = lambda *tensors: similarity(*(x.double() for x in tensors)).float()
     core = importlib.import_module("inference.inference_core").InferenceCore(network, dict(config))
+    if exact:
+        core.step = in_float64(core.step)
     return network, core
+
+
+def in_float64(step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The released frame loop's step, with its similarity computed in float64."""
+    manager = importlib.import_module("inference.memory_manager")
+    similarity = manager.get_similarity
+
+    def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+        manager.get_similarity = lambda *tensors: similarity(*(x.double() for x in tensors)).float()
+        try:
+            return step(*args, **kwargs)
+        finally:
+            manager.get_similarity = similarity
+
+    return call
 
 
 def randomise(network: torch.nn.Module) -> None:
@@ -146,7 +161,7 @@ def masks(shape: torch.Size, objects: int, late: list[int]) -> dict[int, torch.T
 
 def follow(args: argparse.Namespace) -> None:
     config = {
-        "top_k": 30,
+        "top_k": args.top_k or None,
         "mem_every": args.mem_every,
         "deep_update_every": -1,
         "enable_long_term": True,
@@ -167,6 +182,7 @@ def follow(args: argparse.Namespace) -> None:
         autocast=torch.bfloat16 if args.half else None,
     )
     arithmetic = torch.autocast("cpu", torch.bfloat16, enabled=args.half)
+    again = type(core)(original, dict(core.config)) if args.itself else None
     theirs, ours = Times(), Times()
     theirs.watch(core.memory, ("match_memory", "add_memory", "create_hidden_state"))
     ours.watch(tracker.memory, ("read", "add"))
@@ -188,8 +204,11 @@ def follow(args: argparse.Namespace) -> None:
             with arithmetic:
                 return core.step((picture - MEAN) / STD, *given, end=end)
 
-        def our_step(picture=picture, mask=mask, end=end) -> torch.Tensor:
-            return tracker.step(picture, mask, end=end)
+        def our_step(picture=picture, mask=mask, given=given, labels=labels, end=end) -> torch.Tensor:
+            if again is None:
+                return tracker.step(picture, mask, end=end)
+            again.set_all_labels(list(range(1, labels + 1)))
+            return in_float64(again.step)((picture - MEAN) / STD, *given, end=end)
 
         with torch.inference_mode():
             if t % 2:
@@ -205,7 +224,10 @@ def follow(args: argparse.Namespace) -> None:
         if args.verbose:
             held = ", ".join(f"{100 * share:.0f} %" for share in shares.tolist())
             print(f"{t:3} {float(difference.max()):.1e}  labels {held}  {tracker.memory}", flush=True)
-    report(args, theirs, ours, core, tracker)
+    if again is None:
+        report(args, theirs, ours, core, tracker)
+    else:
+        print(f"{args.frames} frames, the released code beside itself with its similarity in float64")
     print(f"largest difference of a probability {largest:.2g}, mean {total / args.frames:.2g}")
     print(f"of {pixels} pixels, {off} differ by more than 1e-4, {differing} in their label")
     print(f"pixels of each label in the last frame: {', '.join(f'{100 * share:.1f} %' for share in shares.tolist())}")
@@ -233,10 +255,12 @@ def main() -> None:
     parser.add_argument("--mem-every", type=int, default=3)
     parser.add_argument("--objects", type=int, default=2)
     parser.add_argument("--late", type=int, nargs="*", default=[20, 40])
+    parser.add_argument("--top-k", type=int, default=30, help="tokens that are read; 0 for all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     ours = parser.add_mutually_exclusive_group()
     ours.add_argument("--plain", action="store_true", help="the network as it is loaded")
     ours.add_argument("--compile", action="store_true", help="the tuned network, compiled")
+    ours.add_argument("--itself", action="store_true", help="not ours: the released code with a similarity in float64")
     parser.add_argument("--half", action="store_true", help="bfloat16 autocast for both")
     parser.add_argument("--exact", action="store_true", help="the released similarity in float64")
     parser.add_argument("--keys", type=float, default=1.0, help="how many times as large the keys are made")
