@@ -193,6 +193,7 @@ def measured(
 ) -> list[Row]:
     """One row a peer, in their order."""
     on_cpu = torch.device(options.device).type == "cpu"
+    item = Item(arguments["op"], arguments["workload"], arguments["objects"])
     with console.status("") as status:
 
         def trial(peer: Peer) -> tuple[int | None, str]:
@@ -203,7 +204,7 @@ def measured(
             limit = options.limit if until is None else max(1.0, min(options.limit, until - time.monotonic()))
             return in_fresh_process({**arguments, "peer": peer.name}, timeout=limit)
 
-        omitted = {p.name: why for p in peers if (why := suite.omission(p))}
+        omitted = {p.name: why for p in peers if (why := suite.omission(item, p))}
         rows = time_peers(
             made.case,
             [p for p in peers if p.name not in omitted],
