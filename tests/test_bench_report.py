@@ -337,9 +337,14 @@ def test_a_step_that_fails_leaves_the_others_and_is_told(tmp_path, capsys, monke
     html = (tmp_path / "page.html").read_text()
     assert "Not shown: the first ended with exit code 3" in html
     assert "python -m xmemk.benchmarks.run --op evict --save" in html
+    earlier = (tmp_path / "page.jsonl").read_text()
     monkeypatch.setattr(bench, "steps", lambda full, device: steps[:1])
     assert xmemk(["bench", "--out", str(tmp_path / "page.html"), "--device", "cpu"]) == 1
     assert "the first ended with exit code 3" in capsys.readouterr().err
+    assert (tmp_path / "page.jsonl").read_text() == earlier
+    assert xmemk(["bench", "--out", str(tmp_path / "page.jsonl"), "--device", "cpu"]) == 1
+    assert "--out: wanted a page" in capsys.readouterr().err
+    assert (tmp_path / "page.jsonl").read_text() == earlier
 
 
 @pytest.mark.parametrize("full", [False, True])
