@@ -182,11 +182,13 @@ def in_fresh_process(name: str, film: Film, limits: Limits) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=4 * film.seconds + 60)
         if done.returncode == 0:
-            return json.loads(done.stdout.splitlines()[-1])
+            return dict(json.loads(done.stdout.splitlines()[-1]))
         said = done.stderr.strip().splitlines()
         reason = f"its process failed with {done.returncode}: {said[-1] if said else 'killed'}"[:200]
     except subprocess.TimeoutExpired:
         reason = f"did not end within {4 * film.seconds + 60:.0f} s"
+    except (IndexError, TypeError, ValueError):
+        reason = "its process ended without a result"
     size = {"height": film.height, "width": film.width, "objects": 1}
     size |= {"key_channels": KEY_CHANNELS, "value_channels": VALUE_CHANNELS}
     result: dict[str, Any] = {"protocol": "fig1", "method": name, "ours": METHODS[name].ours, "features": size}

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from xmemk.benchmarks.report import conclusions, reading
+from xmemk.benchmarks.report import conclusions, limits, reading
 from xmemk.benchmarks.report import words as w
 from xmemk.benchmarks.report.reading import Case, Place, Row
 
@@ -67,14 +67,15 @@ def figures(place: Place) -> Iterator[str]:
             f"Medians of {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit "
             f"{w.listed([commit.split()[-1] for commit in commits])}, on {place.name} with {threads} ({versions}), "
             f"{shown[0].dtype}. In brackets: how many times xmemk's time. Memory is what a call takes beyond its "
-            'inputs. "tidy" is the best plain PyTorch we know, "original" the released code\'s formulation; their '
-            "results are equal. The last column says the file and line of [benchmarks/results](benchmarks/results) "
+            'inputs. "tidy" is a short plain PyTorch, "original" the released code\'s formulation; their results are '
+            f"equal. {''.join(said + ' ' for said in limits.slow_products(place))}The last column says the file and "
+            "line of [benchmarks/results](benchmarks/results) "
             "that a row is from.",
             width=120,
         )
         yield ""
-        yield "| | xmemk | tidy | original | memory: xmemk, tidy, original | line |"
-        yield "|---|---|---|---|---|---|"
+        yield "| | xmemk | fastest other way (who) | tidy | original | memory: xmemk, tidy, original | line |"
+        yield "|---|---|---|---|---|---|---|"
         yield from map(_row, shown)
         yield ""
     said = [(sentence, claim.source) for claim in place.claims for sentence in conclusions.claimed([claim])]
@@ -88,23 +89,23 @@ def _row(case: Case) -> str:
     ours = case.ours
     assert ours is not None
     tidy = case.row("tidy PyTorch")
-    if tidy is None and case.rivals:
-        tidy = case.rivals[0]  # named, since it is another
     original = next((row for row in case.timed if row.peer in ("original", "original (threshold)")), None)
     memory = ", ".join(
         "-" if row is None or row.extra_bytes is None else w.size(row.extra_bytes) for row in (ours, tidy, original)
     )
     objects = f", {w.counted(case.objects, 'object')}" if case.op not in ("select", "evict") else ""
     name = f"{conclusions.noun(case.op)}, {case.workload}{objects}"
-    cells = [name, w.duration(ours.time or 0.0), _other(case, tidy, "tidy PyTorch"), _other(case, original)]
+    fastest = next(iter(case.rivals), None)
+    cells = [name, w.duration(ours.time or 0.0), _other(case, fastest, named=True)]
+    cells += [_other(case, tidy), _other(case, original)]
     return f"| {' | '.join(cells)} | {'' if memory == '-, -, -' else memory} | {case.source.place} |"
 
 
-def _other(case: Case, row: Row | None, usual: str = "") -> str:
+def _other(case: Case, row: Row | None, named: bool = False) -> str:
     if row is None:
         return ""
     ratio = case.ratio(row)
-    name = "" if not usual or row.peer == usual else f"{row.peer}: "
+    name = f"{row.peer}: " if named else ""
     return f"{name}{w.duration(row.time or 0.0)}" + ("" if ratio is None else f" ({w.times(ratio)})")
 
 

@@ -1,6 +1,6 @@
 """Whole frames and whole videos: the network and its memory together, with ours, the original's and STCN's memory.
 
-    python benchmarks/video.py [--op frame memory-frame video] [--network small full] [--quick] [--save FILE]
+    python benchmarks/run.py --op frame memory-frame video [--network small full] [--save FILE]
 
 frame: one image through key encoder, memory read and decoder, with full memory (T_max - 1 frames, some 10,000
 long-term tokens), at 480p by default. memory-frame: the same, and the frame is remembered, T_min to T_max - 1 frames
@@ -8,27 +8,22 @@ being in working memory, so that nothing is consolidated (which is an op of its 
 annotated frame on, 60 frames, at a height of 240 by default. Random weights, one object; between the peers only the
 memory differs.
 
-For a harness: ``make_video_case(op, network, height=, frames=)`` is the case, ``VIDEO_PEERS`` are
+``make_video_case(op, network, height=, frames=)`` is the case, ``VIDEO_PEERS`` are
 :class:`xmemk.benchmarks.peers.Peer` whose ``prepare(case)`` gives the call, and ``video_verdict(case, result)`` judges
 a result: probabilities within 1e-3 of those with the original's memory. STCN's is another method: its call returns
-None, which is not checked. ``measure_case`` is all of that, and gives rows.
+None, which is not checked.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from xmemk.benchmarks.dropin import calibrate, features
-from xmemk.benchmarks.harness import record
-from xmemk.benchmarks.harness.measure import Row, synchronize
 from xmemk.benchmarks.memories import METHODS, hurry
 from xmemk.benchmarks.peers import Call, Peer
 
@@ -45,7 +40,6 @@ NETWORKS = {
     "full": NetworkConfig(),
 }
 ALLOWED = 1e-3  # of a probability
-UNCHECKED = "another method, not checked"
 STCN_FRAMES = 50  # in its memory for "frame", the most that the paper gives it on long videos
 START = 40  # the annotated frame of the clip
 
@@ -191,90 +185,3 @@ def video_verdict(case: VideoCase, result: Tensor | None) -> Comparison | None:
         return Comparison(f"probabilities of shape {list(result.shape)}", float("inf"), float("inf"))
     error = float((result - wanted).abs().amax())
     return Comparison("probabilities", error, error / ALLOWED)
-
-
-def measure_case(
-    case: VideoCase, peers: list[Peer] | None = None, *, rounds: int = 3, said: Callable[[str], None] = lambda _: None
-) -> list[Row]:
-    """Checks each peer, then times them in turn. A video's first run, which is checked, is also timed."""
-    rows, calls = [], {}
-    for peer in peers or VIDEO_PEERS:
-        said(peer.name)
-        row = Row(peer.name, peer.ours)
-        rows.append(row)
-        try:
-            call = peer.prepare(case)  # type: ignore[arg-type]
-            start = time.perf_counter()
-            result = call()
-            synchronize(case.device)
-            took = time.perf_counter() - start
-            compared = video_verdict(case, result)
-        except Exception as failure:  # a row, never the end of the run
-            row.reason = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"[:200]
-            continue
-        row.error = None if compared is None else compared.error
-        row.reason = UNCHECKED if compared is None else ""
-        if compared is not None and not compared.passed:
-            row.reason = f"wrong: {compared}"
-            continue
-        calls[peer.name] = call
-        if case.op == "video":
-            row.seconds.append(took)
-    for _ in range(rounds - (case.op == "video")):
-        for row in rows:
-            if row.peer in calls:
-                start = time.perf_counter()
-                calls[row.peer]()
-                synchronize(case.device)
-                row.seconds.append(time.perf_counter() - start)
-    return rows
-
-
-def as_dict(case: VideoCase, rows: list[Row]) -> dict[str, Any]:
-    height, width = case.mask.shape
-    h, w = case.grid
-    return {
-        "op": case.op,
-        "network": case.network_name,
-        "height": height,
-        "width": width,
-        "frames": len(case.images),
-        "queries": h * w,
-        "objects": 1,
-        "device": case.device.type,
-        "threads": torch.get_num_threads(),
-        "rows": [{**row.as_dict(), "spread": row.spread} for row in rows],
-    }
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--op", nargs="+", choices=OPS, default=list(OPS))
-    parser.add_argument("--network", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--height", type=int, help="of the images; by default 480, for a video 240")
-    parser.add_argument("--frames", type=int, default=60, help="of a video")
-    parser.add_argument("--rounds", type=int, default=3, help="of frames; a video is run once")
-    parser.add_argument("--quick", action="store_true", help="the small network, 240 lines, a video of 20 frames")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--save", type=Path, metavar="FILE", help="append the results to a file, as one line of JSON")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.network, options.height, options.frames = ["small"], options.height or 240, 20
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    results = []
-    for network in options.network:
-        for op in options.op:
-            case = make_video_case(op, network, height=options.height, frames=options.frames)
-            rows = measure_case(case, rounds=1 if op == "video" else options.rounds)
-            results.append(as_dict(case, rows))
-            print(f"{op}, {network} network, {case.mask.shape[0]} lines, {len(case.images)} frame(s)")
-            for row in rows:
-                figures = "" if row.median is None else f"{1e3 * row.median:10.1f} ms"
-                error = "" if row.error is None else f"  error {row.error:.1e}"
-                print(f"  {row.peer:22}{figures}{error}  {row.reason}".rstrip())
-    record.save(record.line("frames", results), options.save)
-
-
-if __name__ == "__main__":
-    main()

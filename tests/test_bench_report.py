@@ -162,6 +162,19 @@ def test_where_ours_is_slower_or_larger_is_said(place):
     assert any("others take less than ours in 1 of 2 comparisons" in s for s in said if s.startswith("Memory"))
 
 
+def test_the_fastest_rival_is_named_beside_the_usual_ones(place):
+    found = place(case(rows=[*usual(), row("quick PyTorch", 0.1)]))
+    assert [r.peer for r in conclusions.beside(found.cases[0])] == ["quick PyTorch", "tidy PyTorch", "original"]
+    assert conclusions.headline(found).startswith("Top-k memory read: 2.5 times as fast as quick PyTorch, 3.8 times")
+
+
+@pytest.mark.parametrize(("processor", "device", "said"), [("AMD x", "cpu", 1), ("AMD x", "cuda", 0), ("x", "cpu", 0)])
+def test_slow_products_are_told_of_on_amd_alone(written, processor, device, said):
+    machine = {**MACHINE, "processor": processor}
+    ((found,), _) = written([{**HEAD, "machine": machine, "results": [case(rows=usual(), device=device)]}])
+    assert sum("MKL" in sentence for sentence in limits.limits(found)) == said
+
+
 def test_a_difference_within_the_spread_is_called_so(place):
     (said,) = (s for s in conclusions.conclusions(place(case(rows=usual(tidy=0.043)))) if s.startswith("Top-k"))
     assert "within the spread" in said
@@ -198,7 +211,7 @@ def test_a_wrong_result_is_nobody_to_be_compared_with(place):
     rows[1] |= {"status": "WRONG"}
     found = place(case(rows=rows))
     assert [r.peer for r in found.cases[0].rivals] == ["original"]
-    assert "tidiest" not in conclusions.headline(found)
+    assert "short plain" not in conclusions.headline(found)
 
 
 class Balanced(HTMLParser):
@@ -294,7 +307,7 @@ def test_bench_draws_result_files(tmp_path, capsys):
     out = tmp_path / "deeper" / "page.html"
     assert xmemk(["bench", "--results", str(path), "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "3.8 times as fast as the tidiest plain PyTorch" in said
+    assert "3.8 times as fast as a short plain PyTorch" in said
     assert re.search(r"read\s+40\.0 ms\s+.*tidy", said)
     assert "Top-k memory read" in out.read_text()
     assert xmemk(["bench", "--results", str(tmp_path / "none.jsonl"), "--out", str(out)]) == 1
@@ -324,9 +337,14 @@ def test_a_step_that_fails_leaves_the_others_and_is_told(tmp_path, capsys, monke
     html = (tmp_path / "page.html").read_text()
     assert "Not shown: the first ended with exit code 3" in html
     assert "python -m xmemk.benchmarks.run --op evict --save" in html
+    earlier = (tmp_path / "page.jsonl").read_text()
     monkeypatch.setattr(bench, "steps", lambda full, device: steps[:1])
     assert xmemk(["bench", "--out", str(tmp_path / "page.html"), "--device", "cpu"]) == 1
     assert "the first ended with exit code 3" in capsys.readouterr().err
+    assert (tmp_path / "page.jsonl").read_text() == earlier
+    assert xmemk(["bench", "--out", str(tmp_path / "page.jsonl"), "--device", "cpu"]) == 1
+    assert "--out: wanted a page" in capsys.readouterr().err
+    assert (tmp_path / "page.jsonl").read_text() == earlier
 
 
 @pytest.mark.parametrize("full", [False, True])

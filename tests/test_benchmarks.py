@@ -234,7 +234,13 @@ def test_costs_by_hand():
     assert costs.cost_of(make_case("select", w)) == (0, 150 * 4 + 16 * 8)
     assert costs.cost_of(make_case("evict", w)) == (0, 200 * 4 + 184 * 8)
     read = costs.cost_of(make_case("read", w, objects=2, dtype=torch.float16))
-    assert read.bytes == 300 * (64 * 2 + 4) + 300 * 64 * 2 + 2 * 40 * 64 * 2 + 40 * 64 * 2 + 4 * 300
+    # All queries may choose the same 30 tokens.
+    assert read.bytes == 300 * (64 * 2 + 4) + 30 * 64 * 2 + 2 * 40 * 64 * 2 + 40 * 64 * 2 + 4 * 300
+    once = 300 * (64 * 4 + 4) + 300 * 32 * 4 + 2 * 40 * 64 * 4  # keys, shrinkage, values, queries
+    train = costs.cost_of(make_case("train-dense", w)).bytes
+    assert train == 2 * once + 2 * 40 * 32 * 4  # read, and a gradient of each; readout and its gradient
+    consolidated = costs.cost_of(make_case("consolidate", w)).bytes
+    assert consolidated == 150 * (64 * 4 + 4 + 32 * 4 + 4) + 16 * (2 * 64 * 4 + 33 * 4)
     assert costs.Cost(200, 10).seconds_at(costs.Roof(1e-7, 1e-9)) == 10
 
 

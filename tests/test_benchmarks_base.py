@@ -64,6 +64,18 @@ def test_a_red_op_is_named_with_its_tests_and_is_run_again(checkout):
         assert red == {"select": ["test_it.py::test_b[2]"]}
 
 
+def test_a_fixture_that_fails_makes_its_op_red_and_no_other(checkout):
+    root = checkout("pass")
+    path = root / "tests" / "test_it.py"
+    text = path.read_text().replace("test_a()", "test_a(broken)")
+    path.write_text(text + "\n@pytest.fixture\ndef broken():\n    raise OSError('no room')\n")
+    for _ in range(2):
+        assert tested.check(["evict", "select"], "cpu", root=root) == (
+            {"select": True},
+            {"evict": ["test_it.py::test_a"]},
+        )
+
+
 @pytest.mark.parametrize(
     ("body", "said"), [("pytest.skip()", "no test ran"), ("pass\nsyntax error", "pytest ended with exit code")]
 )
@@ -153,6 +165,23 @@ def test_a_worker_that_hangs_or_dies_is_a_reason(tmp_path, code, said):
     for _ in range(2):  # and may be asked again
         with pytest.raises(RuntimeError, match=said):
             worker.ask(chain=1)
+
+
+def test_a_frame_and_a_red_op_are_rows_with_reasons(revision, monkeypatch):
+    real = tested.check
+    monkeypatch.setattr(
+        tested, "check", lambda ops, *rest: ({"evict": True}, {"select": ["test_it"]}) if rest else real(ops)
+    )
+    monkeypatch.setattr(base.ops, "has_frames", lambda: True)
+    suite = base.Suite((base.Item("frame", "small"), base.Item("select", "tiny"), base.Item("evict", "tiny")), rounds=3)
+    monkeypatch.setattr(run, "suite_of", lambda options: suite)
+    done, code = revision(OLD, "--suite", "gpu", "--backend", "torch")
+    assert code == 1
+    frame, select, evict = done["results"]
+    assert [row["reason"] for row in frame["rows"]] == ["not compared: frame is not one function"] * 2
+    assert [row["reason"] for row in select["rows"]] == ["refused: the tests of this op are red"] * 2
+    assert select["tested"] == "tests are red" and frame["rows"][0]["median"] is None
+    assert all(row["median"] > 0 for row in evict["rows"])
 
 
 def test_a_revision_that_is_not_there(tiny_run):

@@ -20,7 +20,7 @@ import torch
 from xmemk.benchmarks.harness import ops, tables
 from xmemk.benchmarks.harness.measure import Row, compare_with_ours
 from xmemk.benchmarks.harness.stopwatch import CHAIN_SECONDS, LONGEST_CHAIN
-from xmemk.benchmarks.harness.suites import Suite
+from xmemk.benchmarks.harness.suites import Item, Suite
 from xmemk.benchmarks.harness.tables import console
 from xmemk.benchmarks.harness.tested import ROOT
 from xmemk.benchmarks.peers import backends_of_ours, call_of_ours, readout_gradient
@@ -129,23 +129,34 @@ def compare(run: dict[str, Any], suite: Suite, options: argparse.Namespace, gree
     trees = (Tree(ROOT, ""), other)
     workers = [Worker(tree.path, torch.get_num_threads(), options.limit) for tree in trees]
     try:
-        for item in suite.items:
-            if item.op in ops.FRAME_OPS:
-                raise Failure(f"wanted an op that is one function, got {item.op}")
+        for item, reason in refused(suite, green):
             arguments = suite.arguments(item, options.device)
-            made = ops.make(arguments)
+            made = None if reason else ops.make(arguments)
             rows: list[Row] = []
             for backend in options.backend or backends_of_ours(item.op, options.device):
                 names = (f"xmemk {backend}", f"xmemk {backend} at {other.name}")
-                rows += rounds(made.case, backend, names, workers, suite)
+                if made is None:
+                    rows += [Row(names[0], ours=True, reason=reason), Row(names[1], reason=reason)]
+                else:
+                    rows += rounds(made.case, backend, names, workers, suite)
             told = [row.as_dict() for row in rows]
-            result = {**arguments, "tested": green[item.op], **made.sizes, "rows": told}
+            sizes = {} if made is None else made.sizes
+            result = {**arguments, "tested": green.get(item.op, "tests are red"), **sizes, "rows": told}
             run["results"].append(result)
             tables.show(result)
     finally:
         for worker in workers:
             worker.close()
     return not any(row["ours"] and row["status"] == "WRONG" for result in run["results"] for row in result["rows"])
+
+
+def refused(suite: Suite, green: dict[str, bool | str]) -> list[tuple[Item, str]]:
+    """Every case, and why it is not measured, or ""."""
+    reasons = []
+    for item in suite.items:
+        reason = "" if item.op in green else "refused: the tests of this op are red"
+        reasons.append(f"not compared: {item.op} is not one function" if item.op in ops.FRAME_OPS else reason)
+    return list(zip(suite.items, reasons))
 
 
 def rounds(case: Case, backend: str, names: tuple[str, str], workers: list[Worker], suite: Suite) -> list[Row]:

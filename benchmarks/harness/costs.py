@@ -2,16 +2,18 @@
 
 Q queries, N tokens, C key channels, V = objects x value channels, k of a top-k read, P prototypes; e bytes per number
 of keys and values, 4 per number of shrinkage and usage, 8 per index. A product counts two operations per term. M is N
-for a read over all tokens and k for a top-k read, and R = min(N, Q M) the tokens whose values are touched at all.
+for a read over all tokens and k for a top-k read, whose queries may all choose the same: M tokens are the least whose
+values are touched.
 
     similarity product   2 Q N (2 C + 1)      Eq. 2 as one product of augmented operands
     readout              2 Q M V              Eq. 1
-    read, dense          their sum; bytes: N (C e + 4) + R V e read, Q 2 C e read, Q V e + 4 N written
+    read, dense          their sum; bytes: N (C e + 4) + M V e read, Q 2 C e read, Q V e + 4 N written
     backward             2 x 2 Q M V for the gradients of values and weights, 2 x 2 Q M (2 C + 1) for those of keys and
                          queries; bytes: memory and queries read again, and a gradient written for each of their
                          numbers, Q V e of the readout's gradient read
-    train                read and backward, without usage
-    consolidate          a dense read of P queries, whose values have one channel more, the shrinkage; 4 N of usage read
+    train                read and backward, without usage; keys, queries and values are read once
+    consolidate          a dense read of P queries, whose values have one channel more, the shrinkage, which is read
+                         once; 4 N of usage read; P 2 C e: selections read, keys of prototypes written
     select               4 N + 8 P bytes;  evict: 4 N + 8 (N - P) bytes
 
 Exponentials, comparisons and selection are not counted, and neither is what a backward pass recomputes. Bytes are those
@@ -61,8 +63,8 @@ def cost_of(case: Case) -> Cost:
     if case.op == "consolidate":
         q, v = w.prototypes, v + 1
     met = n if case.top_k is None else min(case.top_k, n)
-    touched = min(n, q * met)
-    memory, queries, values = n * (c * e + 4), 2 * q * c * e, touched * v * e
+    read = o * cv  # without the shrinkage of a consolidation, which the memory has
+    memory, queries, values = n * (c * e + 4), 2 * q * c * e, met * read * e
     forward = Cost(2 * q * n * (2 * c + 1) + 2 * q * met * v, memory + values + queries + q * v * e)
     if case.op in ("read", "dense", "consolidate"):
         return Cost(forward.flops, forward.bytes + 4 * n)
@@ -72,7 +74,7 @@ def cost_of(case: Case) -> Cost:
     )
     if case.op.startswith("backward"):
         return backward
-    return Cost(forward.flops + backward.flops, forward.bytes + backward.bytes)
+    return Cost(forward.flops + backward.flops, forward.bytes + backward.bytes - memory - queries - values)
 
 
 def like_shape(case: Case) -> tuple[int, int, int]:

@@ -216,5 +216,8 @@ def in_fresh_process(arguments: dict[str, Any], timeout: float) -> Trial:
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
         return None, f"its process failed: {said[-1] if said else f'exit {done.returncode}'}"[:200]
-    told = json.loads(done.stdout.splitlines()[-1])
-    return told["extra_bytes"], told["reason"]
+    try:
+        told = json.loads(done.stdout.splitlines()[-1])
+        return told["extra_bytes"], told["reason"]
+    except (IndexError, KeyError, TypeError, ValueError):
+        return None, "its process ended without a result"

@@ -15,7 +15,7 @@ from xmemk.demo.machine import describe
 
 
 def line(kind: str, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The line for results of this process, kind being "scaling", "length", "claims" or "frames"."""
+    """The line for results of this process, kind being "scaling", "length" or "claims"."""
     script = Path(sys.argv[0]).name
     return {
         "kind": kind,

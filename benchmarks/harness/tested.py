@@ -97,15 +97,16 @@ def check(
 
 
 def run(nodes: list[str], root: Path) -> tuple[list[str], str]:
-    """The tests among ``nodes`` that fail; and what went wrong with the run as a whole, if anything."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider"]
+    """The tests among ``nodes`` that fail, in their fixtures too; and what went wrong with the run as a whole, if
+    anything: a file that cannot be imported ends it."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider"]
     try:
         done = subprocess.run(
             [*command, *(f"tests/{node}" for node in nodes)], cwd=root, capture_output=True, text=True, timeout=LIMIT
         )
     except subprocess.TimeoutExpired:
         return [], f"the tests did not end within {LIMIT} s"
-    failed = re.findall(r"^FAILED tests/(\S+)", done.stdout, re.MULTILINE)
+    failed = re.findall(r"^(?:FAILED|ERROR) tests/(\S+::\S+)", done.stdout, re.MULTILINE)
     if done.returncode == 0 and not re.search(r"\d+ passed", done.stdout):
         return [], "no test ran: every one was skipped"
     if done.returncode == 0 or failed:

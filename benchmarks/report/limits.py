@@ -13,7 +13,7 @@ def limits(place: Place) -> list[str]:
     """What a reader may not take from the figures."""
     return [
         said
-        for found in (_inputs, _machine, _medians, _absent, _less, _tests, _runs, _missing_parts)
+        for found in (_inputs, _machine, slow_products, _medians, _absent, _less, _tests, _runs, _missing_parts)
         for said in found(place)
     ]
 
@@ -32,6 +32,16 @@ def _machine(place: Place) -> Iterator[str]:
         yield f"This is one GPU, {place.name}: nothing here tells how fast anything is on a CPU or on another GPU."
     else:
         yield f"This is one machine, {place.name}: on another, ratios can differ and even turn round."
+
+
+def slow_products(place: Place) -> Iterator[str]:
+    """On an AMD processor: what torch's own products are slowed by there."""
+    on_cpu = any(case.device == "cpu" for case in (*place.cases, *place.scaling))
+    if on_cpu and "AMD" in place.machine.get("processor", ""):
+        yield (
+            "The processor is AMD's, on which MKL, torch's library for products, takes a slow path: the peers' "
+            "products pay for it, ours do not (benchmarks/NOTES.md). Elsewhere the ratios may be smaller."
+        )
 
 
 def _medians(place: Place) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Result files read back: what was measured, from which line of which file, and on which machine.
 
-A result file has a run a line, as JSON; ``kind`` says what it holds: "ops" (also where it is missing), "frames",
-"scaling", "length" or "claims". Where the same case was measured more than once on a machine, the last run counts.
+A result file has a run a line, as JSON; ``kind`` says what it holds: "ops" (also where it is missing), "scaling",
+"length" or "claims". Where the same case was measured more than once on a machine, the last run counts.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 from xmemk.benchmarks.report import words as w
 from xmemk.benchmarks.workloads import WORKLOADS
 
-KINDS = ("ops", "frames", "scaling", "length", "claims")
+KINDS = ("ops", "scaling", "length", "claims")
 NO_USAGE = "(no usage)"  # in the name of a peer whose result lacks it
-ANOTHER = "another method"  # begins the reason of a peer that does something else
+ANOTHER = "another method"  # in brackets in the name of a peer that does something else, or beginning its reason
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Row:
     @property
     def another(self) -> bool:
         """Another method, whose results are not ours."""
-        return self.reason.startswith(ANOTHER)
+        return self.reason.startswith(ANOTHER) or f"({ANOTHER})" in self.peer
 
     @property
     def whole(self) -> bool:

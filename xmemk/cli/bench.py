@@ -16,7 +16,7 @@ def bench(
     results: Annotated[
         list[Path] | None, typer.Option(help="Draw the page from this result file and run nothing; may be given again.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The page; new results go beside it, into <name>.jsonl.")] = Path(
+    out: Annotated[Path, typer.Option(help="The page; new results go beside it, at the end of <name>.jsonl.")] = Path(
         "out/bench.html"
     ),
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best there is.")] = None,
@@ -42,11 +42,13 @@ def bench(
         files, commands = results, ["xmemk bench " + " ".join(f"--results {file}" for file in results)]
     else:
         save = out.with_suffix(".jsonl")
+        if save == out:
+            raise ValueError(f"--out: wanted a page, such as bench.html, got {out}: new results go there")
         save.parent.mkdir(parents=True, exist_ok=True)
-        save.unlink(missing_ok=True)
+        before = save.stat().st_size if save.exists() else 0
         chosen = benchmarks.steps(full, device)
         failed = benchmarks.run(chosen, save, console.print)
-        if not save.exists():
+        if not save.exists() or save.stat().st_size == before:
             raise RuntimeError("; ".join(failed) or "no step wrote results")
         files, commands = (
             [save],
