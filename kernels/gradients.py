@@ -47,8 +47,8 @@ def memory_read_backward(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor | None]:
     """Gradients of mk, ms (empty where there is none), mv, qk and qe in their types, rows of channels in memory."""
     if qk.shape[0] == 0 or qk.shape[2] == 0:  # nothing was read
-        zeros = [[torch.zeros_like(x) for x in part] for part in (mk, ms or [], mv)]
-        return zeros[0], zeros[1], zeros[2], torch.zeros_like(qk), None if qe is None else torch.zeros_like(qe)
+        zeros = [[_zeros(x) for x in part] for part in (mk, ms or [], mv)]
+        return zeros[0], zeros[1], zeros[2], _zeros(qk), None if qe is None else _zeros(qe)
     if d_readout is None:
         d_readout = mv[0].new_zeros((*mv[0].shape[:3], qk.shape[2]))
     if index.shape[2] > 0:
@@ -61,12 +61,20 @@ def memory_read_backward(
         [g.transpose(1, 2) for g in _split(dk, mk)],
         [] if ms is None or ds is None else [g.transpose(1, 2) for g in _split(ds, ms)],
         [g.unflatten(2, (o, cv)).permute(0, 2, 3, 1) for g in _split(dv, mv)],
-        dq.to(qk.dtype).transpose(1, 2),
-        None if de is None else de.to(qk.dtype).transpose(1, 2),
+        # Elementwise results have the strides of what they were computed from.
+        dq.to(qk.dtype).contiguous().transpose(1, 2),
+        None if de is None else de.to(qk.dtype).contiguous().transpose(1, 2),
     )
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """The gradient of x where nothing was read, with rows of channels in memory as the others."""
+    return x.new_zeros((x.shape[0], x.shape[-1], *x.shape[1:-1])).movedim(1, -1)
 
 
 def _split(rows: Tensor, segments: Sequence[Tensor]) -> list[Tensor]:
     """rows [B, N, C] as those of each segment [B, ..., N_i], in its type, each in memory of its own."""
     parts = rows.split([x.shape[-1] for x in segments], 1)
-    return [part.to(x.dtype).contiguous() for part, x in zip(parts, segments)]
+    copy = len(parts) > 1  # of one batch element a slice is contiguous, and would stay one
+    form = torch.contiguous_format
+    return [part.to(x.dtype, copy=copy, memory_format=form).contiguous() for part, x in zip(parts, segments)]

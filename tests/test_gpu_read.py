@@ -114,8 +114,9 @@ def test_a_graph_reads_what_its_inputs_hold(backend, top_k):
 
 
 @pytest.mark.parametrize("top_k", [None, 30])
-def test_gradients_through_a_compiled_read(top_k):
-    x = inputs(torch.float32, n=400, q=60, objects=2)
+@pytest.mark.parametrize("token_major", [True, False])
+def test_gradients_through_a_compiled_read(top_k, token_major):
+    x = inputs(torch.float32, n=400, q=60, objects=2, token_major=token_major)
     leaves = [t.detach().requires_grad_() for t in x.read]
     served("memory_read", "triton", *leaves, top_k=top_k)
 

@@ -69,6 +69,19 @@ def test_16_bit_inputs_get_gradients_of_their_dtype(top_k):
 
 
 @interpreted
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_gradients_of_segments_have_memory_of_their_own(top_k):
+    from xmemk import kernels
+
+    x = make_inputs(40, 3, objects=2, key_channels=12, value_channels=7)
+    parts = [list(t.split([15, 25], dim=-1)) for t in x.read[:3]]
+    _, _, weight, index = kernels.memory_read_saving(*parts, x.qk, x.qe, top_k, False)
+    dk, ds, dv, dq, de = kernels.memory_read_backward(*parts, x.qk, x.qe, weight, index, torch.ones(1, 2, 7, 3), None)
+    grads = [*dk, *ds, *dv, dq, de]
+    assert len({g.untyped_storage().data_ptr() for g in grads}) == len(grads) == 8
+
+
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dense_gradients_are_those_of_float32_before_they_are_rounded(dtype):
     from xmemk.kernels import dense_backward
@@ -128,13 +141,15 @@ def test_blocks_of_queries(top_k):
 
 @interpreted
 @pytest.mark.parametrize("top_k", [None, 3])
-@pytest.mark.parametrize("more", [{}, {"batch": 2, "shrinkage": False, "selection": False}])
+@pytest.mark.parametrize(
+    "more", [{}, {"token_major": False}, {"batch": 2, "shrinkage": False, "selection": False, "token_major": False}]
+)
 def test_gradients_through_a_compiled_read(top_k, more):
     """One graph for all sizes. The backend of the compiler calls the operators, and plans nothing else."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
-    x = make_inputs(60, 3, objects=2, key_channels=6, value_channels=5, **more)
+    x = make_inputs(61, 3, objects=2, key_channels=6, value_channels=5, **more)  # no cut of it is contiguous
     counter = CompileCounterWithBackend("aot_eager")
 
     def loss(*tensors):
@@ -170,8 +185,10 @@ def test_gradients_of_some_segments_through_a_compiled_read():
 
 @interpreted
 @pytest.mark.parametrize("top_k", [None, 2])
-def test_operators_pass_opcheck(top_k):
-    x = make_inputs(40, 2, batch=2, objects=2, key_channels=4, value_channels=3)
+@pytest.mark.parametrize("token_major", [True, False])
+@pytest.mark.parametrize("queries", [2, 0])
+def test_operators_pass_opcheck(top_k, token_major, queries):
+    x = make_inputs(40, queries, batch=2, objects=2, key_channels=4, value_channels=3, token_major=token_major)
     parts = [[t[..., :15].clone().requires_grad_(), t[..., 15:].clone().requires_grad_()] for t in x.read[:3]]
     qk, qe = x.qk.requires_grad_(), x.qe.requires_grad_()
     torch.library.opcheck(torch.ops.xmemk.memory_read_triton, (*parts, qk, qe, top_k, True))
