@@ -242,7 +242,7 @@ def claimed(claims: list[Claim]) -> Iterator[str]:
     """The paper's claims and what was measured."""
     for claim in claims:
         told = {True: "it holds", False: "it does not hold"}.get(claim.holds, "not decided")  # type: ignore[call-overload]
-        yield f"The paper says of {claim.claim}: {claim.paper}. Measured: {claim.found}; {told}."
+        yield f"{w.capital(claim.claim)}: the paper says {claim.paper}. Measured: {claim.found}; {told}."
 
 
 def _ratios(case: Case) -> list[tuple[Row, float]]:
