@@ -215,10 +215,13 @@ def our_budget_in_fresh_process(height: int, width: int, count: int, consolidati
     """:func:`our_budget` where nothing was freed before that could be used again unseen."""
     given = json.dumps([height, width, count, consolidations, torch.get_num_threads()])
     done = subprocess.run([sys.executable, str(Path(__file__)), "--budget", given], capture_output=True, text=True)
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
     said = done.stderr.strip().splitlines()
     how = f"its process failed with {done.returncode}: {said[-1] if said else 'killed'}"[:200]
+    if done.returncode == 0:
+        try:
+            return list(json.loads(done.stdout.splitlines()[-1]))
+        except (IndexError, TypeError, ValueError):
+            how = "its process ended without a result"
     return [_claim("frames within 6 GB, xmemk", f"up to {CLAIMED_FRAMES:,}", None, "frames", how, None)]
 
 

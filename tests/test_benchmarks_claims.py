@@ -1,13 +1,16 @@
 """The paper's two claims: what is counted, and how it is extended."""
 
+import subprocess
+
 import pytest
 import torch
 
 pytest.importorskip("av")
 pytest.importorskip("rich")
 
-from xmemk.benchmarks import claims
+from xmemk.benchmarks import claims, length
 from xmemk.benchmarks.clip import ClipFeatures
+from xmemk.benchmarks.harness import measure
 
 from xmemk import MemoryConfig
 from xmemk.demo.peak import resident_bytes
@@ -77,3 +80,14 @@ def test_all_claims_are_measured_and_a_process_that_ends_is_a_reason(monkeypatch
     assert len(found) == 6 and all(f["holds"] is not None for f in found[3:])
     (failed,) = claims.our_budget_in_fresh_process(0, 8, 1, 1)
     assert failed["holds"] is None and "failed with 1" in failed["how"]
+
+
+@pytest.mark.parametrize("said", ["", "no JSON\n", "3\n"])
+def test_a_process_that_ends_without_a_result_is_a_reason(monkeypatch, said):
+    ended = subprocess.CompletedProcess([], 0, said, "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
+    without = "its process ended without a result"
+    assert claims.our_budget_in_fresh_process(4, 8, 1, 1)[0]["how"] == without
+    film = length.Film(3, 5, 40, window=4, seconds=5, distinct=2)
+    assert length.in_fresh_process("STCN", film, length.Limits())["reason"] == without
+    assert measure.in_fresh_process({}, 1) == (None, without)

@@ -13,13 +13,17 @@ from xmemk.demo.machine import describe
 
 FLOORS = ratios.floors()
 HERE = describe()["processor"]
-pytestmark = [
-    pytest.mark.skipif(ops.native_error() is not None, reason="the C++ extension is not built"),
-    pytest.mark.skipif(
-        FLOORS["processor"] != HERE,
-        reason=f"the floors are those of {FLOORS['processor']}, this is {HERE}: python benchmarks/ratios.py --write",
-    ),
-]
+pytestmark = pytest.mark.skipif(ops.native_error() is not None, reason="the C++ extension is not built")
+ELSEWHERE = f"the floors are those of {FLOORS['processor']}, this is {HERE}: python benchmarks/ratios.py --write"
+
+
+def floor_of(check):
+    """On another processor a read is no slower than the peer all the same; nothing is known of the upkeep."""
+    if FLOORS["processor"] == HERE:
+        return FLOORS["floors"][check.name]
+    if check.op in ("read", "dense"):
+        return 1.0
+    pytest.skip(ELSEWHERE)
 
 
 def named(check):
@@ -28,7 +32,7 @@ def named(check):
 
 @pytest.mark.parametrize("check", ratios.CHECKS, ids=named)
 def test_no_ratio_is_below_its_floor(check):
-    floor = FLOORS["floors"][check.name]
+    floor = floor_of(check)
     ratio = ratios.measured(check, floor)
     assert ratio >= floor, f"{check.name}: {check.peer} takes {ratio:.2f} times our time, {floor} are expected at least"
 
@@ -36,6 +40,8 @@ def test_no_ratio_is_below_its_floor(check):
 @pytest.mark.parametrize("check", ratios.CHECKS[:-1], ids=named)
 def test_a_slowed_kernel_is_rejected(check):
     """One that works twice; by the clock, which is coarser, one that waits three times as long as it works."""
+    if FLOORS["processor"] != HERE:
+        pytest.skip(ELSEWHERE)
 
     def slowed(call):
         def twice():

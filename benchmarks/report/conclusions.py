@@ -186,7 +186,10 @@ def _roof(place: Place) -> Iterator[str]:
         (low, where_low), (high, where_high) = min(found), max(found)
         reached = f"{w.percent(high)} in {where_high}"
         reached += f", {w.percent(low)} in {where_low}" if len(found) > 1 else ""
-        yield f"Headroom: of the speed at which this machine was seen to multiply or to copy, it reaches {reached}."
+        yield (
+            f"Headroom: of the fastest product and copy of a library seen here, it reaches {reached}; no product of a "
+            "library tried here was faster, which does not say that none can be."
+        )
 
 
 def exponent(points: Sequence[tuple[float, float]]) -> float | None:
@@ -242,7 +245,7 @@ def claimed(claims: list[Claim]) -> Iterator[str]:
     """The paper's claims and what was measured."""
     for claim in claims:
         told = {True: "it holds", False: "it does not hold"}.get(claim.holds, "not decided")  # type: ignore[call-overload]
-        yield f"The paper says of {claim.claim}: {claim.paper}. Measured: {claim.found}; {told}."
+        yield f"{w.capital(claim.claim)}: the paper says {claim.paper}. Measured: {claim.found}; {told}."
 
 
 def _ratios(case: Case) -> list[tuple[Row, float]]:

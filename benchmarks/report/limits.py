@@ -46,19 +46,19 @@ def slow_products(place: Place) -> Iterator[str]:
 
 def _medians(place: Place) -> Iterator[str]:
     rows = [(row, case) for case in place.cases for row in case.timed]
-    calls = [len(row.seconds) for row, _ in rows if row.seconds]
-    if not calls:
+    rounds = [len(row.seconds) for row, _ in rows if row.seconds]
+    if not rounds:
         return
-    few = sum(n < 5 for n in calls)
+    few = sum(n < 5 for n in rounds)
+    low, high = min(rounds), max(rounds)
     said = (
-        f"Times are medians of {min(calls)} to {max(calls)} calls"
-        if min(calls) != max(calls)
-        else f"Times are medians of {max(calls)} calls"
+        f"Times are medians of {low if low == high else f'{low} to {high}'} rounds, each the mean of a chain of calls"
     )
     if few:
-        said += f", {few} of {len(calls)} of fewer than five"
+        said += f", {few} of {len(rounds)} of fewer than five"
     row, case = max(rows, key=lambda found: found[0].spread)
-    said += f"; the widest spread is {w.percent(row.spread)} ({row.peer}, {title(case)})"
+    said += f"; the widest spread of those with four rounds or more is {w.percent(row.spread)}"
+    said += f" ({row.peer}, {title(case)})"
     yield f"{said}, and differences below it are noise there."
 
 

@@ -69,7 +69,7 @@ def _cards(place: Place) -> Iterator[tuple[str, str]]:
     for row in conclusions.beside(case):
         ratio = case.ratio(row)
         if ratio is not None:
-            yield f"{w.times(ratio)}x", f"the same read by {conclusions.known(row)} takes {w.duration(row.time or 0.0)}"
+            yield f"{w.times(ratio)}x", f"the same by {conclusions.known(row)} takes {w.duration(row.time or 0.0)}"
     if case.ours.extra_bytes is not None:
         others = [f"{row.peer} {w.size(row.extra_bytes)}" for row in conclusions.beside(case) if row.extra_bytes]
         yield w.size(case.ours.extra_bytes), "memory beyond its inputs" + (f"; {w.listed(others)}" if others else "")

@@ -202,9 +202,10 @@ class Place:
                     found.setdefault((row.peer, row.reason), []).append(where)
         return [(who, "; ".join(dict.fromkeys(where)), why) for (who, why), where in found.items()]
 
-    def case(self, op: str, workload: str, objects: int = 1) -> Case | None:
-        found = [c for c in self.cases if (c.op, c.workload, c.objects) == (op, workload, objects)]
-        return found[0] if found else None
+    def case(self, op: str, workload: str, objects: int = 1, **also: str | int) -> Case | None:
+        """The first of these; ``also``: its dtype, device or threads, too."""
+        found = (c for c in self.cases if (c.op, c.workload, c.objects) == (op, workload, objects))
+        return next((c for c in found if all(getattr(c, name) == value for name, value in also.items())), None)
 
 
 def read(files: Iterable[Path]) -> tuple[list[Place], list[str]]:
