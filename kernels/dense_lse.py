@@ -32,7 +32,9 @@ class Affinity(NamedTuple):
 
 
 def affinity(memory: Memory, queries: Queries) -> Affinity:
-    """Operands and log-sum-exp, in four launches. ``memory`` is numbered with ALIGN."""
+    """Operands and log-sum-exp, in four launches. ``memory`` is numbered with ALIGN, or without gaps where only
+    the weights are wanted, as in the backward pass.
+    """
     operands = bank.prepare(memory, queries, ALIGN)
     b, np = operands.scale.shape
     qp, ckp = operands.offset.shape[1], operands.middle.shape[1]

@@ -21,7 +21,7 @@ from .dense_lse import ALIGN, PROGRAMS, affinity
 from .dense_weights import FORMATS, HALF_SCALE, block_rows, weights
 from .tiles import bound, operand
 
-WEIGHT_BYTES = 40 << 20  # of weights at a time, but at least a block of queries
+WEIGHT_BYTES = 32 << 20  # of weights at a time, but at least a block of queries
 _SPLITS = 12
 
 
@@ -64,6 +64,7 @@ def read(
                 _add_usage(w.columns, memory, usage)
             if shrinkage is not None and w.shrinkage is not None:
                 shrinkage[:, 0, first : first + count] = w.shrinkage.sum(1)[:, : min(count, q - first)]
+            del w  # before those of the next block are made
     return out.permute(0, 2, 3, 1), usage, shrinkage
 
 

@@ -101,8 +101,8 @@ def multiply_parts(
         x = operand(tl.load(at, mask=mask, other=0.0), UPCAST)
         if PARTS > 1:
             x1 = operand(tl.load(at + p_sp, mask=mask, other=0.0), UPCAST)
-        if PARTS > 2:
-            x2 = operand(tl.load(at + 2 * p_sp, mask=mask, other=0.0), UPCAST)
+        if PARTS > 2:  # added twice: two times p_sp may be more than 32 bits hold
+            x2 = operand(tl.load(at + p_sp + p_sp, mask=mask, other=0.0), UPCAST)
         if SPLIT:
             y0 = y.to(tl.bfloat16)
             rest = y - y0.to(tl.float32)

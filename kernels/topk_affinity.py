@@ -66,6 +66,7 @@ def _choose_by_groups(memory: Memory, queries: Queries, weight: Tensor, index: T
         count = min(turn, q - first)
         maxima = group_maxima(operands, memory, queries, first, count, config)
         groups = candidate_groups(maxima, k, memory.ends[-1])
+        del maxima  # before those of the next turn are made
         _choose(memory, queries, groups, first, count, weight, index, sums)
 
 

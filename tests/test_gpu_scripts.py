@@ -99,6 +99,16 @@ def test_steps(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_the_sanitizers_are_asked_for(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *pytest*) exit 0;; esac\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    done = shell(tmp_path, python, "--try", steps="sanitize")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "memcheck: ok" in done.stdout and "racecheck: ok" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
 def test_a_step_that_fails_is_said_and_the_next_one_runs(tmp_path):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\ncase "$*" in *xmemk*) exit 3;; esac\nexec {sys.executable} "$@"\n')
@@ -139,6 +149,7 @@ def test_make_gpu_expects_most_of_the_gpu_tests():
         check=False,
     )
     tests = [line for line in done.stdout.splitlines() if "::" in line]
-    without_triton = [line for line in tests if "triton" not in line]
     least = int((ROOT / "tests" / "min-passed-gpu").read_text())
-    assert 0.85 * len(without_triton) < least < len(without_triton)
+    # More than pass where every test that names Triton is skipped; some calls no backend serves.
+    assert len([line for line in tests if "triton" not in line]) < least
+    assert 0.85 * len(tests) < least <= 0.95 * len(tests)

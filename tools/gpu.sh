@@ -5,6 +5,7 @@
 #   tests      pytest -m gpu, of which at least tests/min-passed-gpu must pass
 #   validate   every backend and dtype against float64
 #   benchmark  benchmarks/run.py --suite gpu, which writes its results as it goes
+#   sanitize   a few GPU tests under compute-sanitizer (memcheck, racecheck); not among the four, STEPS=sanitize asks
 # STEPS chooses some of them; LOGS and RESULTS say where they write. --try runs the steps on the CPU, on small sizes,
 # to test this script.
 set -u
@@ -62,8 +63,23 @@ tests() {
     if [ "$try" = --try ]; then least=0; else least=$(cat tests/min-passed-gpu); fi
     # By file: the others may need packages that are not here.
     files=$(grep -lE 'mark\.gpu|^from gpu import' tests/test_*.py)
-    step tests 130 "$python" -m pytest -m gpu -q --maxfail=25 --min-passed="$least" --durations=5 $files || failed=1
+    beside=
+    # A cold cache of compiled kernels takes longer than the tests; processes may share a GPU.
+    "$python" -c 'import xdist' 2>/dev/null && beside="-n 8 --dist worksteal"
+    [ "$try" = --try ] && beside=
+    step tests 130 "$python" -m pytest -m gpu -q $beside --maxfail=25 --min-passed="$least" --durations=5 $files || failed=1
     tail -n 15 "$logs/tests.log"
+}
+
+sanitize() {
+    files="tests/test_gpu_read.py tests/test_gpu_selection.py"
+    chosen="segments_read_as_one_memory or affinity_and_readout or batches_and_strides or test_consolidate"
+    for tool in memcheck racecheck; do
+        if [ "$try" = --try ]; then check=; else check="compute-sanitizer --tool $tool --error-exitcode 9"; fi
+        step "$tool" 300 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 $check "$python" -m pytest -m gpu -q -k "$chosen" $files ||
+            failed=1
+        tail -n 15 "$logs/$tool.log"
+    done
 }
 
 validate() {
@@ -89,9 +105,9 @@ benchmark() {
 
 for one in $steps; do
     case $one in
-    build | tests | validate | benchmark) $one ;;
+    build | tests | validate | benchmark | sanitize) $one ;;
     *)
-        echo "gpu.sh: STEPS: wanted some of build, tests, validate, benchmark, got $one" >&2
+        echo "gpu.sh: STEPS: wanted some of build, tests, validate, benchmark, sanitize, got $one" >&2
         exit 1
         ;;
     esac

@@ -9,6 +9,8 @@ A read of a new kind (another type or stride of the query, other storage since o
 which compiles what is to be compiled; the second one of that kind is captured. What the graph cannot do, the arena does
 as if there were none: reads of all tokens, of so few that they are not grouped, with gradients, of values of 8 bits, of
 more than four runs or blocks of frames added to the first, and those that are themselves being captured.
+
+An arena has one set of buffers: reads from two streams need a synchronization between them.
 """
 
 from __future__ import annotations
@@ -75,7 +77,10 @@ class CudaGraphs:
     """Backend "triton" on CUDA."""
 
     def ready(self, like: Tensor) -> bool:
-        return like.is_cuda and not torch.cuda.is_current_stream_capturing()
+        # An installation that cannot run the kernels must not fail here: other backends serve it.
+        if not like.is_cuda or ops.triton_error("cuda", like.device.index) is not None:
+            return False
+        return not torch.cuda.is_current_stream_capturing()
 
     def serves(self, qk: Tensor, qe: Tensor | None, mv: Tensor, top_k: int, backend: str) -> bool:
         said = api.explain("memory_read", qk, qk if qe is None else qe, mv, top_k=top_k, backend=backend)
