@@ -288,7 +288,8 @@ def main(arguments: list[str] | None = None) -> None:
         limits = replace(limits, seconds=1.2, rounds=3, budget=0.25)
     if options.seconds:
         limits = replace(limits, seconds=options.seconds)
-    record.save(record.line("scaling", measure(options.axis, limits, quick=options.quick)), options.save)
+    for axis in options.axis:  # a line each, so that what is measured is kept whatever comes after
+        record.save(record.line("scaling", measure([axis], limits, quick=options.quick)), options.save)
 
 
 if __name__ == "__main__":

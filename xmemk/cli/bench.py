@@ -11,7 +11,11 @@ from rich.console import Console
 
 def bench(
     full: Annotated[
-        bool, typer.Option("--full", help="Everything, in half an hour on two cores, not the main part.")
+        bool,
+        typer.Option(
+            "--full",
+            help="All cases, sizes and lengths, half an hour on two cores; without it the most important ones.",
+        ),
     ] = False,
     results: Annotated[
         list[Path] | None, typer.Option(help="Draw the page from this result file and run nothing; may be given again.")
