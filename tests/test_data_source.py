@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-av = pytest.importorskip("av")
+pytest.importorskip("av")
+import av
 import torch
 from PIL import Image
 
