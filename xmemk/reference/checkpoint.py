@@ -50,8 +50,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
                 f"{file}: not a file of parameters but of Python objects ({foreign[1]}), which could run code; wanted "
                 "what torch.save(network.state_dict(), path) writes"
             ) from None
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{file}: not a file of parameters, or a damaged one ({line[:160]})") from None
+        raise ValueError(f"{file}: not a file of parameters, or a damaged one") from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(x, Tensor) for x in state.values()):
         held = type(state).__name__
         if isinstance(state, Mapping) and state:
