@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 
 import xmemk.data
+from xmemk.data.given import find_masks, mask_for
+from xmemk.data.masks import MaskError, write_mask
+from xmemk.data.overlay import write_overlay
 from xmemk.data.source import ahead, open_source
 from xmemk.data.video import VideoError, VideoWriter, read_frames
 
@@ -157,3 +160,28 @@ def test_reading_ahead_raises_where_it_happened_and_closes():
     assert next(endless) == 0
     endless.close()
     assert not [t for t in threading.enumerate() if t.name == "xmemk-read-ahead"]
+
+
+def test_an_overlay_that_fails_leaves_the_one_that_was_there(tmp_path):
+    source = open_source(folder(tmp_path / "v", ["0.png", "1.png", "2.png"]))
+    masks = folder(tmp_path / "masks", [])
+    write_overlay(tmp_path / "overlay.mp4", source, masks)
+    before = (tmp_path / "overlay.mp4").read_bytes()
+    (masks / "1.png").write_bytes(b"no image")
+    with pytest.raises(MaskError, match=r"1.png: not an image that can be read"):
+        write_overlay(tmp_path / "overlay.mp4", source, masks)
+    assert (tmp_path / "overlay.mp4").read_bytes() == before and len(list(tmp_path.glob("*.mp4"))) == 1
+
+
+def test_later_masks_are_read_at_their_frame(tmp_path):
+    source = open_source(folder(tmp_path / "v", ["0.png", "1.png", "2.png"]))
+    masks = folder(tmp_path / "masks", [])
+    for name, label in (("0", 0), ("1", 3), ("2", 4)):
+        write_mask(masks / f"{name}.png", torch.full((6, 8), label, dtype=torch.uint8))
+    whole = (masks / "2.png").read_bytes()
+    cut = whole[: whole.index(b"IDAT") + 6]  # the header is whole
+    (masks / "2.png").write_bytes(cut)
+    found = find_masks(masks, source)
+    assert list(found) == [1, 2] and mask_for(source, found[1]).unique().tolist() == [3]
+    with pytest.raises(MaskError, match=r"2.png: not an image that can be read"):
+        mask_for(source, found[2])

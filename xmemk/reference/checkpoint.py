@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +43,9 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> XM
 def _tensors(file: Path) -> dict[str, Tensor]:
     """The file's tensors by name, all in memory of their own; 4 input channels made 5."""
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of files that are then refused
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         foreign = re.search(r"Unsupported (?:global|class|operand)[^\n]*?: ?(?:GLOBAL )?([\w.]+)", str(error))
         if foreign:
