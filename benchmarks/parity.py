@@ -47,7 +47,7 @@ from xmemk.memory import Memory
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
-START = 31  # of the clip's 91 frames, so that 60 are left
+START = 40  # the frame that the mask is of; 92 of the clip's 132 are left
 
 
 @dataclass

@@ -111,6 +111,7 @@ def test_grey_and_two_level_masks_are_labels(tmp_path):
 def test_masks_that_are_none(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "rgb.png")
     Image.new("L", (4, 4)).save(tmp_path / "empty.png")
+    Image.new("L", (4, 4), 1).save(tmp_path / "grey.jpg")
     (tmp_path / "text.png").write_text("not an image")
     whole = (BUNNY / "00040.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -120,6 +121,7 @@ def test_masks_that_are_none(tmp_path):
         ("cut.png", "not an image that can be read"),
         ("rgb.png", "wanted a palette or grey image of labels, got an image of mode RGB"),
         ("empty.png", "has no object"),
+        ("grey.jpg", "wanted a PNG of labels, got JPEG"),
     ):
         with pytest.raises(MaskError, match=words):
             read_object_mask(tmp_path / name)

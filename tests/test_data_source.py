@@ -1,17 +1,22 @@
 """Frames from videos and folders: names, order, reading ahead, and what is wrong with a source."""
 
-import shutil
 import threading
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("av")
+import av
 import torch
 from PIL import Image
 
 import xmemk.data
+from xmemk.data.given import find_masks, mask_for
+from xmemk.data.masks import MaskError, write_mask
+from xmemk.data.overlay import write_overlay
 from xmemk.data.source import ahead, open_source
-from xmemk.data.video import VideoError, VideoWriter
+from xmemk.data.video import VideoError, VideoWriter, read_frames
 
 CLIP = next((Path(xmemk.data.__file__).parent / "bunny").glob("*.mp4"))
 
@@ -72,17 +77,52 @@ def test_what_is_wrong_with_a_folder(tmp_path):
         open_source(tmp_path / "none")
 
 
-def test_a_video_that_is_cut_off(tmp_path):
-    whole = tmp_path / "whole.mp4"
-    with VideoWriter(whole, 64, 48, Fraction(25)) as writer:
-        for i in range(40):
-            writer.write(torch.full((48, 64, 3), 5 * i, dtype=torch.uint8))
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """Twenty frames of noise, each some thousands of bytes."""
+    path = tmp_path_factory.mktemp("noise") / "whole.mp4"
+    generator = torch.Generator().manual_seed(0)
+    with VideoWriter(path, 64, 48, Fraction(25)) as writer:
+        for _ in range(20):
+            writer.write(torch.randint(0, 256, (48, 64, 3), generator=generator, dtype=torch.uint8))
+    return path
+
+
+def ends_of_packets(path):
+    with av.open(str(path)) as container:
+        return sorted(p.pos + p.size for p in container.demux(video=0) if p.size)
+
+
+@pytest.mark.parametrize("place", ["in the first", "in the middle", "between", "in the last", "the last byte"])
+def test_a_video_that_is_cut_off(noise, tmp_path, place):
+    ends = ends_of_packets(noise)
+    at = {
+        "in the first": ends[0] - 100,
+        "in the middle": (ends[9] + ends[10]) // 2,
+        "between": ends[-4],
+        "in the last": (ends[-2] + ends[-1]) // 2,
+        "the last byte": ends[-1] - 1,
+    }[place]
     cut = tmp_path / "cut.mp4"
-    shutil.copy(whole, cut)
-    with cut.open("r+b") as file:
-        file.truncate(whole.stat().st_size * 2 // 3)
-    with pytest.raises(VideoError, match=r"cut.mp4"):
+    cut.write_bytes(noise.read_bytes()[:at])
+    with pytest.raises(VideoError, match=r"cut.mp4: cannot be read beyond frame \d+"):
         list(open_source(cut).read())
+
+
+def test_a_whole_video_whose_edit_list_leaves_frames_out(noise, tmp_path):
+    assert len(list(read_frames(noise))) == 20
+    trimmed = tmp_path / "trimmed.mp4"
+    with av.open(str(noise)) as given, av.open(str(trimmed), "w") as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                packet.pts -= 5 * packet.duration  # what is before 0 goes into an edit list
+                packet.dts -= 5 * packet.duration
+                made.mux(packet)
+    with av.open(str(trimmed)) as container:
+        assert container.streams.video[0].frames == 20
+    assert 0 < len(list(read_frames(trimmed))) <= 20
 
 
 def test_reading_ahead_keeps_order_and_holds_few():
@@ -120,3 +160,28 @@ def test_reading_ahead_raises_where_it_happened_and_closes():
     assert next(endless) == 0
     endless.close()
     assert not [t for t in threading.enumerate() if t.name == "xmemk-read-ahead"]
+
+
+def test_an_overlay_that_fails_leaves_the_one_that_was_there(tmp_path):
+    source = open_source(folder(tmp_path / "v", ["0.png", "1.png", "2.png"]))
+    masks = folder(tmp_path / "masks", [])
+    write_overlay(tmp_path / "overlay.mp4", source, masks)
+    before = (tmp_path / "overlay.mp4").read_bytes()
+    (masks / "1.png").write_bytes(b"no image")
+    with pytest.raises(MaskError, match=r"1.png: not an image that can be read"):
+        write_overlay(tmp_path / "overlay.mp4", source, masks)
+    assert (tmp_path / "overlay.mp4").read_bytes() == before and len(list(tmp_path.glob("*.mp4"))) == 1
+
+
+def test_later_masks_are_read_at_their_frame(tmp_path):
+    source = open_source(folder(tmp_path / "v", ["0.png", "1.png", "2.png"]))
+    masks = folder(tmp_path / "masks", [])
+    for name, label in (("0", 0), ("1", 3), ("2", 4)):
+        write_mask(masks / f"{name}.png", torch.full((6, 8), label, dtype=torch.uint8))
+    whole = (masks / "2.png").read_bytes()
+    cut = whole[: whole.index(b"IDAT") + 6]  # the header is whole
+    (masks / "2.png").write_bytes(cut)
+    found = find_masks(masks, source)
+    assert list(found) == [1, 2] and mask_for(source, found[1]).unique().tolist() == [3]
+    with pytest.raises(MaskError, match=r"2.png: not an image that can be read"):
+        mask_for(source, found[2])

@@ -122,7 +122,10 @@ def test_long_time_video_remembers_every_tenth_frame(weights, tmp_path):
     [
         ([], "wanted either --weights, to make masks, or --results, to judge some"),
         (["--results", "r", "--weights", "w"], "wanted either --weights"),
-        (["--results", "r", "--policy", "help"], "stcn-subsampled: STCN with at most 50 frames"),
+        (["--results", "r", "--policy", "none"], "--policy: wanted one of xmem, xmem-plain"),
+        (["--weights", "absent.pth", "--zip", "/no/such/s.zip"], "zip: wanted a file in a folder that there is"),
+        (["--weights", "absent.pth", "--zip", "/dev/null"], "got /dev/null, which is there and no regular file"),
+        (["--weights", "absent.pth", "--out", "/dev/null"], "--out: wanted a folder for results, got /dev/null"),
         (["--results", "r", "--rule", "coco"], "--rule: wanted one of davis, all, got 'coco'"),
         (["--results", "r", "--layout", "coco"], "layout: wanted one of davis2016"),
         (["--results", "r", "--videos", "bear,cow"], "videos: wanted some of bear, swan, got cow"),
@@ -139,3 +142,30 @@ def test_errors_are_one_sentence(tmp_path, capsys, words, said):
 def test_a_folder_that_is_no_dataset(tmp_path, capsys):
     assert run(["eval", str(tmp_path), "--results", str(tmp_path)]) == 1
     assert "no dataset; looked for ImageSets/2017" in capsys.readouterr().err
+
+
+def test_the_policies_are_listed(tmp_path, capsys):
+    assert run(["eval", str(tmp_path), "--policy", "help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == list(POLICIES)
+
+
+def test_a_list_without_videos_and_a_layout_without_a_server(tmp_path, capsys):
+    root = layouts.davis(tmp_path / "data")
+    (root / "ImageSets/2017/val.txt").write_text("\n")
+    assert run(["eval", str(root), "--results", str(tmp_path)]) == 1
+    assert "the list of split 'val' names no video" in capsys.readouterr().err
+    long = layouts.long_video(tmp_path / "long")
+    assert run(["eval", str(long), "--weights", "absent.pth", "--zip", str(tmp_path / "s.zip")]) == 1
+    assert "zip: wanted a dataset with a server" in capsys.readouterr().err  # before the weights are looked for
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("name", "said"), [("cuda", "PyTorch finds 0 CUDA device(s), no cuda"), ("tpu9", "got 'tpu9'")]
+)
+def test_a_device_that_is_not_there(weights, tmp_path, capsys, name, said):
+    words = ["eval", str(layouts.davis(tmp_path / "data")), "--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert run([*words, "--device", name]) == 1
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1

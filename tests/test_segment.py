@@ -2,6 +2,10 @@
 
 import errno
 import json
+import os
+import shutil
+import signal
+from fractions import Fraction
 from pathlib import Path
 
 import fixed_network as fixed
@@ -11,12 +15,13 @@ from PIL import Image
 
 from xmemk import MemoryConfig
 from xmemk.cli import main
+from xmemk.data.given import find_masks, mask_for
 from xmemk.data.masks import MaskError, read_mask, write_mask
 from xmemk.data.source import open_source
-from xmemk.data.video import VideoError
+from xmemk.data.video import VideoError, VideoWriter
 from xmemk.inference import Tracker
 from xmemk.reference.network import NetworkConfig, XMem
-from xmemk.segment import Job, find_masks, labels_of, segment
+from xmemk.segment import Job, labels_of, segment
 
 SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
 CONFIG = MemoryConfig(
@@ -103,7 +108,8 @@ def test_a_mask_of_the_videos_shape_is_scaled(video, tmp_path):
     small = torch.zeros(11, 14, dtype=torch.uint8)  # 48 x 60 at about a quarter: 11 x 13.75
     small[4:8, 2:9] = 200
     write_mask(tmp_path / "small.png", small)
-    (mask,) = find_masks(tmp_path / "small.png", open_source(video)).values()
+    source = open_source(video)
+    mask = mask_for(source, find_masks(tmp_path / "small.png", source)[0])
     assert mask.shape == (fixed.HEIGHT, fixed.WIDTH) and mask.unique().tolist() == [0, 200]
     inside = mask.nonzero()
     found = [*inside.amin(0).tolist(), *inside.amax(0).tolist()]
@@ -166,10 +172,24 @@ def test_a_state_of_another_job_is_not_gone_on_with(network, video, mask, tmp_pa
         (tmp_path / "out/masks/00001.png").unlink()
     else:
         next((tmp_path / "out/resume").glob("memory-*")).write_bytes(b"?")
+    if change in ("config", "mask", "weights"):
+        before = results(tmp_path / "out")
+        with pytest.raises(ValueError, match="has masks of another video, first mask, weights or settings"):
+            segment(network, job)
+        assert equal(results(tmp_path / "out"), before)
+        shutil.rmtree(tmp_path / "out/masks")
     assert segment(network, job).resumed == 0
 
 
-def test_a_full_disk_keeps_what_is_finished(network, video, mask, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "the disk is full; masks written so far are kept"),
+        (errno.EDQUOT, "the disk quota is used up; masks written so far are kept"),
+        (errno.EFBIG, "the file is larger than files may be here; masks written so far are kept"),
+    ],
+)
+def test_a_full_disk_keeps_what_is_finished(network, video, mask, tmp_path, monkeypatch, uninterrupted, number, said):
     from xmemk import segment as module
 
     written = []
@@ -177,17 +197,113 @@ def test_a_full_disk_keeps_what_is_finished(network, video, mask, tmp_path, monk
     def full(path, labels):
         if len(written) == 5:
             Path(path).write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(number, "No space left on device")
         written.append(path)
         write_mask(path, labels)
 
-    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG)
+    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=3)
     with monkeypatch.context() as disk:
         disk.setattr(module, "write_mask", full)
-        with pytest.raises(OSError, match="the disk is full; masks written so far are kept"):
+        with pytest.raises(OSError, match=said):
             segment(network, job)
     assert list(results(tmp_path / "out")) == [f"{i:05d}.png" for i in range(5)]
-    assert segment(network, job).resumed == 5
+    assert segment(network, job).resumed == 3  # the tracker was ahead of the masks
+    assert equal(results(tmp_path / "out"), uninterrupted)
+
+
+@pytest.mark.parametrize("by", ["an error", "Ctrl-C", "Ctrl-C twice", "a thread's Ctrl-C"])
+def test_a_run_that_is_stopped_within_a_frame(network, video, mask, tmp_path, monkeypatch, uninterrupted, by):
+    calls = []
+    encode = type(network).encode_value
+
+    def stopped(self, *a, **o):
+        made = encode(self, *a, **o)
+        calls.append(1)
+        if len(calls) == 5:  # of frame 8
+            if by in ("an error", "a thread's Ctrl-C"):
+                raise KeyboardInterrupt if "Ctrl" in by else RuntimeError("no memory")
+            for _ in range(2 if "twice" in by else 1):
+                os.kill(os.getpid(), signal.SIGINT)
+        return made
+
+    before = signal.getsignal(signal.SIGINT)
+    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=6)
+    with monkeypatch.context() as network_:
+        network_.setattr(type(network), "encode_value", stopped)
+        with pytest.raises(RuntimeError if by == "an error" else KeyboardInterrupt):
+            segment(network, job)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert segment(network, job).resumed == (9 if by == "Ctrl-C" else 6)
+    assert equal(results(tmp_path / "out"), uninterrupted)
+
+
+def test_the_state_is_saved_by_time_too(network, video, mask, tmp_path, monkeypatch, uninterrupted):
+    from xmemk import segment as module
+
+    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG)
+    with monkeypatch.context() as clock:
+        clock.setattr(module, "SAVE_SECONDS", 0.0)
+        clock.setattr(type(network), "encode_value", _fails_at(type(network).encode_value, 5))
+        with pytest.raises(RuntimeError, match="no memory"):
+            segment(network, job)
+    assert segment(network, job).resumed == 8
+    assert equal(results(tmp_path / "out"), uninterrupted)
+
+
+def _fails_at(function, count):
+    calls = []
+
+    def failing(*a, **o):
+        calls.append(1)
+        if len(calls) == count:
+            raise RuntimeError("no memory")
+        return function(*a, **o)
+
+    return failing
+
+
+@pytest.fixture
+def uninterrupted(network, video, mask, tmp_path):
+    segment(network, Job(video, mask, tmp_path / "whole", size=0, config=CONFIG))
+    return results(tmp_path / "whole")
+
+
+def test_what_fails_after_the_last_frame_does_not_redo_frames(network, video, mask, tmp_path):
+    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG)
+    with pytest.raises(Stop):
+        segment(network, job, then=lambda masks, first: stop_at(1)(1, None, None))
+    written = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/masks").iterdir()}
+    called = []
+    report = segment(network, job, then=lambda *a: called.append(a))
+    assert called == [(tmp_path / "out/masks", 0)] and report.resumed == report.frames == COUNT
+    assert written == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/masks").iterdir()}
+    assert report.objects == (1, 2) and not (tmp_path / "out/resume").exists()
+
+
+def test_input_is_not_written_over(network, video, mask, tmp_path):
+    for folder in ("masks", "resume"):
+        out = tmp_path / f"with {folder}"
+        out.mkdir()
+        shutil.copytree(video, out / folder)
+        before = {p.name: p.read_bytes() for p in (out / folder).iterdir()}
+        for job in (
+            Job(out / folder, mask, out),
+            Job(video, out / folder, out),
+            Job(video, out / folder / "0.png", out),
+        ):
+            with pytest.raises(ValueError, match=rf"wanted a folder for results, got .*, whose {folder} is input"):
+                segment(network, job)
+        assert {p.name: p.read_bytes() for p in (out / folder).iterdir()} == before
+        assert [p.name for p in out.iterdir()] == [folder]
+    (tmp_path / "link").symlink_to(tmp_path / "with masks")
+    with pytest.raises(ValueError, match="whose masks is input"):
+        segment(network, Job(tmp_path / "with masks/masks", mask, tmp_path / "link"))
+    with VideoWriter(tmp_path / "overlay.mp4", 60, 48, Fraction(10)) as writer:
+        writer.write(torch.zeros(48, 60, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"whose overlay.mp4 is input"):
+        segment(network, Job(tmp_path / "overlay.mp4", mask, tmp_path))
+    with pytest.raises(ValueError, match=r"out: wanted a folder for results, got .*first.png, which is a file"):
+        segment(network, Job(video, mask, mask))
 
 
 def test_input_that_does_not_fit(network, video, mask, tmp_path):

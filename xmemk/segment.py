@@ -11,18 +11,22 @@ import errno
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data.masks import MaskError, read_mask, write_mask
-from .data.source import IMAGES, Source, open_source
+from .data.given import find_masks, mask_for
+from .data.masks import write_mask
+from .data.source import Source, open_source
 from .inference import Tracker
 from .memory import Memory
 from .reference.config import MemoryConfig
@@ -30,13 +34,20 @@ from .reference.network import XMem
 from .stopwatch import Stopwatch
 
 SAVE_EVERY = 100  # frames between two states on disk
+SAVE_SECONDS = 30.0  # or so many seconds
+_NO_SPACE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than files may be here",
+}
 
 
 @dataclass
 class Job:
     """video: a file or a folder of images. masks: a PNG of labels for frame ``start``, or a folder of PNGs named as
     frames, of which the first starts the work and later ones bring in objects. size: the shorter side that the
-    network sees, 0 for the video's own. out: the folder for ``masks/`` and, while it runs, ``resume/``.
+    network sees, 0 for the video's own. out: the folder for ``masks/``, ``job.json``, which says whose masks they are,
+    and, while it runs, ``resume/``.
     """
 
     video: Path
@@ -76,14 +87,21 @@ class Report:
 Progress = Callable[[int, int | None, Tracker], None]
 
 
-def segment(network: XMem, job: Job, progress: Progress = lambda *_: None) -> Report:
+def segment(
+    network: XMem, job: Job, progress: Progress = lambda *_: None, then: Callable[[Path, int], None] | None = None
+) -> Report:
     """Writes ``out/masks/<frame>.png`` for every frame from the first mask on, as palette PNGs of the masks' labels.
 
+    then: called with the folder of masks and the first frame when all masks are there, to make something of them; what
+    it raises leaves the finished work, so that the next run begins with it.
+
     Goes on with an interrupted run of the same job in the same folder. Raises VideoError, MaskError or ValueError
-    before anything is written where the input does not fit; OSError where a result cannot be written. Whatever
-    stops it, masks that are finished stay.
+    before anything is written where the input does not fit, or where ``out`` has input or masks of another job;
+    OSError where a result cannot be written. Whatever stops it, masks that are finished stay. In the main thread
+    Ctrl-C waits for the end of a frame, a second one does not.
     """
     source = open_source(job.video)
+    expect_out(job, source)
     masks = find_masks(job.masks, source, job.start)
     first = min(masks)
     if network.config.hidden_dim != job.config.hidden_dim:
@@ -91,90 +109,125 @@ def segment(network: XMem, job: Job, progress: Progress = lambda *_: None) -> Re
     watch = Stopwatch()
     tracker = Tracker(network, job.config, autocast=job.autocast, stopwatch=watch)
     folder = job.out / "masks"
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = _Saved(job.out / "resume", _fingerprint(network, job, source, masks))
-    begin = saved.restore(tracker, folder, source, first)
+    fingerprint = _fingerprint(network, job, source, masks)
+    _claim(job.out, fingerprint)
+    saved = _Saved(job.out / "resume", fingerprint)
+    begin, ended = saved.restore(tracker, folder, source, first)
     scale = scale_of(source, job.size)
     report = Report(frames=begin - first, resumed=begin - first)
     total = None if source.frames is None else source.frames - first
-    started = time.perf_counter()
-    done = begin
+    started = saved_at = time.perf_counter()
+    done, whole = begin, True  # whole: the tracker has seen all of the frames before ``done`` and nothing else
     stream = source.read(begin)
     try:
-        with watch("waiting for frames"):
-            frame = next(stream, None)
-        while frame is not None:
+        with _Interrupts() as interrupts:
             with watch("waiting for frames"):
-                following = next(stream, None)
-            labels = step_labels(
-                tracker, frame.image, masks.get(frame.number), scale=scale, end=following is None, watch=watch
-            )
-            with watch("writing"):
-                write_labels(folder / f"{frame.name}.png", labels)
-            done = frame.number + 1
-            report.frames = done - first
-            progress(report.frames, total, tracker)
-            if following is not None and (done - first) % job.save_every == 0:
-                with watch("saving the state"):
-                    saved.save(tracker, done)
-            frame = following
+                frame = None if ended else next(stream, None)
+            while frame is not None:
+                with watch("waiting for frames"):
+                    following = next(stream, None)
+                with interrupts.held():
+                    whole = False
+                    mask = masks.get(frame.number)
+                    labels = step_labels(
+                        tracker,
+                        frame.image,
+                        None if mask is None else mask_for(source, mask),
+                        scale=scale,
+                        end=following is None,
+                        watch=watch,
+                    )
+                    with watch("writing"):
+                        write_labels(folder / f"{frame.name}.png", labels)
+                    done, ended, whole = frame.number + 1, following is None, True
+                report.frames = done - first
+                progress(report.frames, total, tracker)
+                due = (done - first) % job.save_every == 0 or time.perf_counter() - saved_at >= SAVE_SECONDS
+                if not ended and due:
+                    with watch("saving the state"):
+                        saved.save(tracker, done)
+                    saved_at = time.perf_counter()
+                frame = following
+        report.wall = time.perf_counter() - started
+        if then is not None:
+            then(folder, first)
     except BaseException:
-        # What stopped the run is what is told; a state that cannot be saved costs some frames of the next run.
-        with contextlib.suppress(Exception):
-            saved.save(tracker, done)
+        # What stopped the run is what is told; a state that cannot be saved costs some frames of the next run. Within
+        # a frame the tracker is ahead of the masks: the state on disk from before is the one to go on with.
+        if whole:
+            with contextlib.suppress(Exception):
+                saved.save(tracker, done, ended)
         raise
     finally:
         stream.close()  # type: ignore[attr-defined]
     saved.remove()
-    report.wall = time.perf_counter() - started
     report.seconds, report.calls = watch.seconds, watch.calls
     report.objects, report.memory = tracker.objects, repr(tracker.memory)
     return report
 
 
-def find_masks(path: Path, source: Source, start: int = 0) -> dict[int, Tensor]:
-    """Labels [H, W] uint8 by frame number, at the video's size; MaskError where they do not fit.
+class _Interrupts:
+    """Entered in the main thread, it keeps the first Ctrl-C within ``held`` until that ends; a second comes at once."""
 
-    A mask of another size but the video's shape, to within a pixel of rounding, is scaled: nearest, no label is mixed.
-    """
-    if not path.is_dir():
-        if source.frames is not None and start >= source.frames:
-            raise MaskError(f"{path}: the video has {source.frames} frames, so there is no frame {start} to start with")
-        found = {start: path}
-    else:
-        files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in IMAGES}
-        if not files:
-            raise MaskError(f"{path}: a folder without masks")
-        found = {_number(stem, source, file): file for stem, file in files.items()}
-    masks = {number: read_mask(file) for number, file in sorted(found.items())}
-    masks = {number: _at_size_of(source, mask, found[number]) for number, mask in masks.items()}
-    with_objects = [number for number, mask in masks.items() if bool((mask > 0).any())]
-    if not with_objects:
-        raise MaskError(f"{path}: has no object, every pixel is background (label 0)")
-    return {number: mask for number, mask in masks.items() if number >= with_objects[0]}
+    def __init__(self) -> None:
+        self._handler: Callable[[int, FrameType | None], Any] | None = None
+        self._holding = self._waiting = False
+
+    def __enter__(self) -> _Interrupts:
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread() and callable(handler):
+            self._handler = handler
+            signal.signal(signal.SIGINT, self._came)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self._holding, self._waiting = True, False
+        try:
+            yield
+        finally:
+            self._holding = False
+        if self._waiting and self._handler is not None:
+            self._handler(signal.SIGINT, None)
+
+    def _came(self, number: int, frame: FrameType | None) -> None:
+        if self._holding and not self._waiting:
+            self._waiting = True
+        elif self._handler is not None:
+            self._handler(number, frame)
 
 
-def _at_size_of(source: Source, mask: Tensor, file: Path) -> Tensor:
-    height, width = mask.shape
-    if (width, height) == (source.width, source.height):
-        return mask
-    aspect = source.width / source.height
-    if min(abs(width - height * aspect), abs(height - width / aspect)) >= 1:
-        video = f"{source.width}x{source.height}"
-        raise MaskError(f"{file}: is {width}x{height}, which is not the shape of the video, {video}")
-    return F.interpolate(mask[None, None], (source.height, source.width), mode="nearest-exact")[0, 0]
+def expect_out(job: Job, source: Source) -> None:
+    """ValueError where results would be written over the input of a job, or ``out`` is no folder."""
+    if job.out.exists() and not job.out.is_dir():
+        raise ValueError(f"out: wanted a folder for results, got {job.out}, which is a file")
+    given = {job.video.resolve(), job.masks.resolve(), job.masks.resolve().parent}
+    written = [job.out / name for name in ("masks", "resume", "overlay.mp4")]
+    lost = [path for path in written if path.resolve() in given]
+    if lost:
+        raise ValueError(f"out: wanted a folder for results, got {job.out}, whose {lost[0].name} is input of the run")
 
 
-def _number(stem: str, source: Source, file: Path) -> int:
-    if source.names is not None:
-        stems = [Path(name).stem for name in source.names]
-        if stem not in stems:
-            raise MaskError(f"{file}: the video has no frame of that name ({stems[0]} to {stems[-1]})")
-        return stems.index(stem)
-    if not stem.isdigit() or (source.frames is not None and int(stem) >= source.frames):
-        last = "" if source.frames is None else f" to {source.frames - 1:05d}"
-        raise MaskError(f"{file}: wanted the number of a frame as its name, 00000{last}")
-    return int(stem)
+def _claim(out: Path, fingerprint: str) -> None:
+    """Makes the folder of masks, and notes whose they are. ValueError where there are masks of another job."""
+    note = out / "job.json"
+    try:
+        whose = json.loads(note.read_text())["of"]
+    except (OSError, ValueError, LookupError, TypeError):
+        whose = None
+    if whose != fingerprint and any((out / "masks").glob("*.png")):
+        raise ValueError(
+            f"{out / 'masks'}: has masks of another video, first mask, weights or settings; give another --out, or "
+            "remove them"
+        )
+    (out / "masks").mkdir(parents=True, exist_ok=True)
+    temporary = out / "job.part"
+    temporary.write_text(json.dumps({"of": fingerprint}))
+    os.replace(temporary, note)
 
 
 def scale_of(source: Source, size: int) -> tuple[int, int] | None:
@@ -237,20 +290,21 @@ def write_labels(path: Path, labels: Tensor, colours: Sequence[int] | None = Non
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.errno == errno.ENOSPC:
-            raise OSError(error.errno, "the disk is full; masks written so far are kept", str(path)) from error
+        if error.errno in _NO_SPACE:
+            what = f"{_NO_SPACE[error.errno]}; masks written so far are kept"
+            raise OSError(error.errno, what, str(path)) from error
         raise
 
 
-def _fingerprint(network: XMem, job: Job, source: Source, masks: Mapping[int, Tensor]) -> str:
+def _fingerprint(network: XMem, job: Job, source: Source, masks: Mapping[int, Path]) -> str:
     """Equal for runs whose results are equal: the input, the settings and the weights."""
     digest = hashlib.sha256()
     parts = [source.path.resolve(), source.width, source.height, source.frames, job.size, job.config, job.autocast]
     digest.update(repr(parts).encode())
     if source.names is None:
         digest.update(str(source.path.stat().st_size).encode())
-    for number, mask in masks.items():
-        digest.update(number.to_bytes(8, "little") + mask.numpy().tobytes())
+    for number, file in masks.items():
+        digest.update(number.to_bytes(8, "little") + hashlib.sha256(file.read_bytes()).digest())
     digest.update(weights_digest(network).encode())
     return digest.hexdigest()
 
@@ -270,14 +324,15 @@ class _Saved:
         self._folder = folder
         self._fingerprint = fingerprint
 
-    def save(self, tracker: Tracker, done: int) -> None:
-        """``done``: the number of the frame to go on with."""
+    def save(self, tracker: Tracker, done: int, ended: bool = False) -> None:
+        """``done``: the number of the frame to go on with; ``ended``: there is none of that number."""
         if not isinstance(tracker.memory, Memory) or not tracker.objects:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / f"memory-{done}.safetensors"
         tracker.memory.save(file)
-        state: dict[str, Any] = {"of": self._fingerprint, "done": done, "memory": file.name, "tracker": tracker.state()}
+        state: dict[str, Any] = {"of": self._fingerprint, "done": done, "ended": ended, "memory": file.name}
+        state["tracker"] = tracker.state()
         temporary = self._folder / "state.part"
         temporary.write_text(json.dumps(state))
         os.replace(temporary, self._folder / "state.json")
@@ -285,24 +340,24 @@ class _Saved:
             if old != file:
                 old.unlink()
 
-    def restore(self, tracker: Tracker, masks: Path, source: Source, first: int) -> int:
-        """The number of the frame to begin with: the first, unless there is a state of this very job that all masks
-        before it belong to.
+    def restore(self, tracker: Tracker, masks: Path, source: Source, first: int) -> tuple[int, bool]:
+        """The number of the frame to begin with, and whether the video ends before it: the first, unless there is a
+        state of this very job that all masks before it belong to.
         """
         try:
             state = json.loads((self._folder / "state.json").read_text())
             done = int(state["done"])
             if state["of"] != self._fingerprint:
-                return first
+                return first, False
             if not all((masks / f"{source.name_of(n)}.png").is_file() for n in range(first, done)):
-                return first
+                return first, False
             tracker.restore(Memory.load(self._folder / state["memory"], tracker.device), state["tracker"])
         except (OSError, ValueError, LookupError, TypeError):
-            return first  # a state that cannot be used is one that is not there
-        return done
+            return first, False  # a state that cannot be used is one that is not there
+        return done, bool(state.get("ended", False))
 
     def remove(self) -> None:
-        for file in self._folder.glob("*"):
+        for file in (*self._folder.glob("memory-*"), *self._folder.glob("state.*")):
             file.unlink()
-        if self._folder.exists():
+        with contextlib.suppress(OSError):  # there is none, or something of someone else's in it
             self._folder.rmdir()

@@ -59,21 +59,28 @@ def evaluate(
     try:
         from ..evaluation.layouts import open_dataset
         from ..evaluation.metrics import RULES, judge
-        from ..evaluation.pack import pack
+        from ..evaluation.pack import expect_archive, pack
         from ..evaluation.policies import POLICIES
         from ..evaluation.report import summary
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"eval needs {missing.name}: pip install 'xmemk[eval]'") from missing
 
+    if policy == "help":
+        for name, made in POLICIES.items():
+            typer.echo(f"{name}: {' '.join((made.__doc__ or '').split())}")
+        return
     if policy not in POLICIES:
-        lines = "; ".join(f"{name}: {' '.join((made.__doc__ or '').split())}" for name, made in POLICIES.items())
-        raise ValueError(f"--policy: wanted one of {lines}, got {policy!r}")
+        raise ValueError(f"--policy: wanted one of {', '.join(POLICIES)}, or help, got {policy!r}")
     if (weights is None) == (results is None):
         raise ValueError("wanted either --weights, to make masks, or --results, to judge some")
     if rule not in (None, *RULES):
         raise ValueError(f"--rule: wanted one of {', '.join(RULES)}, got {rule!r}")
     chosen = [name for words in videos for name in words.split(",")] if videos else None
     found = open_dataset(dataset, layout, split, chosen, repeat=repeat, all_frames=all_frames, resolution=resolution)
+    if weights is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"--out: wanted a folder for results, got {out}, which is a file")
+    if zip_ is not None:
+        expect_archive(found, zip_, None if weights is None else out)
     console = Console(stderr=json_, highlight=False, soft_wrap=True)
     costs: list[Cost] = []
     if weights is not None:
@@ -86,19 +93,18 @@ def evaluate(
     report = summary(costs, judgement, found)
     if weights is not None:
         (out / "summary.json").write_text(json.dumps(report, indent=1))
-    if zip_ is not None:
-        count = pack(found, results or out, zip_)
-        console.print(f"{zip_}: {count} masks")
     if json_:
         typer.echo(json.dumps(report))
-        return
-    console.print(_table(report))
-    if judgement is None:
-        console.print(f"not judged: {why}")
-    elif judgement.unjudged:
-        console.print(f"not judged, for want of annotations: {', '.join(judgement.unjudged)}")
-    if costs:
-        console.print(f"masks are in {out}; fps: the tracker and resizing, without decoding and writing")
+    else:
+        console.print(_table(report))
+        if judgement is None:
+            console.print(f"not judged: {why}")
+        elif judgement.unjudged:
+            console.print(f"not judged, for want of annotations: {', '.join(judgement.unjudged)}")
+        if costs:
+            console.print(f"masks are in {out}; fps: the tracker and resizing, without decoding and writing")
+    if zip_ is not None:
+        console.print(f"{zip_}: {pack(found, results or out, zip_)} masks")
 
 
 def _run(
@@ -118,9 +124,9 @@ def _run(
     from ..evaluation.run import Settings, run
     from ..reference.config import MemoryConfig
     from ..reference.network import XMem
+    from .segment import device_named
 
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_named(device)
     half = device.startswith("cuda") if half is None else half
     narrow = torch.float16 if device.startswith("cuda") else torch.bfloat16
     network = XMem.from_checkpoint(weights, device).tuned(compile=compile_)

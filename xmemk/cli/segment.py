@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,22 +49,23 @@ def segment(
     import torch
 
     try:
+        from ..data.given import find_masks
         from ..data.overlay import write_overlay
         from ..data.source import open_source
         from ..demo.peak import resident_bytes
-        from ..segment import Job, find_masks
+        from ..segment import Job, expect_out
         from ..segment import segment as run
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"segment needs {missing.name}: pip install 'xmemk[video]'") from missing
     from ..reference.config import MemoryConfig
     from ..reference.network import XMem
 
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_named(device)
     half = device.startswith("cuda") if half is None else half
     narrow = torch.float16 if device.startswith("cuda") else torch.bfloat16
     source = open_source(video)
-    first = min(find_masks(mask, source, start))
+    expect_out(Job(video, mask, out), source)  # and the masks, before the weights take their time
+    find_masks(mask, source, start)
     network = XMem.from_checkpoint(weights, device).tuned(compile=compile_)
     config = MemoryConfig(
         top_k=top_k,
@@ -83,23 +85,40 @@ def segment(
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("segmenting", total=None, note="")
-        clock: list[tuple[int, float]] = []
+        clock: deque[tuple[int, float]] = deque(maxlen=20)
 
         def progress(done: int, total: int | None, tracker: Tracker) -> None:
             clock.append((done, bar.get_time()))
-            (before, then), (_, now) = clock[-min(len(clock), 20)], clock[-1]
+            (before, then), (_, now) = clock[0], clock[-1]
             note = f"{(done - before) / (now - then):.1f} fps, " if now > then else ""
             note += f"{_megabytes(resident_bytes(tracker.device))}, {len(tracker.objects)} object(s)"
             bar.update(task, completed=done, total=total, note=note)
 
-        report = run(network, job, progress)
-    if overlay:
-        with console.status("writing overlay.mp4"):
-            write_overlay(out / "overlay.mp4", source, out / "masks", first)
+        def draw(masks: Path, first: int) -> None:
+            bar.update(task, description="writing overlay.mp4", note="")
+            write_overlay(out / "overlay.mp4", source, masks, first)
+
+        report = run(network, job, progress, draw if overlay else None)
     if json_:
         typer.echo(json.dumps({**asdict(report), "frames_per_second": report.frames_per_second}))
         return
     _print(console, report, out, overlay, account)
+
+
+def device_named(name: str | None) -> str:
+    """The device that --device names, by default the best there is. ValueError where it is not there."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: wanted cpu or cuda, got {name!r}") from None
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"--device: PyTorch finds {count} CUDA device(s), no {name}; `xmemk doctor` says more")
+    return name
 
 
 def _account(report: Report) -> Table:
@@ -108,7 +127,7 @@ def _account(report: Report) -> Table:
     table.add_column("stage")
     for name in ("calls", "ms a call", "ms a frame", "share"):
         table.add_column(name, justify="right")
-    done, rest = report.frames - report.resumed, report.wall - sum(report.seconds.values())
+    done, rest = max(report.frames - report.resumed, 1), report.wall - sum(report.seconds.values())
     for stage, seconds in sorted(report.seconds.items(), key=lambda item: -item[1]):
         calls = report.calls[stage]
         cells = (f"{calls}", f"{1000 * seconds / calls:.1f}", f"{1000 * seconds / done:.1f}")

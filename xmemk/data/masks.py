@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+_LOSSY = ("JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may be; WebP without loss cannot be told by its header
 
 
 class MaskError(ValueError):
@@ -30,21 +33,36 @@ def palette() -> tuple[tuple[int, int, int], ...]:
 
 
 def read_mask(path: str | Path) -> Tensor:
-    """Labels [H, W] uint8, 0 the background. Palette and grey images are read as labels, others are a MaskError."""
+    """Labels [H, W] uint8, 0 the background. Palette and grey images are read as labels, others are a MaskError, and
+    so are those of a format that changes pixels.
+    """
+    with _opened(path) as image:
+        labels = np.array(image if image.mode != "1" else image.convert("L").point(lambda v: v // 255))
+    return torch.from_numpy(labels)
+
+
+def mask_size(path: str | Path) -> tuple[int, int]:
+    """Width and height, from the header alone. A MaskError where it says that this is no mask."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
     if not Path(path).is_file():
         raise MaskError(f"{path}: no such mask file")
     try:
         with Image.open(path) as image:
-            image.load()
             if image.mode not in ("P", "L", "1"):
                 raise MaskError(
                     f"{path}: wanted a palette or grey image of labels, got an image of mode {image.mode}; "
                     "8 bits hold at most 255 objects"
                 )
-            labels = np.array(image if image.mode != "1" else image.convert("L").point(lambda v: v // 255))
+            if image.format in _LOSSY:
+                raise MaskError(f"{path}: wanted a PNG of labels, got {image.format}, which changes labels at edges")
+            yield image
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise MaskError(f"{path}: not an image that can be read") from error
-    return torch.from_numpy(labels)
 
 
 def read_object_mask(path: str | Path) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -37,9 +38,17 @@ def _outline(labels: Tensor) -> Tensor:
 
 
 def write_overlay(path: Path, source: Source, masks: Path, start: int = 0) -> None:
-    """A video of the frames from ``start`` on that have a mask ``<frame>.png`` in the folder, drawn over them."""
+    """A video of the frames from ``start`` on that have a mask ``<frame>.png`` in the folder, drawn over them.
+
+    All or nothing: a temporary file beside ``path`` is written and renamed.
+    """
     rate = source.rate or Fraction(25)
-    with VideoWriter(path, source.width, source.height, rate) as writer:
-        for frame in source.read(start):
-            file = masks / f"{frame.name}.png"
-            writer.write(overlay(frame.image, read_mask(file)) if file.is_file() else frame.image)
+    temporary = path.with_name(f"{path.stem}.part{path.suffix}")
+    try:
+        with VideoWriter(temporary, source.width, source.height, rate) as writer:
+            for frame in source.read(start):
+                file = masks / f"{frame.name}.png"
+                writer.write(overlay(frame.image, read_mask(file)) if file.is_file() else frame.image)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

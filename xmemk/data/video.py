@@ -61,21 +61,38 @@ def read_frames(path: str | Path, size: tuple[int, int] | None = None, start: in
     the middle where the file is damaged, or if there is no frame ``start``.
     """
     width, height = size or (None, None)
-    count = 0
+    count = packets = 0
+    torn = False
     with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         try:
-            for frame in container.decode(stream):
-                count += 1
-                if count <= start:
-                    continue
-                picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
-                yield torch.from_numpy(picture.to_ndarray())
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                torn |= packet.size > 0 and packet.is_corrupt
+                for frame in packet.decode():
+                    count += 1
+                    if count <= start:
+                        continue
+                    picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
+                    yield torch.from_numpy(picture.to_ndarray())
         except av.FFmpegError as error:
             raise VideoError(f"{path}: cannot be read beyond frame {count} ({_reason(error)})") from error
+        # Decoders that work in threads keep the error of the last packets to themselves.
+        if torn or packets < _listed(container):
+            raise VideoError(f"{path}: cannot be read beyond frame {count}: damaged or cut off")
     if count <= start:
         raise VideoError(f"{path}: has {count} frames, so there is no frame {start}")
+
+
+def _listed(container: av.container.InputContainer) -> int:
+    """How many packets the index of an MP4 promises; 0 for files whose index does not list all.
+
+    The index and not the stream's number of frames, which has those too that an edit list leaves out.
+    """
+    if "mp4" not in container.format.name.split(","):
+        return 0
+    return sum(entry.size > 0 for entry in container.streams.video[0].index_entries)
 
 
 class VideoWriter:

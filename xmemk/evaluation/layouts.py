@@ -100,6 +100,8 @@ def open_dataset(
         found = _by_split(root, layout, split, all_frames)
     else:
         found = _flat(root, layout)
+    if not found.videos:
+        raise DatasetError(f"{root}: the list of split {found.split!r} names no video")
     if videos is not None:
         found = replace(found, videos=_chosen(found, videos))
     played = tuple(back_and_forth(video, repeat) for video in found.videos)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +43,9 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> XM
 def _tensors(file: Path) -> dict[str, Tensor]:
     """The file's tensors by name, all in memory of their own; 4 input channels made 5."""
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of files that are then refused
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         foreign = re.search(r"Unsupported (?:global|class|operand)[^\n]*?: ?(?:GLOBAL )?([\w.]+)", str(error))
         if foreign:
@@ -50,8 +53,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
                 f"{file}: not a file of parameters but of Python objects ({foreign[1]}), which could run code; wanted "
                 "what torch.save(network.state_dict(), path) writes"
             ) from None
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{file}: not a file of parameters, or a damaged one ({line[:160]})") from None
+        raise ValueError(f"{file}: not a file of parameters, or a damaged one") from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(x, Tensor) for x in state.values()):
         held = type(state).__name__
         if isinstance(state, Mapping) and state:
