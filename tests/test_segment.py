@@ -211,8 +211,16 @@ def test_a_full_disk_keeps_what_is_finished(network, video, mask, tmp_path, monk
     assert equal(results(tmp_path / "out"), uninterrupted)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to SIGINT, which a process that was started in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("by", ["an error", "Ctrl-C", "Ctrl-C twice", "a thread's Ctrl-C"])
-def test_a_run_that_is_stopped_within_a_frame(network, video, mask, tmp_path, monkeypatch, uninterrupted, by):
+def test_a_run_that_is_stopped_within_a_frame(ctrl_c, network, video, mask, tmp_path, monkeypatch, uninterrupted, by):
     calls = []
     encode = type(network).encode_value
 
