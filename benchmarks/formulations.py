@@ -1,7 +1,7 @@
 """The same mathematics in other people's formulations, in our own words: what the kernels are measured beside.
 
 "original": as the released XMem has it (two products, passes over the N x Q matrix, top-k along the strided axis, a
-dense affinity, a dense readout). "tidy": the best plain PyTorch we know: one product of augmented keys and queries,
+dense affinity, a dense readout). "tidy": a short plain PyTorch: one product of augmented keys and queries,
 top-k over the contiguous axis, embedding_bag. Batch 1, shrinkage and selection given; k None reads all tokens. Each
 computes in the call what depends on memory or query; the similarity is float32 for 16-bit inputs, unless the name says
 otherwise. Readout [1, O, CV, Q]; usage [1, N], or None where the formulation gives none.
