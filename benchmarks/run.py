@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -26,14 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from xmemk.benchmarks.harness import base, ops, tables, tested
-from xmemk.benchmarks.harness.costs import Roof, measure_roof
-from xmemk.benchmarks.harness.measure import Row, in_fresh_process, peak_of, time_peers
+from xmemk.benchmarks.harness import base, ops, sweeps, tables, tested
+from xmemk.benchmarks.harness.measure import peak_of
 from xmemk.benchmarks.harness.ops import ALL_OPS, DTYPES, FRAME_OPS, NETWORKS
 from xmemk.benchmarks.harness.stopwatch import first_line
 from xmemk.benchmarks.harness.suites import SUITES, Item, Suite
 from xmemk.benchmarks.harness.tables import console
-from xmemk.benchmarks.peers import Peer, Unavailable
+from xmemk.benchmarks.peers import Unavailable
 from xmemk.benchmarks.workloads import WORKLOADS
 
 import xmemk
@@ -74,7 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "results": [],
     }
     try:
-        right = base.compare(run, suite, options, green) if options.base else beside_peers(run, suite, options, green)
+        right = (
+            base.compare(run, suite, options, green)
+            if options.base
+            else sweeps.beside_peers(run, suite, options, green)
+        )
     except base.Failure as failure:
         console.print(f"--base: {failure}", highlight=False, soft_wrap=True)
         return 1
@@ -134,98 +136,6 @@ def suite_of(options: argparse.Namespace) -> Suite:
     return Suite(**{**vars(suite), **changed})
 
 
-def beside_peers(run: dict[str, Any], suite: Suite, options: argparse.Namespace, green: dict[str, bool | str]) -> bool:
-    """Measures the cases of ``suite`` one after the other into run["results"]; whether ours was right everywhere."""
-    until = None if options.seconds is None else time.monotonic() + options.seconds
-    roof: Roof | None = None
-    passes = [False, True] if suite.compiled_last else [None]
-    by_item: dict[Item, dict[str, Any]] = {}
-    for compiled in passes:
-        for item in suite.items:
-            arguments = suite.arguments(item, options.device)
-            peers = chosen_peers(item.op, options)
-            if compiled is not None:
-                peers = [p for p in peers if p.ours or p.compiled == compiled]
-            if compiled and all(p.ours for p in peers):
-                continue
-            result = by_item.setdefault(item, {**arguments, "tested": green.get(item.op, "tests are red"), "rows": []})
-            if result not in run["results"]:
-                run["results"].append(result)
-            late = until is not None and time.monotonic() > until
-            if late or item.op not in green:
-                reason = "not reached in the time given" if late else "refused: the tests of this op are red"
-                rows = [Row(p.name, p.ours, reason=reason) for p in peers]
-            else:
-                try:
-                    made = ops.make(arguments)
-                    if roof is None and made.like is not None:
-                        roof = measure_roof(options.device, DTYPES[suite.dtype], made.like)
-                        run["roof"] = roof.as_dict()
-                    result |= made.sizes
-                    rows = measured(made, arguments, peers, suite, options, until)
-                    for row in rows:
-                        if row.median and roof and made.cost and row.peer != "similarity product alone":
-                            row.of_roof = made.cost.seconds_at(roof) / row.median
-                    del made
-                except (MemoryError, RuntimeError) as failure:  # the inputs themselves do not fit
-                    rows = [Row(p.name, p.ours, reason=first_line(failure)) for p in peers]
-            found = [row.as_dict() for row in rows]
-            result["rows"] += [row for row in found if not (compiled and row["ours"])]
-            tables.show({**result, "rows": found})
-            if options.results:
-                tables.write(run, options.results, slug(run["machine"], options.device))
-            torch.compiler.reset()
-    return not any(row["ours"] and row["status"] in ("WRONG", "rounded") for r in run["results"] for row in r["rows"])
-
-
-def chosen_peers(op: str, options: argparse.Namespace) -> list[Peer]:
-    found = ops.peers(op, options.backend, options.device)
-    return [p for p in found if p.ours or not options.only or p.name in options.only]
-
-
-def measured(
-    made: ops.Made,
-    arguments: dict[str, Any],
-    peers: list[Peer],
-    suite: Suite,
-    options: argparse.Namespace,
-    until: float | None,
-) -> list[Row]:
-    """One row a peer, in their order."""
-    on_cpu = torch.device(options.device).type == "cpu"
-    item = Item(arguments["op"], arguments["workload"], arguments["objects"])
-    with console.status("") as status:
-
-        def trial(peer: Peer) -> tuple[int | None, str]:
-            # On a GPU a compiler is asked for at most once, in this process: a second process takes too long.
-            if peer.compiled and not on_cpu:
-                return None, ""
-            status.update(f"{peer.name}, in a process of its own")
-            limit = options.limit if until is None else max(1.0, min(options.limit, until - time.monotonic()))
-            return in_fresh_process({**arguments, "peer": peer.name}, timeout=limit)
-
-        omitted = {p.name: why for p in peers if (why := suite.omission(item, p))}
-        rows = time_peers(
-            made.case,
-            [p for p in peers if p.name not in omitted],
-            rounds=suite.rounds,
-            budget=suite.budget,
-            said=status.update,
-            trial=trial if made.like is not None else None,
-            judge=made.judge,
-            until=until,
-        )
-        for row in rows:
-            wanted = on_cpu and arguments["op"] in suite.memory and arguments["op"] not in ("select", "evict")
-            if row.median is None or row.extra_bytes is not None or not wanted:
-                continue
-            status.update(f"memory of {row.peer}")
-            row.extra_bytes, why = in_fresh_process({**arguments, "peer": row.peer}, timeout=options.limit)
-            row.reason = row.reason or (f"no memory figure: {why}" if why else "")
-    by_name = {row.peer: row for row in rows}
-    return [by_name.get(p.name) or Row(p.name, p.ours, reason=omitted[p.name]) for p in peers]
-
-
 def peak_here(arguments: dict[str, Any]) -> dict[str, Any]:
     """What in_fresh_process wants to know: the peak of memory, or why there is none."""
     torch.set_num_threads(arguments["threads"])
@@ -253,11 +163,6 @@ def machine_of(device: str) -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             said["versions"] += f", Triton {metadata.version('triton')}"
     return said
-
-
-def slug(machine: dict[str, str], device: str) -> str:
-    name = machine["GPU"] if torch.device(device).type == "cuda" else "cpu"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def revision() -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from xmemk.benchmarks import run
-from xmemk.benchmarks.harness import costs, tested
+from xmemk.benchmarks.harness import costs, sweeps, tested
 
 
 @pytest.fixture
@@ -13,9 +13,9 @@ def tiny_run(monkeypatch, capsys):
     """run.main on tiny workloads -> the run, its exit code."""
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)  # takes long, and is not ours
     monkeypatch.setattr(tested, "check", lambda ops, *_: (dict.fromkeys(ops, True), {}))
-    monkeypatch.setattr(run, "measure_roof", lambda *_: costs.Roof(100.0, 10.0))
+    monkeypatch.setattr(sweeps, "measure_roof", lambda *_: costs.Roof(100.0, 10.0))
     # Packages and compilers go through a process of their own, which has its own tests.
-    monkeypatch.setattr(run, "in_fresh_process", lambda *_, **__: (None, "left out here"))
+    monkeypatch.setattr(sweeps, "in_fresh_process", lambda *_, **__: (None, "left out here"))
 
     def call(*arguments, sizes="--try"):
         code = run.main([sizes, "--rounds", "3", "--no-memory", "--json", *arguments])

@@ -93,7 +93,7 @@ def test_without_a_checkout_or_pytest_it_is_said(tmp_path, checkout, monkeypatch
 
 def test_nothing_is_timed_or_written_when_tests_are_red(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(tested, "check", lambda *_: ({"evict": True}, {"select": ["test_select.py::test_it"]}))
-    monkeypatch.setattr(run, "beside_peers", lambda *_: pytest.fail("must not be reached"))
+    monkeypatch.setattr(run.sweeps, "beside_peers", lambda *_: pytest.fail("must not be reached"))
     out = tmp_path / "out"
     arguments = ["--try", "--op", "select", "evict", "--save", str(out / "x.jsonl"), "--results", str(out), "--json"]
     assert run.main(arguments) == 1

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from xmemk.benchmarks.harness import ops, tables
 from xmemk.benchmarks.harness.measure import Row, compare_with_ours
-from xmemk.benchmarks.harness.stopwatch import CHAIN_SECONDS, LONGEST_CHAIN
+from xmemk.benchmarks.harness.stopwatch import CHAIN_SECONDS, LONGEST_CHAIN, REPEATS
 from xmemk.benchmarks.harness.suites import Item, Suite
 from xmemk.benchmarks.harness.tables import console
 from xmemk.benchmarks.harness.tested import ROOT
@@ -187,13 +187,13 @@ def rounds(case: Case, backend: str, names: tuple[str, str], workers: list[Worke
                 row.seconds.append(worker.ask(chain=chain)["seconds"])
     except RuntimeError as failure:
         rows[1].reason = str(failure)
-    compare_with_ours(rows)
+    compare_with_ours(rows, [row.seconds for row in rows])
     return rows
 
 
 def length_of_chain(case: Case, seconds: list[float]) -> int:
     kind = case.inputs.mk.device.type
-    return max(1, min(LONGEST_CHAIN[kind], int(CHAIN_SECONDS[kind] / max(*seconds, 1e-9))))
+    return max(1, min(LONGEST_CHAIN[kind], int(REPEATS[kind] * CHAIN_SECONDS[kind] / max(*seconds, 1e-9))))
 
 
 def order_of(case: Case) -> dict[str, Any]:

@@ -48,6 +48,9 @@ class Roof(NamedTuple):
     gflops: float
     gbytes_per_s: float
 
+    def best(self, other: Roof) -> Roof:
+        return Roof(*map(max, self, other))
+
     def as_dict(self) -> dict[str, float]:
         return {name: round(value, 1) for name, value in self._asdict().items()}
 

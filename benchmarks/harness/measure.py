@@ -28,8 +28,9 @@ from xmemk.testing import Comparison
 class Row:
     """One peer on one case. ``reason`` says why there is no time, or what is to be said beside it.
 
-    seconds: one number a round; on a GPU the device's, from a warm cache. device_seconds is their median there,
-    cold_seconds the same after the cache was overwritten, host_seconds what it takes to issue a call. ratio: to ours.
+    seconds: one number a round, ratios: to ours in the same round, ratio: their median; on a GPU the device's, from a warm
+    cache. device_seconds is their median there, cold_seconds the same after the cache was overwritten, host_seconds what
+    it takes to issue a call.
     """
 
     peer: str
@@ -43,12 +44,16 @@ class Row:
     device_seconds: float | None = None
     cold_seconds: float | None = None
     host_seconds: float | None = None
-    ratio: float | None = None
+    ratios: list[float] = field(default_factory=list)
     of_roof: float | None = None
 
     @property
     def median(self) -> float | None:
         return statistics.median(self.seconds) if self.seconds else None
+
+    @property
+    def ratio(self) -> float | None:
+        return statistics.median(self.ratios) if self.ratios else None
 
     @property
     def spread(self) -> float:
@@ -59,7 +64,9 @@ class Row:
         return (high - low) / 2 / statistics.median(self.seconds)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "median": self.median, "spread": self.spread}
+        found = {**asdict(self), "median": self.median, "spread": self.spread, "ratio": self.ratio}
+        del found["ratios"]
+        return found
 
 
 # What a trial in a process of its own found: the peak of memory beyond the inputs, or why there is none.
@@ -108,9 +115,46 @@ def time_peers(
             torch.cuda.empty_cache()  # what a failed peer left, and the caches of one that is done
         if row.status == "WRONG":
             calls.pop(peer.name, None)
+    in_turn(rows, calls, watch, rounds, budget, said)
+    return rows
+
+
+def time_again(
+    case: Case,
+    peers: list[Peer],
+    rows: list[Row],
+    *,
+    rounds: int,
+    budget: float,
+    in_all: float,
+    said: Callable[[str], None] = lambda _: None,
+) -> None:
+    """More rounds of the peers that :func:`time_peers` timed, on the case made anew, into the rows that it gave.
+
+    A peer whose calls have taken ``in_all`` seconds is left as it is; so is one that compiles: it would do so again.
+    """
+    watch = Stopwatch(str(case.device))
+    calls: dict[str, Timed] = {}
+    of = {row.peer: row for row in rows if row.seconds and sum(row.seconds) < in_all}
+    for peer in peers:
+        if peer.compiled or peer.name not in of:
+            continue
+        said(peer.name)
+        row = of[peer.name]
+        try:
+            calls[peer.name] = watch.prepare(peer.prepare(case), row.median)
+        except Exception as failure:
+            row.reason = row.reason or first_line(failure)
+    in_turn(rows, calls, watch, rounds, budget, said)
+
+
+def in_turn(
+    rows: list[Row], calls: dict[str, Timed], watch: Stopwatch, rounds: int, budget: float, said: Callable[[str], None]
+) -> None:
+    """Times the calls in turn, round by round; what is found goes into the rows of their names."""
+    timed = [row for row in rows if row.peer in calls]
     for i in range(rounds if calls else 0):
         said(f"round {i + 1} of {rounds}")
-        timed = [row for row in rows if row.peer in calls]
         for at in order(len(timed), i):
             one = calls[timed[at].peer]
             if one.spent > budget or (i > 0 and one.spent >= budget):
@@ -119,11 +163,9 @@ def time_peers(
                 watch.measure(one)
             except Exception as failure:
                 one.note, one.spent = first_line(failure), float("inf")
-    for row in rows:
-        if row.peer in calls:
-            fill(row, calls[row.peer])
-    compare_with_ours(rows)
-    return rows
+    for row in timed:
+        fill(row, calls[row.peer])
+    compare_with_ours(timed, [calls[row.peer].warm for row in timed])
 
 
 def checked(case: Case, peer: Peer, row: Row, watch: Stopwatch, judge: Callable[..., Comparison | None]) -> Timed:
@@ -156,19 +198,18 @@ def checked(case: Case, peer: Peer, row: Row, watch: Stopwatch, judge: Callable[
 
 def fill(row: Row, timed: Timed) -> None:
     """What was measured of a peer, into its row."""
-    row.seconds = timed.warm
+    row.seconds += timed.warm
     row.reason = row.reason or timed.note
     row.host_seconds = timed.host
     if timed.cold:
         row.device_seconds, row.cold_seconds = row.median, statistics.median(timed.cold)
 
 
-def compare_with_ours(rows: list[Row]) -> None:
-    """Sets ``ratio``: the median over the rounds of how many times our first row's seconds a peer's are."""
-    base = next((row.seconds for row in rows if row.ours and row.seconds), None)
-    for row in rows:
-        if base and row.seconds:
-            row.ratio = statistics.median(theirs / ours for theirs, ours in zip(row.seconds, base))
+def compare_with_ours(rows: list[Row], seconds: list[list[float]]) -> None:
+    """Adds to ``ratios``: how many times our first row's seconds of a round a peer's of the same round are."""
+    base = next((ours for row, ours in zip(rows, seconds) if row.ours and ours), [])
+    for row, theirs in zip(rows, seconds):
+        row.ratios += [one / ours for one, ours in zip(theirs, base)]
 
 
 def doubtful(case: Case, peer: Peer) -> bool:

@@ -20,11 +20,13 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Suite:
-    """rounds and budget as time_peers has them; memory: the ops whose peaks are measured; compilers: the items on which
+    """rounds and budget as time_peers has them, over all sweeps: how often the run goes through its cases, so that a
+    case's rounds are spread over it, and what slows a machine for a while falls on a part of them; memory: the ops whose peaks are measured; compilers: the items on which
     peers that compile are timed, None for all; left_out: peers that are never timed, and ``why`` not."""
 
     items: tuple[Item, ...]
     rounds: int = 15
+    sweeps: int = 5
     budget: float = 10.0
     dtype: str = "float32"
     memory: tuple[str, ...] = OPS
@@ -61,7 +63,7 @@ QUICK = Suite(
         Item("consolidate", "480p-full"),
         *_UPKEEP,
     ),
-    rounds=11,
+    rounds=10,
     budget=4.0,
     memory=("read",),
     compilers=(),
@@ -105,6 +107,7 @@ GPU = Suite(
         Item("dense", "1080p-full"),
     ),
     rounds=9,
+    sweeps=1,
     dtype="float16",
     memory=(),
     compiled_last=True,
