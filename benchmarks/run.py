@@ -16,8 +16,6 @@ import argparse
 import contextlib
 import json
 import re
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -30,13 +28,13 @@ from xmemk.benchmarks.harness import base, ops, tables, tested
 from xmemk.benchmarks.harness.costs import Roof, measure_roof
 from xmemk.benchmarks.harness.measure import Row, in_fresh_process, peak_of, time_peers
 from xmemk.benchmarks.harness.ops import ALL_OPS, DTYPES, FRAME_OPS, NETWORKS
+from xmemk.benchmarks.harness.record import command, revision
 from xmemk.benchmarks.harness.stopwatch import first_line
 from xmemk.benchmarks.harness.suites import SUITES, Item, Suite
 from xmemk.benchmarks.harness.tables import console
 from xmemk.benchmarks.peers import Peer, Unavailable
 from xmemk.benchmarks.workloads import WORKLOADS
 
-import xmemk
 from xmemk.demo.machine import describe
 
 RESULTS = Path(__file__).parent / "results"
@@ -69,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "kind": "base" if options.base else "ops",
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "commit": revision(),
-        "command": shlex.join(["python", "benchmarks/run.py", *given]),
+        "command": command("run.py", given),
         "machine": machine,
         "results": [],
     }
@@ -258,13 +256,6 @@ def machine_of(device: str) -> dict[str, str]:
 def slug(machine: dict[str, str], device: str) -> str:
     name = machine["GPU"] if torch.device(device).type == "cuda" else "cpu"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def revision() -> str:
-    """Version and commit, with a mark where the files differ from it."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]
-    done = subprocess.run(git, capture_output=True, text=True)
-    return f"{xmemk.__version__} {done.stdout.strip()}".strip()
 
 
 if __name__ == "__main__":
