@@ -29,7 +29,7 @@ from xmemk.reference import MemoryConfig
 SIZE = (256, 144)  # width, height
 START = 40  # the annotated frame of the clip
 TIMES = (1, 2, 4, 7, 10)
-SECONDS = {False: 40.0, True: 5.0}  # about what both curves take, in full and quick
+SECONDS = {False: 55.0, True: 8.0}  # about what both curves take, in full and quick
 MEMORY_FRAMES = 50  # of STCN, whatever the video's length
 DRAWN = Path(__file__).resolve().parent.parent / "tests" / "data" / "bunny"  # in a checkout: masks of four more frames
 

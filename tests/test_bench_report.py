@@ -314,6 +314,11 @@ def test_bench_draws_result_files(tmp_path, capsys):
     assert "3.8 times as fast as a short plain PyTorch" in said
     assert re.search(r"read\s+40\.0 ms\s+.*tidy", said)
     assert "Top-k memory read" in out.read_text()
+    spaced = tmp_path / "with spaces.jsonl"
+    spaced.write_bytes(path.read_bytes())
+    assert xmemk(["bench", "--results", str(spaced), "--out", str(out)]) == 0
+    assert f"xmemk bench --results &#39;{spaced}&#39;" in out.read_text()
+    capsys.readouterr()
     assert xmemk(["bench", "--results", str(tmp_path / "none.jsonl"), "--out", str(out)]) == 1
     assert "none.jsonl" in capsys.readouterr().err
     assert xmemk(["bench", "--device", "abacus"]) == 1
@@ -335,12 +340,17 @@ def test_a_step_that_fails_leaves_the_others_and_is_told(tmp_path, capsys, monke
     monkeypatch.setattr(bench, "steps", lambda full, device: steps)
     monkeypatch.setattr(bench.run, "__defaults__", (execute,))
     assert xmemk(["bench", "--out", str(tmp_path / "page.html"), "--device", "cpu"]) == 1
-    assert began == ["xmemk.benchmarks.absent", "xmemk.benchmarks.run"]
+    assert began[:2] == ["xmemk.benchmarks.absent", "xmemk.benchmarks.run"]
     said = capsys.readouterr().out
     assert "the first ended with exit code 3" in said
     html = (tmp_path / "page.html").read_text()
     assert "Not shown: the first ended with exit code 3" in html
     assert "python -m xmemk.benchmarks.run --op evict --save" in html
+    assert "earlier runs" not in html
+    assert xmemk(["bench", "--out", str(tmp_path / "page.html"), "--device", "cpu"]) == 1
+    html = (tmp_path / "page.html").read_text()  # of one run, the last
+    assert "page.jsonl:1" not in html and "page.jsonl:2" in html
+    assert "Not shown: earlier runs, the first line of page.jsonl" in html
     earlier = (tmp_path / "page.jsonl").read_text()
     monkeypatch.setattr(bench, "steps", lambda full, device: steps[:1])
     assert xmemk(["bench", "--out", str(tmp_path / "page.html"), "--device", "cpu"]) == 1

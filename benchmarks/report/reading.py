@@ -230,7 +230,8 @@ def read(files: Iterable[Path], after: int = 0) -> tuple[list[Place], list[str]]
     for number, (source, kind, results) in enumerate(_lines(files)):
         if source.line <= after:
             if source.line == 1:
-                passed_over.append(f"earlier runs, the first {w.counted(after, 'line')} of {source.file}")
+                first = "line" if after == 1 else f"{after:,} lines"
+                passed_over.append(f"earlier runs, the first {first} of {source.file}")
             continue
         if kind not in KINDS:
             passed_over.append(f"{source.place} holds {kind!r}, which this version does not know")
