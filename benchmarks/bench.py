@@ -65,9 +65,13 @@ def run(
     return failed
 
 
-def make_page(results: Sequence[Path], out: Path, commands: list[str], failed: Sequence[str] = ()) -> list[Place]:
-    """Reads result files and writes their page. ValueError for files without results."""
-    places, passed_over = reading.read(results)
+def make_page(
+    results: Sequence[Path], out: Path, commands: list[str], failed: Sequence[str] = (), after: int = 0
+) -> list[Place]:
+    """Reads result files and writes their page. ValueError for files without results. ``after`` as reading.read has
+    it.
+    """
+    places, passed_over = reading.read(results, after)
     page.write_page(out, places, [*failed, *passed_over], commands)
     return places
 

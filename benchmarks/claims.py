@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 from xmemk.benchmarks.clip import KEY_CHANNELS, VALUE_CHANNELS, ClipFeatures
 from xmemk.benchmarks.harness import record
+from xmemk.benchmarks.harness.arguments import Parser, count, result_file
+from xmemk.benchmarks.harness.child import Child
 from xmemk.benchmarks.harness.measure import peak_of
 from xmemk.benchmarks.memories import METHODS, held_bytes, hurry
 from xmemk.benchmarks.peers import peers_of
@@ -33,6 +34,7 @@ from xmemk.reference import MemoryConfig
 BUDGET = 6e9
 CLAIMED_FRAMES, CLAIMED_COMPRESSION = 34_000, 6_000.0
 CPU = torch.device("cpu")
+LONGEST = 1_800.0  # seconds for the consolidations of :func:`our_budget`
 
 
 def compression(features: ClipFeatures, config: MemoryConfig) -> list[dict[str, Any]]:
@@ -211,50 +213,59 @@ def _unmeasured(claim: str, paper: str, unit: str) -> dict[str, Any]:
     return _claim(claim, paper, None, unit, "peaks of resident memory cannot be measured on this system", None)
 
 
-def our_budget_in_fresh_process(height: int, width: int, count: int, consolidations: int) -> list[dict[str, Any]]:
+def our_budget_in_fresh_process(height: int, width: int, frames: int, consolidations: int) -> list[dict[str, Any]]:
     """:func:`our_budget` where nothing was freed before that could be used again unseen."""
-    given = json.dumps([height, width, count, consolidations, torch.get_num_threads()])
-    done = subprocess.run([sys.executable, str(Path(__file__)), "--budget", given], capture_output=True, text=True)
-    said = done.stderr.strip().splitlines()
-    how = f"its process failed with {done.returncode}: {said[-1] if said else 'killed'}"[:200]
-    if done.returncode == 0:
-        try:
-            return list(json.loads(done.stdout.splitlines()[-1]))
-        except (IndexError, TypeError, ValueError):
-            how = "its process ended without a result"
+    given = json.dumps([height, width, frames, consolidations, torch.get_num_threads()])
+    how = "its process ended without a result"
+    try:
+        with Child([sys.executable, str(Path(__file__)), "--our-budget", given]) as child:
+            said = list(child.lines(LONGEST))
+            failed = child.end()[1]
+        found = None if failed else json.loads(said[-1])
+        if isinstance(found, list):
+            return found
+        how = failed or how
+    except TimeoutError as late:
+        how = f"it {late}"
+    except (IndexError, ValueError):
+        pass  # no JSON
     return [_claim("frames within 6 GB, xmemk", f"up to {CLAIMED_FRAMES:,}", None, "frames", how, None)]
 
 
-def measure(*, quick: bool = False, height: int = 30, width: int = 54) -> list[dict[str, Any]]:
-    """All claims, as result files have them."""
-    count = 20 if quick else 132
-    features = ClipFeatures(height, width, count)
+def measure(
+    *, quick: bool = False, height: int = 30, width: int = 54, results: list[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """All claims, as result files have them, also put into ``results`` as they come."""
+    results = [] if results is None else results
+    frames = 20 if quick else 132
+    features = ClipFeatures(height, width, frames)
     config = MemoryConfig(hidden_dim=0)
-    results = compression(features, config)
+    results += compression(features, config)
     results.append(released_budget(features, config, (10_000, 20_000) if quick else (10_000, 20_000, 40_000)))
-    return results + our_budget_in_fresh_process(height, width, count, 20 if quick else 200)
+    results += our_budget_in_fresh_process(height, width, frames, 20 if quick else 200)
+    return results
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="20 consolidations instead of 200")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--save", type=Path, metavar="FILE", help="append the results to a file, as one line of JSON")
-    parser.add_argument("--budget", help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=count)
+    parser.add_argument("--save", type=result_file, metavar="FILE", help="append the results to a file, a line of JSON")
+    parser.add_argument("--our-budget", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.budget:
-        height, width, count, consolidations, threads = json.loads(options.budget)
+    if options.our_budget:
+        height, width, frames, consolidations, threads = json.loads(options.our_budget)
         torch.set_num_threads(threads)
-        print(json.dumps(our_budget(ClipFeatures(height, width, count), MemoryConfig(hidden_dim=0), consolidations)))
+        print(json.dumps(our_budget(ClipFeatures(height, width, frames), MemoryConfig(hidden_dim=0), consolidations)))
         return
     if options.threads:
         torch.set_num_threads(options.threads)
-    results = measure(quick=options.quick)
+    with record.kept("claims", options.save) as results:
+        measure(quick=options.quick, results=results)
     for r in results:
         holds = {True: "holds", False: "does not hold", None: "not measured"}[r["holds"]]
         measured = "-" if r["measured"] is None else f"{r['measured']:,} {r['unit']}"
         print(f"{r['claim']}: paper {r['paper']}, measured {measured}: {holds}\n    {r['how']}")
-    record.save(record.line("claims", results), options.save)
 
 
 if __name__ == "__main__":

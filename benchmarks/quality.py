@@ -29,6 +29,7 @@ from xmemk.reference import MemoryConfig
 SIZE = (256, 144)  # width, height
 START = 40  # the annotated frame of the clip
 TIMES = (1, 2, 4, 7, 10)
+SECONDS = {False: 55.0, True: 8.0}  # about what both curves take, in full and quick
 MEMORY_FRAMES = 50  # of STCN, whatever the video's length
 DRAWN = Path(__file__).resolve().parent.parent / "tests" / "data" / "bunny"  # in a checkout: masks of four more frames
 
@@ -49,8 +50,12 @@ def region_similarity(found: Tensor, known: Tensor) -> float:
     return int((found & known).sum()) / union if union else 1.0
 
 
-def follow(policy: str, frames: list[Tensor], masks: dict[int, Tensor], times: int) -> Iterator[dict[str, Any]]:
-    """The clip ``times`` times, and a point after each: mean J of all known frames passed so far."""
+def follow(
+    policy: str, frames: list[Tensor], masks: dict[int, Tensor], times: int, until: float | None = None
+) -> Iterator[dict[str, Any]]:
+    """The clip ``times`` times, and a point after each: mean J of all known frames passed so far. Nothing comes after
+    ``until`` (of time.monotonic).
+    """
     from xmemk.demo.tracker import MEMORY_CONFIG, DemoTracker
 
     config = MemoryConfig(hidden_dim=0, top_k=MEMORY_CONFIG["top_k"], mem_every=10)
@@ -60,6 +65,8 @@ def follow(policy: str, frames: list[Tensor], masks: dict[int, Tensor], times: i
     tracker = DemoTracker(memory, frames[0], masks[START], mem_every=config.mem_every)
     found, seconds = [], []
     for t in range(1, times * len(frames)):
+        if until is not None and time.monotonic() > until:
+            return
         place = there_and_back(t, len(frames))
         start = time.perf_counter()
         labels = tracker.step(frames[place])
@@ -78,38 +85,45 @@ def follow(policy: str, frames: list[Tensor], masks: dict[int, Tensor], times: i
 
 
 def measure(
-    *, quick: bool = False, size: tuple[int, int] = SIZE, count: int | None = None, times: tuple[int, ...] | None = None
+    *,
+    quick: bool = False,
+    size: tuple[int, int] = SIZE,
+    count: int | None = None,
+    times: tuple[int, ...] | None = None,
+    until: float | None = None,
+    results: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Both curves; XMem's from one run, since it does not ask how long a video is, STCN's from a run per length."""
+    """Both curves; XMem's from one run, since it does not ask how long a video is, STCN's from a run per length. They
+    are put into ``results`` as their points come. What is not reached before ``until`` is said.
+    """
     from xmemk.data.video import read_frames
     from xmemk.demo.features import grid_size
     from xmemk.demo.tracker import CELL
 
+    results = [] if results is None else results
     times = times or (TIMES[:2] if quick else TIMES)
     frames = list(read_frames(BUNNY / "clip.mp4", size, START))[:count]
     masks = known_masks(size)
     height, width = grid_size(size[1], size[0])
     features = {"height": height, "width": width, "key_channels": 12, "value_channels": CELL * CELL, "objects": 1}
     shown = sorted(START + i for i in range(len(frames)) if START + i in masks)
-    results = []
     for name, policy, ours in (("xmemk", "xmem", True), (f"STCN, {MEMORY_FRAMES} frames", "stcn", False)):
+        result: dict[str, Any] = {"protocol": "fig5", "method": name, "ours": ours, "features": features}
+        result |= {"points": [], "computed": [], "fit": None, "judged_frames": shown, "reason": "interrupted"}
+        results.append(result)
+        left = until
+        if until is not None and ours:
+            left = time.monotonic() + (until - time.monotonic()) / 2
+        points = result["points"]
         if ours:
-            points = [p for p in follow(policy, frames, masks, times[-1]) if p["frame"] // len(frames) in times]
+            for point in follow(policy, frames, masks, times[-1], left):
+                points += [point] if point["frame"] // len(frames) in times else []
         else:
-            points = [list(follow(policy, frames, masks, n))[-1] for n in times]
-        results.append(
-            {
-                "protocol": "fig5",
-                "method": name,
-                "ours": ours,
-                "features": features,
-                "points": points,
-                "computed": [],
-                "fit": fit([p["frame"] for p in points], [p["quality"] for p in points]),
-                "judged_frames": shown,
-                "reason": "",
-            }
-        )
+            for n in times:
+                points += list(follow(policy, frames, masks, n, left))[n - 1 :]
+        missing = [n * len(frames) for n in times if n * len(frames) not in [p["frame"] for p in points]]
+        result["reason"] = f"not reached in the time given: {', '.join(map(str, missing))} frames" if missing else ""
+        result["fit"] = fit([p["frame"] for p in points], [p["quality"] for p in points])
     return results
 
 

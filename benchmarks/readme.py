@@ -6,12 +6,12 @@ where README.md does not hold what the files say.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from xmemk.benchmarks.harness.arguments import Parser
 from xmemk.benchmarks.report import conclusions, limits, reading
 from xmemk.benchmarks.report import words as w
 from xmemk.benchmarks.report.reading import Case, Place, Row
@@ -33,10 +33,10 @@ CASES = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where README.md differs")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     path = ROOT / "README.md"
     now = path.read_text(encoding="utf-8")
     wanted = with_figures(now, sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")))

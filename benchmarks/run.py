@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,33 +23,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from xmemk.benchmarks.harness import base, ops, sweeps, tables, tested
+from xmemk.benchmarks.harness import arguments, base, ops, sweeps, tables, tested
 from xmemk.benchmarks.harness.measure import peak_of
 from xmemk.benchmarks.harness.ops import ALL_OPS, DTYPES, FRAME_OPS, NETWORKS
+from xmemk.benchmarks.harness.record import command, revision
 from xmemk.benchmarks.harness.stopwatch import first_line
 from xmemk.benchmarks.harness.suites import SUITES, Item, Suite
 from xmemk.benchmarks.harness.tables import console
 from xmemk.benchmarks.peers import Unavailable
 from xmemk.benchmarks.workloads import WORKLOADS
 
-import xmemk
 from xmemk.demo.machine import describe
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """0; 1 where tests are red, ours is wrong, or what was asked for cannot be done."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if argv is None else argv)
     options = parse(given)
     if options.peak_of:
         print(json.dumps(peak_here(json.loads(options.peak_of))))
         return 0
     if options.agree:
         return tables.agree(options.agree)
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        console.print("run.py: no NVIDIA GPU here; --device cpu --suite gpu --try tries the script")
-        return 1
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -67,16 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "kind": "base" if options.base else "ops",
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "commit": revision(),
-        "command": shlex.join(["python", "benchmarks/run.py", *given]),
+        "command": command("run.py", given),
         "machine": machine,
         "results": [],
     }
+    measure = base.compare if options.base else sweeps.beside_peers
     try:
-        right = (
-            base.compare(run, suite, options, green)
-            if options.base
-            else sweeps.beside_peers(run, suite, options, green)
-        )
+        right = measure(run, suite, options, green)
+    except KeyboardInterrupt:  # what was measured until now is kept
+        run["stopped"], right = "KeyboardInterrupt", False
     except base.Failure as failure:
         console.print(f"--base: {failure}", highlight=False, soft_wrap=True)
         return 1
@@ -88,10 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments.Parser(__doc__)
     parser.add_argument("--op", nargs="+", choices=ALL_OPS, help="of a preset: these alone; otherwise by default read")
     parser.add_argument("--workload", nargs="+", choices=list(WORKLOADS), default=["480p-full"])
-    parser.add_argument("--objects", nargs="+", type=int, default=[1], help="O, several for a table each")
+    parser.add_argument("--objects", nargs="+", type=arguments.count, default=[1], help="O, several for a table each")
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=["small"], help="of a frame or a video")
     parser.add_argument("--suite", choices=list(SUITES), help="a preset, in the place of the three above")
     parser.add_argument("--quick", dest="suite", action="store_const", const="quick", help="--suite quick")
@@ -100,9 +94,9 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--backend", nargs="+", help="ours to time; by default all that have kernels, and torch")
     parser.add_argument("--only", nargs="+", default=[], metavar="PEER", help="only these of the other peers, by name")
     parser.add_argument("--dtype", choices=list(DTYPES), help="by default float32, in the preset for GPUs float16")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--device", type=arguments.device, default="cpu", help="cpu, cuda or cuda:INDEX")
+    parser.add_argument("--threads", type=arguments.count)
+    parser.add_argument("--rounds", type=arguments.count)
     parser.add_argument("--budget", type=float, help="seconds of rounds after which a peer is left out")
     parser.add_argument("--seconds", type=float, help="begin no table and no peer after this")
     parser.add_argument("--limit", type=float, default=300, help="seconds for a peer in a process of its own")
@@ -110,7 +104,8 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--base", metavar="REV", help="compare with this revision instead of with peers")
     parser.add_argument("--agree", nargs="+", type=Path, metavar="FILE", help="compare the last runs of two files")
     parser.add_argument("--json", action="store_true", help="print everything as JSON on standard output")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="append the run to a file, one line of JSON a run")
+    saved = "append the run to a file, one line of JSON a run"
+    parser.add_argument("--save", type=arguments.result_file, metavar="FILE", help=saved)
     parser.add_argument("--results", type=Path, metavar="DIR", help="write MACHINE.json and .csv after every table")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     return parser.parse_args(given)
@@ -136,15 +131,15 @@ def suite_of(options: argparse.Namespace) -> Suite:
     return Suite(**{**vars(suite), **changed})
 
 
-def peak_here(arguments: dict[str, Any]) -> dict[str, Any]:
+def peak_here(asked: dict[str, Any]) -> dict[str, Any]:
     """What in_fresh_process wants to know: the peak of memory, or why there is none."""
-    torch.set_num_threads(arguments["threads"])
-    name = arguments["peer"]
+    torch.set_num_threads(asked["threads"])
+    name = asked["peer"]
     backends = [name.removeprefix("xmemk ")] if name.startswith("xmemk ") else []
-    peer = next(p for p in ops.peers(arguments["op"], backends or ["torch"], arguments["device"]) if p.name == name)
+    peer = next(p for p in ops.peers(asked["op"], backends or ["torch"], asked["device"]) if p.name == name)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            return {"extra_bytes": peak_of(ops.make(arguments).case, peer), "reason": ""}
+            return {"extra_bytes": peak_of(ops.make(asked).case, peer), "reason": ""}
     except Unavailable as reason:
         return {"extra_bytes": None, "reason": str(reason)}
     except Exception as failure:
@@ -163,13 +158,6 @@ def machine_of(device: str) -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             said["versions"] += f", Triton {metadata.version('triton')}"
     return said
-
-
-def revision() -> str:
-    """Version and commit, with a mark where the files differ from it."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]
-    done = subprocess.run(git, capture_output=True, text=True)
-    return f"{xmemk.__version__} {done.stdout.strip()}".strip()
 
 
 if __name__ == "__main__":

@@ -1,28 +1,37 @@
 """Time and extra memory of a read against the memory's size N, the queries Q, the objects O, k, and threads.
 
-    python benchmarks/scaling.py [--axis N Q O k threads] [--quick] [--save FILE] [--gb 12] [--seconds 12]
+    python benchmarks/scaling.py [--axis N Q O k threads] [--quick] [--budget SECONDS] [--save FILE] [--gb 12]
 
 One axis is varied, the rest is that of a named workload (``BASES``). Three peers, ours, tidy PyTorch and the original's
 formulation, as far as each fits: what a point would take is computed before it is tried, its memory by
 ``wanted_bytes``, its time from the points before on the same axis, and a point that would take too much is a row with
-that reason. Each peer is checked against float64 on some queries and 32 value channels before it is timed; extra
+that reason, and with "extrapolated_seconds" where two points came before it. With --budget what is measured shares the
+seconds given, and what they do not suffice for is such a row, too. Interrupted or not, what was measured is written to
+the file. Each peer is checked against float64 on some queries and 32 value channels before it is timed; extra
 memory is the peak of one call beyond its inputs.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import gc
+import itertools
+import math
 import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from xmemk.benchmarks.harness import record
+from xmemk.benchmarks.harness.arguments import Parser, count, positive, result_file
 from xmemk.benchmarks.harness.measure import Row, peak_of, time_peers
+from xmemk.benchmarks.harness.stopwatch import CHAIN_SECONDS
 from xmemk.benchmarks.peers import CHECKED_QUERIES, Call, Peer, peers_of
 from xmemk.benchmarks.workloads import WORKLOADS, Case, Workload, make_case
 
@@ -42,6 +51,7 @@ QUICK = {"N": (1_000, 10_000, 100_000), "Q": (375, 1_620, 8_160), "O": (1, 4, 16
 QUICK_BASE = "480p-early"
 OTHERS = ("tidy PyTorch", "original")
 CHECKED_CHANNELS = 32
+NOT_REACHED = "not reached in the time given"
 
 
 @dataclass(frozen=True)
@@ -116,8 +126,11 @@ def wanted_bytes(point: Point, peer: str) -> int:
     return input_bytes(point) + readout + max(call, check)
 
 
-def refusal(point: Point, peer: str, past: list[tuple[int, float]], limits: Limits) -> str:
-    """Why a point is not tried, or ""; ``past``: values of this axis, ascending, and the seconds this peer took."""
+Past = list[tuple[int, float]]  # values of an axis, ascending, and the seconds that a peer took there
+
+
+def refusal(point: Point, peer: str, past: Past, limits: Limits) -> str:
+    """Why a point is not tried, or ""."""
     wanted = wanted_bytes(point, peer)
     if wanted > limits.bytes:
         return f"would take {wanted / 1e9:.1f} GB, more than {limits.bytes / 1e9:.3g}"
@@ -130,7 +143,7 @@ def refusal(point: Point, peer: str, past: list[tuple[int, float]], limits: Limi
     return ""
 
 
-def predicted(point: Point, past: list[tuple[int, float]]) -> float:
+def predicted(point: Point, past: Past) -> float:
     """Seconds of a point: on the line through the last two of this axis, or, from one, in proportion to N or Q."""
     at, took = past[-1]
     if len(past) > 1:
@@ -139,31 +152,77 @@ def predicted(point: Point, past: list[tuple[int, float]]) -> float:
     return took * point.value / at if point.axis in "NQ" else took
 
 
-def measured(point: Point, limits: Limits, past: dict[str, list[tuple[int, float]]]) -> list[Row]:
-    """The rows of one point; ``past``: of each peer what it took at smaller values of this axis, which is added to."""
+def measured(point: Point, limits: Limits, past: dict[str, Past], until: float | None = None) -> list[Row]:
+    """The rows of one point; ``past``: of each peer what it took at smaller values of this axis, which is added to.
+
+    ``until`` (of time.monotonic): a peer that would not be done by then is not begun, and what is under way is left.
+    """
     torch.set_num_threads(point.threads)
     rows, tried = [], []
+    left = math.inf if until is None else until - time.monotonic()
     for peer in chosen(point.op):
-        reason = refusal(point, peer.name, past.get(peer.name, []), limits)
+        known = past.get(peer.name, [])
+        reason = refusal(point, peer.name, known, limits)
+        # Twice for its peak, twice to be checked and warm, and the rounds.
+        longest = 0.0
+        if known and point.axis != "threads":
+            one = predicted(point, known)
+            longest = 4 * one + max(one, min(limits.budget, limits.rounds * max(one, CHAIN_SECONDS["cpu"])))
+        if not reason and (left <= 0 or longest > left):
+            reason = NOT_REACHED
         rows.append(Row(peer.name, peer.ours, reason=reason))
         if not reason:
             tried.append(peer)
+            left -= longest
     if tried:
-        case = make_case(point.op, point.workload, objects=point.objects)
-        peaks = {peer.name: peak(case, peer) for peer in tried}
-        checked = [through_check(case, peer) for peer in tried]
-        found = {
-            row.peer: row for row in time_peers(thinned(case), checked, rounds=limits.rounds, budget=limits.budget)
-        }
-        for row in found.values():
-            row.extra_bytes = peaks[row.peer] if row.median is not None else None
+        try:
+            with alarm(until):
+                found = timed(point, tried, limits)
+        except OutOfTime:
+            found = {peer.name: Row(peer.name, peer.ours, reason=NOT_REACHED) for peer in tried}
         rows = [found.get(row.peer, row) for row in rows]
-        del case, checked
         gc.collect()
     for row in rows:
         if row.median is not None:
             past.setdefault(row.peer, []).append((point.value, row.median))
     return rows
+
+
+def timed(point: Point, peers: list[Peer], limits: Limits) -> dict[str, Row]:
+    """The rows of those that are tried, by name."""
+    case = make_case(point.op, point.workload, objects=point.objects)
+    peaks = {peer.name: peak(case, peer) for peer in peers}
+    checked = [through_check(case, peer) for peer in peers]
+    found = {row.peer: row for row in time_peers(thinned(case), checked, rounds=limits.rounds, budget=limits.budget)}
+    for row in found.values():
+        row.extra_bytes = peaks[row.peer] if row.median is not None else None
+    return found
+
+
+class OutOfTime(BaseException):
+    """The time given is over. No Exception: those are taken for failures of a peer."""
+
+
+@contextlib.contextmanager
+def alarm(until: float | None) -> Iterator[None]:
+    """Raises OutOfTime inside when the time has come, between two calls of a library; where there are no such signals,
+    not.
+    """
+    if until is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: Any) -> NoReturn:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    # Again and again, since one that rings in a destructor is not heard.
+    signal.setitimer(signal.ITIMER_REAL, max(1e-3, until - time.monotonic()), 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def chosen(op: str) -> list[Peer]:
@@ -218,22 +277,38 @@ def say(words: str) -> None:
 
 
 def measure(
-    axes: list[str], limits: Limits, *, quick: bool = False, said: Callable[[str], None] = say
+    axes: list[str],
+    limits: Limits,
+    *,
+    quick: bool = False,
+    budget: float | None = None,
+    said: Callable[[str], None] = say,
+    results: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """The results along these axes, as result files have them; ``said`` gets a line for each row."""
+    """The results along these axes, as result files have them, also put into ``results`` as they come; ``said`` gets a
+    line for each row. ``budget``: seconds for all of it, shared alike by the curves that are still to be measured.
+    """
     given = torch.get_num_threads()
-    results = []
+    results = [] if results is None else results
+    end = None if budget is None else time.monotonic() + budget
+    curves = [(axis, list(group)) for axis in axes for group in _by_op(points(axis, given, quick=quick))]
     try:
-        for axis in axes:
-            past: dict[str, dict[str, list[tuple[int, float]]]] = {}
-            for point in points(axis, given, quick=quick):
-                rows = measured(point, limits, past.setdefault(point.op, {}))
-                results.append(as_dict(point, rows))
+        for at, (_, curve) in enumerate(curves):
+            past: dict[str, Past] = {}
+            now = time.monotonic()
+            until = None if end is None else now + (end - now) / (len(curves) - at)
+            for point in curve:
+                rows = measured(point, limits, past, until)
+                results.append(as_dict(point, rows, past))
                 for row in rows:
                     said(told(point, row))
     finally:
         torch.set_num_threads(given)
     return results
+
+
+def _by_op(found: Iterator[Point]) -> Iterator[Iterator[Point]]:
+    return (group for _, group in itertools.groupby(found, key=lambda point: point.op))
 
 
 def values_of(axis: str, quick: bool) -> tuple[int, ...]:
@@ -245,7 +320,8 @@ def values_of(axis: str, quick: bool) -> tuple[int, ...]:
     return tuple(sorted({1, *between, cores}))
 
 
-def as_dict(point: Point, rows: list[Row]) -> dict[str, Any]:
+def as_dict(point: Point, rows: list[Row], past: dict[str, Past]) -> dict[str, Any]:
+    """A result file's. A row that was not measured has what it would have taken by the two points before it."""
     w = point.workload
     consolidates = point.op == "consolidate"
     return {
@@ -260,8 +336,14 @@ def as_dict(point: Point, rows: list[Row]) -> dict[str, Any]:
         "threads": point.threads,
         "dtype": "float32",
         "device": "cpu",
-        "rows": [{**row.as_dict(), "spread": row.spread} for row in rows],
+        "rows": [row.as_dict() | _beyond(point, row, past.get(row.peer, [])) for row in rows],
     }
+
+
+def _beyond(point: Point, row: Row, past: Past) -> dict[str, float]:
+    if row.median is not None or len(past) < 2 or point.axis == "threads":
+        return {}
+    return {"extrapolated_seconds": predicted(point, past)}
 
 
 def told(point: Point, row: Row) -> str:
@@ -273,13 +355,14 @@ def told(point: Point, row: Row) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--axis", nargs="+", choices=list(BASES), default=list(BASES))
     parser.add_argument("--quick", action="store_true", help="the top-k read alone, from a small memory")
-    parser.add_argument("--gb", type=float, help="most memory of a point; by default half of what is free")
-    parser.add_argument("--seconds", type=float, help="a point is left out whose call would take longer")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--save", type=Path, metavar="FILE", help="append the results to a file, as one line of JSON")
+    parser.add_argument("--budget", type=positive, metavar="SECONDS", help="end within so many; say what is left out")
+    parser.add_argument("--gb", type=positive, help="most memory of a point; by default half of what is free")
+    parser.add_argument("--seconds", type=positive, help="a point is left out whose call would take longer")
+    parser.add_argument("--threads", type=count)
+    parser.add_argument("--save", type=result_file, metavar="FILE", help="append the results to a file, a line of JSON")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -288,8 +371,8 @@ def main(arguments: list[str] | None = None) -> None:
         limits = replace(limits, seconds=1.2, rounds=3, budget=0.25)
     if options.seconds:
         limits = replace(limits, seconds=options.seconds)
-    for axis in options.axis:  # a line each, so that what is measured is kept whatever comes after
-        record.save(record.line("scaling", measure([axis], limits, quick=options.quick)), options.save)
+    with record.kept("scaling", options.save) as results:
+        measure(options.axis, limits, quick=options.quick, budget=options.budget, results=results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The paper's two claims: what is counted, and how it is extended."""
 
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ pytest.importorskip("rich")
 from xmemk.benchmarks import claims, length
 from xmemk.benchmarks.clip import ClipFeatures
 from xmemk.benchmarks.harness import measure
+from xmemk.benchmarks.harness.child import Child
 
 from xmemk import MemoryConfig
 from xmemk.demo.peak import resident_bytes
@@ -82,12 +84,17 @@ def test_all_claims_are_measured_and_a_process_that_ends_is_a_reason(monkeypatch
     assert failed["holds"] is None and "failed with 1" in failed["how"]
 
 
-@pytest.mark.parametrize("said", ["", "no JSON\n", "3\n"])
+@pytest.mark.parametrize("said", ["", "no JSON", "3"])
 def test_a_process_that_ends_without_a_result_is_a_reason(monkeypatch, said):
-    ended = subprocess.CompletedProcess([], 0, said, "")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
+    def ended(*_):
+        return Child([sys.executable, "-c", f"print({said!r})"])
+
+    monkeypatch.setattr(claims, "Child", ended)
+    monkeypatch.setattr(length, "Child", ended)
     without = "its process ended without a result"
     assert claims.our_budget_in_fresh_process(4, 8, 1, 1)[0]["how"] == without
     film = length.Film(3, 5, 40, window=4, seconds=5, distinct=2)
     assert length.in_fresh_process("STCN", film, length.Limits())["reason"] == without
+    completed = subprocess.CompletedProcess([], 0, said, "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: completed)
     assert measure.in_fresh_process({}, 1) == (None, without)

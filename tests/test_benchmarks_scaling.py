@@ -1,6 +1,7 @@
 """The scaling curves: axes, points that are not tried, rows that were checked."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -57,8 +58,8 @@ def test_each_axis_varies_what_it_is_named_for():
     assert of["Q"]["queries"] == 20 and of["Q"]["tokens"] == WORKLOADS["tiny"].tokens
     assert of["O"]["objects"] == 1 and of["k"]["top_k"] == 1
     last = list(scaling.points("N", 1))[-1]
-    assert last.op == "consolidate" and scaling.as_dict(last, [])["tokens"] == 400
-    assert scaling.as_dict(last, [])["top_k"] is None
+    assert last.op == "consolidate" and scaling.as_dict(last, [], {})["tokens"] == 400
+    assert scaling.as_dict(last, [], {})["top_k"] is None
 
 
 def test_a_point_that_would_take_too_much_memory_is_a_row_and_is_not_tried(monkeypatch):
@@ -109,6 +110,73 @@ def test_what_is_checked_is_cut_from_the_timed_result():
     assert readout.shape[1:3] == scaling.thinned(case).inputs.mv.shape[1:3] == (1, 32)
     assert torch.equal(readout, peer.prepare(case)()[0][:, :1, ::2])
     assert usage.shape == (1, 300)
+
+
+def test_what_is_left_out_is_extrapolated_and_marked():
+    point = scaling.Point("N", 4_000, "read", WORKLOADS["tiny"])
+    past = {"a": [(1_000, 5.0), (2_000, 6.0)], "b": [(1_000, 5.0)]}
+    rows = scaling.as_dict(point, [Row("a", reason="late"), Row("b", reason="late"), Row("c", reason="x")], past)[
+        "rows"
+    ]
+    assert [row.get("extrapolated_seconds") for row in rows] == [pytest.approx(8.0), None, None]
+    assert "extrapolated_seconds" not in scaling.as_dict(point, [Row("a", seconds=[1.0])], past)["rows"][0]
+
+
+def sleepy(seconds):
+    def prepare(case):
+        call = peers_of(case.op, ["torch"])[0].prepare(case)
+
+        def slow():
+            time.sleep(seconds * case.inputs.mk.shape[2] / 200)
+            return call()
+
+        return slow
+
+    return prepare
+
+
+def test_a_budget_is_kept_and_what_is_left_out_is_a_row(monkeypatch):
+    peers = [Peer("xmemk torch", sleepy(1e-4), ours=True), Peer("original", sleepy(0.05))]
+    monkeypatch.setattr(scaling, "chosen", lambda op: peers)
+    monkeypatch.setattr(scaling, "VALUES", {"N": (200, 400, 200_000)})
+    monkeypatch.setattr(scaling, "OPS", {"N": ("read",)})
+    begin = time.monotonic()
+    results = scaling.measure(["N"], LIMITS, budget=4.0, said=lambda _: None)
+    assert time.monotonic() - begin < 6
+    assert [r["value"] for r in results] == [200, 400, 200_000]
+    first, *_, last = ({row["peer"]: row for row in r["rows"]} for r in results)
+    assert first["original"]["median"] > 0.05 and first["xmemk torch"]["median"]
+    assert (
+        last["original"]["reason"].startswith(("would take", scaling.NOT_REACHED)) and not last["original"]["seconds"]
+    )
+    assert last["original"]["extrapolated_seconds"] > 30
+    nothing = scaling.measure(["N"], LIMITS, budget=1e-9, said=lambda _: None)
+    assert {row["reason"] for r in nothing for row in r["rows"]} == {scaling.NOT_REACHED}
+
+
+def test_a_point_under_way_is_left_when_the_time_is_over(monkeypatch):
+    monkeypatch.setattr(scaling, "chosen", lambda op: [Peer("original", sleepy(60))])
+    begin = time.monotonic()
+    point = scaling.Point("N", 300, "read", WORKLOADS["tiny"])
+    (row,) = scaling.measured(point, LIMITS, {}, until=begin + 1)
+    assert time.monotonic() - begin < 10 and row.reason == scaling.NOT_REACHED
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
+def test_what_was_measured_before_an_interruption_is_in_the_file(monkeypatch, tmp_path, stop):
+    real = scaling.measured
+
+    def second_fails(point, *rest):
+        if point.value == 400:
+            raise stop
+        return real(point, *rest)
+
+    monkeypatch.setattr(scaling, "measured", second_fails)
+    path = tmp_path / "results.jsonl"
+    with pytest.raises(stop):
+        scaling.main(["--axis", "N", "--save", str(path)])
+    (line,) = map(json.loads, path.read_text().splitlines())
+    assert [r["value"] for r in line["results"]] == [200] and line["stopped"] == stop.__name__
 
 
 def test_a_line_is_told_for_times_and_for_reasons():

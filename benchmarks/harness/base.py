@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import select
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from xmemk.benchmarks.harness import ops, tables
+from xmemk.benchmarks.harness.child import Child
 from xmemk.benchmarks.harness.measure import Row, compare_with_ours
 from xmemk.benchmarks.harness.stopwatch import CHAIN_SECONDS, LONGEST_CHAIN, REPEATS
 from xmemk.benchmarks.harness.suites import Item, Suite
@@ -82,42 +82,39 @@ def built(path: Path) -> str:
 
 
 class Worker:
-    """worker.py on a tree. ``ask`` raises RuntimeError with the reason where an order fails; it may be tried again."""
+    """worker.py on a tree. ``ask`` raises RuntimeError with the reason where an order fails; it may be tried again.
+
+    After an error of CUDA's a context is of no use any more: what is asked next goes to a new process.
+    """
 
     def __init__(self, tree: Path, threads: int, limit: float) -> None:
         self._command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(tree), str(threads)]
         self._limit = limit
-        self._process: subprocess.Popen[str] | None = None
+        self._child: Child | None = None
 
     def ask(self, **order: Any) -> dict[str, Any]:
-        if self._process is None:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            self._process = subprocess.Popen(self._command, text=True, cwd="/", **pipes)  # type: ignore[call-overload]
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        child = self._child = self._child or Child(self._command, cwd="/")
+        child.write(json.dumps(order))
         try:
-            process.stdin.write(json.dumps(order) + "\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # its end is read below
-        if not select.select([process.stdout], [], [], self._limit)[0]:
+            line = child.read(self._limit)
+        except TimeoutError as late:
             self.close()
-            raise RuntimeError(f"no answer within {self._limit:.0f} s")
-        line = process.stdout.readline()
-        if not line:
-            code, said = process.wait(), process.stderr.read().strip().splitlines()
+            raise RuntimeError(str(late)) from None
+        if line is None:
+            _, how = child.end()
             self.close()
-            raise RuntimeError(f"its process ended with {code}: {said[-1] if said else ''}"[:200])
+            raise RuntimeError(how or "its process ended without an answer")
         answer: dict[str, Any] = json.loads(line)
         if "reason" in answer:
+            if answer.get("spoilt"):
+                self.close()
             raise RuntimeError(answer["reason"])
         return answer
 
     def close(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
 
 
 def compare(run: dict[str, Any], suite: Suite, options: argparse.Namespace, green: dict[str, bool | str]) -> bool:
@@ -178,17 +175,26 @@ def rounds(case: Case, backend: str, names: tuple[str, str], workers: list[Worke
     if len(timed) < len(rows):
         return rows
     try:
-        chain = length_of_chain(case, [worker.ask(chain=1)["seconds"] for _, worker in timed])
+        chain = length_of_chain(case, [seconds_of(row, worker, 1) for row, worker in timed])
         for i in range(suite.rounds):
             if chain * sum(sum(row.seconds) for row in rows) > suite.budget * len(rows):
                 break
             for row, worker in timed[:: -1 if i % 2 else 1]:
                 time.sleep(PAUSE)
-                row.seconds.append(worker.ask(chain=chain)["seconds"])
-    except RuntimeError as failure:
-        rows[1].reason = str(failure)
+                row.seconds.append(seconds_of(row, worker, chain))
+    except RuntimeError:
+        pass  # the row has the reason
     compare_with_ours(rows, [row.seconds for row in rows])
     return rows
+
+
+def seconds_of(row: Row, worker: Worker, chain: int) -> float:
+    """The mean of a chain of calls. What goes wrong becomes the row's reason, and is raised."""
+    try:
+        return float(worker.ask(chain=chain)["seconds"])
+    except RuntimeError as failure:
+        row.reason = str(failure)
+        raise
 
 
 def length_of_chain(case: Case, seconds: list[float]) -> int:

@@ -28,9 +28,9 @@ from xmemk.testing import Comparison
 class Row:
     """One peer on one case. ``reason`` says why there is no time, or what is to be said beside it.
 
-    seconds: one number a round, ratios: to ours in the same round, ratio: their median; on a GPU the device's, from a warm
-    cache. device_seconds is their median there, cold_seconds the same after the cache was overwritten, host_seconds what
-    it takes to issue a call.
+    seconds: one number a round; on a GPU the device's, from a warm cache. ratios: to ours in the same round; ratio:
+    their median. device_seconds: the median of seconds on a GPU, cold_seconds the same after the cache was overwritten.
+    host_seconds: what it takes to issue a call.
     """
 
     peer: str

@@ -20,9 +20,12 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Suite:
-    """rounds and budget as time_peers has them, over all sweeps: how often the run goes through its cases, so that a
-    case's rounds are spread over it, and what slows a machine for a while falls on a part of them; memory: the ops whose peaks are measured; compilers: the items on which
-    peers that compile are timed, None for all; left_out: peers that are never timed, and ``why`` not."""
+    """rounds and budget as time_peers has them, over all sweeps.
+
+    sweeps: how often the run goes through its cases, so that a case's rounds are spread over it, and what slows a
+    machine for a while falls on a part of them; memory: the ops whose peaks are measured; compilers: the items on which
+    peers that compile are timed, None for all; left_out: peers that are never timed, and ``why`` not.
+    """
 
     items: tuple[Item, ...]
     rounds: int = 15

@@ -2,7 +2,8 @@
 
 It imports xmemk from TREE and nothing else of ours, so that it runs on any revision. Orders and answers are a line of
 JSON each: {"prepare": FILE, "backend": NAME} -> {"chosen": NAME}; {"result": FILE} -> {}; {"chain": COUNT} ->
-{"seconds": mean of a call}. An answer {"reason": WHY} says what went wrong.
+{"seconds": mean of a call}. An answer {"reason": WHY} says what went wrong; with "spoilt" this process can do no more,
+as after an error of CUDA's, which every later call would meet again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+# What PyTorch, cuBLAS, cuDNN and Triton call an error after which a CUDA context can do no more.
+ERRORS_OF_A_CONTEXT = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "[CUDA]")
 
 
 def load(tree: Path) -> Any:
@@ -69,6 +73,15 @@ def seconds(call: Callable[[], Any], chain: int) -> float:
     return (time.perf_counter() - start) / chain
 
 
+def refusal(failure: Exception) -> dict[str, Any]:
+    """The answer to an order that failed. Memory that does not suffice leaves a context as it was."""
+    text = str(failure).strip()
+    answer: dict[str, Any] = {"reason": f"{type(failure).__name__}: {text.splitlines()[0] if text else ''}"[:200]}
+    if not isinstance(failure, torch.cuda.OutOfMemoryError) and any(name in text for name in ERRORS_OF_A_CONTEXT):
+        answer["spoilt"] = True
+    return answer
+
+
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
@@ -91,8 +104,7 @@ def main() -> None:
             if "chain" in order:
                 answer["seconds"] = seconds(call, order["chain"])
         except Exception as failure:
-            text = str(failure).strip().splitlines()
-            answer = {"reason": f"{type(failure).__name__}: {text[0] if text else ''}"[:200]}
+            answer = refusal(failure)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

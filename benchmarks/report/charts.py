@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -66,14 +67,25 @@ def _beside(case: Case, row: Row) -> str:
 
 
 def curves(name: str, cases: Sequence[Case], value: Callable[[Row], float | None], unit: str) -> str:
-    """One quantity of every peer over the values of an axis, both scales logarithmic; "" where nobody has it."""
+    """One quantity of every peer over the values of an axis, both scales logarithmic; "" where nobody has it. Times
+    that were extrapolated, not measured, are dotted.
+    """
     lines: dict[str, tuple[bool, Points]] = {}
     for case in cases:
         for row in case.rows:
             found = value(row)
             if found and row.time is not None:
                 lines.setdefault(row.peer, (row.ours, []))[1].append((case.value, found))
-    return _lines(name, lines, unit) if lines else ""
+    beyond = {peer: [points[-1]] for peer, (_, points) in lines.items()} if unit == "seconds" else {}
+    for case in cases:
+        for row in case.rows:
+            if (
+                row.time is None
+                and row.extrapolated_seconds
+                and case.value > beyond.get(row.peer, [(math.inf, 0)])[0][0]
+            ):
+                beyond[row.peer].append((case.value, row.extrapolated_seconds))
+    return _lines(name, lines, unit, beyond, "extrapolated") if lines else ""
 
 
 def along(name: str, tracks: Sequence[Track], key: str, unit: str) -> str:
@@ -88,7 +100,9 @@ def along(name: str, tracks: Sequence[Track], key: str, unit: str) -> str:
     return _lines(name, lines, unit, beyond) if lines else ""
 
 
-def _lines(name: str, lines: dict[str, tuple[bool, Points]], unit: str, beyond: dict[str, Points] | None = None) -> str:
+def _lines(
+    name: str, lines: dict[str, tuple[bool, Points]], unit: str, beyond: dict[str, Points], how: str = "computed"
+) -> str:
     figure, axis = _figure(3.7, 2.5)
     others = [peer for peer, (ours, _) in lines.items() if not ours]
     others = [peer for peer in USUAL if peer in others] + [peer for peer in others if peer not in USUAL]
@@ -104,8 +118,8 @@ def _lines(name: str, lines: dict[str, tuple[bool, Points]], unit: str, beyond: 
         look["lw"] = 2.4 if peer == first_of_ours else 1.3
         few = max(1, len(points) // 12)
         axis.plot(*zip(*points), markersize=4 if ours else 3.4, markevery=few, label=peer, **look)
-        if beyond and len(beyond.get(peer, ())) > 1:
-            axis.plot(*zip(*beyond[peer]), color=colour, lw=1.2, ls=":", marker="", label=f"{peer}, computed")
+        if len(beyond.get(peer, ())) > 1:
+            axis.plot(*zip(*beyond[peer]), color=colour, lw=1.2, ls=":", marker="", label=f"{peer}, {how}")
     axis.set_xscale("log")
     if unit == "share":
         axis.set_ylim(0, 1)
@@ -118,7 +132,7 @@ def _lines(name: str, lines: dict[str, tuple[bool, Points]], unit: str, beyond: 
         low, high = axis.get_ylim()
         axis.yaxis.set_major_locator(LogLocator(numticks=6, subs=(1.0, 2.0, 5.0) if high < 40 * low else (1.0,)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    shown = [*(points for _, points in lines.values()), *(beyond or {}).values()]
+    shown = [*(points for _, points in lines.values()), *beyond.values()]
     _ticks_at_values(axis, sorted({x for points in shown for x, _ in points}))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.grid(True, color=LINE, lw=0.6)
@@ -130,7 +144,9 @@ def _lines(name: str, lines: dict[str, tuple[bool, Points]], unit: str, beyond: 
     )
     said = {"seconds": w.duration, "bytes": w.size}.get(unit, w.times)
     ends = (f"{peer} from {said(points[0][1])} to {said(points[-1][1])}" for peer, (_, points) in lines.items())
-    return _svg(figure, name, f"Lines, from left to right: {', '.join(ends)}")
+    told = [f"{peer} to {said(points[-1][1])}" for peer, points in beyond.items() if len(points) > 1]
+    more = f"; {how}, not measured: {', '.join(told)}" if told else ""
+    return _svg(figure, name, f"Lines, from left to right: {', '.join(ends)}{more}")
 
 
 def _ticks_at_values(axis: Any, values: list[float]) -> None:

@@ -35,7 +35,8 @@ def title(case: Case) -> str:
     """What a case is, in a few words: top-k memory read (480p-full, 5 objects)."""
     objects = "" if case.op in ("select", "evict") else f", {w.counted(case.objects, 'object')}"
     dtype = "" if case.dtype == "float32" else f", {case.dtype}"
-    return f"{noun(case.op)} ({case.workload}{objects}{dtype})"
+    setting = f", {case.setting}" if case.setting else ""
+    return f"{noun(case.op)} ({case.workload}{objects}{dtype}{setting})"
 
 
 def sizes(case: Case) -> str:
@@ -61,14 +62,19 @@ def beside(case: Case) -> list[Row]:
 
 
 def known(row: Row) -> str:
-    return PEERS.get(row.peer, row.peer)
+    return PEERS.get(row.peer, named(row))
+
+
+def named(row: Row) -> str:
+    """Its name, and that its result is no more than near the others' where it is so."""
+    return f"{row.peer} (rounded)" if row.status == "rounded" else row.peer
 
 
 def headline(place: Place) -> str:
     case = main_case(place)
     if case is None:
         return "What was measured"
-    return f"{w.capital(noun(case.op))}: {w.listed([f'{w.speed(r)} {known(row)}' for row, r in _ratios(case)])}"
+    return f"{w.capital(noun(case.op))}: {w.listed([w.speed(r, known(row)) for row, r in _ratios(case)])}"
 
 
 def answer(place: Place) -> list[str]:
@@ -76,42 +82,53 @@ def answer(place: Place) -> list[str]:
     case = main_case(place)
     said = []
     if case is not None and case.ours is not None:
-        compared = w.listed([f"{w.speed(r)} {known(row)}" for row, r in _ratios(case)])
+        compared = w.listed([w.speed(r, known(row)) for row, r in _ratios(case)])
+        what = f"{case.workload} ({sizes(case)})" if sizes(case) else case.workload
+        where = f"On {place.name}" + (f" with {w.counted(case.threads, 'thread')}" if case.device == "cpu" else "")
         said.append(
-            f"On {place.name} with {w.counted(case.threads, 'thread')}, xmemk does the {noun(case.op)} of "
-            f"{case.workload} ({sizes(case)}) in {w.duration(case.ours.time or 0.0)}: {compared}."
+            f"{where}, xmemk does the {noun(case.op)} of {what} in {w.duration(case.ours.time or 0.0)}: {compared}."
         )
         mine, others = case.ours.extra_bytes, [row for row in beside(case) if row.extra_bytes is not None]
         if mine is not None and others:
-            shares = w.listed([f"{w.share(mine, row.extra_bytes or 0)} {known(row)}" for row in others])
+            shares = w.listed([w.share(mine, row.extra_bytes or 0, known(row)) for row in others])
             said.append(f"Beyond its inputs that takes {w.size(mine)} of memory: {shares}.")
     said += list(_throughout(place))[:1]
     return said
 
 
+def _compared(cases: Sequence[Case]) -> list[tuple[Case, Row, float]]:
+    """The cases with a rival, its fastest one, and how many times our time that took."""
+    fastest = [(case, case.rivals[0]) for case in cases if case.ours and case.rivals]
+    return [(case, row, r) for case, row in fastest if (r := case.ratio(row)) is not None]
+
+
 def _throughout(place: Place) -> Iterator[str]:
-    compared = [(case, case.rivals[0], r) for case in place.cases if case.rivals and (r := case.ratio(case.rivals[0]))]
+    compared = _compared(place.cases)
     if not compared:
         return
-    slower = [(case, row, r) for case, row, r in compared if r < 1 / w.SAME]
-    level = [r for _, _, r in compared if 1 / w.SAME <= r < w.SAME]
+    slower = [(case, row, r) for case, row, r in compared if r <= 1 / w.SAME]
+    level = [r for _, _, r in compared if 1 / w.SAME < r < w.SAME]
     faster = sorted(r for _, _, r in compared if r >= w.SAME)
     parts = []
     if faster:
-        parts.append(f"faster in {_of(faster, compared)}, by {w.span(faster[0], faster[-1])} times")
+        parts.append(f"faster in {_of(faster, compared)}, {w.span(faster[0], faster[-1])} times as fast")
     if level:
         parts.append(f"about equal in {_of(level, compared)}")
     if slower:
         case, row, r = min(slower, key=lambda found: found[2])
-        worst = f"{title(case)}, where {row.peer} takes {w.times(r)} of its time"
-        parts.append(f"slower in {_of(slower, compared)}, at worst in the {worst}")
-    yield f"Beside the fastest other way to the same result it is {'; '.join(parts)}."
+        worst = "" if len(slower) == 1 else "at worst "
+        worst += f"in the {title(case)}, where {named(row)} takes {w.times(r)} of xmemk's time"
+        parts.append(f"slower in {_of(slower, compared)}, {worst}")
+    same = (
+        "the same result" if all(row.status != "rounded" for _, row, _ in compared) else "the same or a rounded result"
+    )
+    yield f"Beside the fastest other way to {same}, xmemk is {'; '.join(parts)}."
 
 
 def _of(some: Sequence[object], whole: Sequence[object]) -> str:
     if len(some) < len(whole):
         return f"{len(some)} of {len(whole)} cases"
-    return "the one case measured" if len(whole) == 1 else f"all {len(whole)} cases"
+    return {1: "the one case measured", 2: "both cases"}.get(len(whole), f"all {len(whole)} cases")
 
 
 def conclusions(place: Place) -> list[str]:
@@ -122,24 +139,29 @@ def conclusions(place: Place) -> list[str]:
 
 def _by_op(place: Place) -> Iterator[str]:
     for op in dict.fromkeys(case.op for case in place.cases):
-        cases = [case for case in place.cases if case.op == op and case.ours]
-        found = [(case, case.rivals[0], r) for case in cases if case.rivals and (r := case.ratio(case.rivals[0]))]
+        found = _compared([case for case in place.cases if case.op == op])
         if not found:
             continue
-        rivals = w.listed(list(dict.fromkeys(row.peer for _, row, _ in found)))
+        other = f"the fastest other ({w.listed(list(dict.fromkeys(named(row) for _, row, _ in found)))})"
         ratios = [r for *_, r in found]
-        cases_said = "in the one case" if len(found) == 1 else f"over {len(found)} cases"
         low, high = min(ratios), max(ratios)
+        cases = f"in {_of(found, found)}"
         if low >= w.SAME:
-            verdict = f"{w.span(low, high)} times as fast as the fastest other ({rivals}) {cases_said} measured"
+            verdict = f"{w.span(low, high)} times as fast as {other} {cases}"
         elif high <= 1 / w.SAME:
-            verdict = f"slower than the fastest other ({rivals}) {cases_said} measured, "
-            verdict += f"whose time is {w.span(low, high)} of ours"
+            verdict = f"slower than {other}, which takes {w.span(low, high)} of our time, {cases}"
+        elif low > 1 / w.SAME and high < w.SAME:
+            verdict = f"about as fast as {other} {cases}"
         else:
-            verdict = f"{w.span(low, high)} times as fast as the fastest other ({rivals}) {cases_said}: "
-            verdict += "no clear advantage" if len(found) == 1 or high < 1.2 else "it depends on the case"
+            counts = {
+                "faster": sum(r >= w.SAME for r in ratios),
+                "about equal": sum(1 / w.SAME < r < w.SAME for r in ratios),
+                "slower": sum(r <= 1 / w.SAME for r in ratios),
+            }
+            told = w.listed([f"{name} in {count}" for name, count in counts.items() if count])
+            verdict = f"{told} of {len(found)} cases, where {other} takes {w.span(low, high)} times our time"
         unclear = [case for case, row, r in found if abs(r - 1) <= (case.ours.spread if case.ours else 0) + row.spread]
-        if unclear and len(unclear) < len(found):
+        if unclear and len(found) > 1:
             verdict += f"; in {len(unclear)} of them the difference is within the spread of the measurements"
         elif unclear:
             verdict += "; the difference is within the spread of the measurements"
@@ -150,33 +172,38 @@ def _memory(place: Place) -> Iterator[str]:
     shares = []
     for case in place.cases:
         mine = case.ours.extra_bytes if case.ours else None
-        shares += [(row.extra_bytes / mine, case, row) for row in case.rivals if mine and row.extra_bytes]
+        shares += [(row.extra_bytes / mine, case, row) for row in case.rivals if mine and row.extra_bytes is not None]
     if not shares:
         return
     (low, case, row), (high, *_) = min(shares, key=lambda s: s[0]), max(shares, key=lambda s: s[0])
-    more = sum(ratio < 1 for ratio, *_ in shares)
-    compared = w.counted(len(shares), "comparison")
-    worst = f"{row.peer} in {title(case)}, {w.times(low)} times"
-    if more == 0:
-        yield f"Memory: beyond the inputs, others take up to {w.times(high)} times ours; nearest to us comes {worst}."
+    less = sum(ratio < 1 for ratio, *_ in shares)
+    least = f"{w.times(low)} times ours, by {named(row)} in {title(case)}"
+    if len(shares) == 1:
+        yield f"Memory: in the one comparison, what is taken beyond the inputs is {least}."
+    elif less == 0:
+        yield f"Memory: beyond the inputs, others take up to {w.times(high)} times ours; the least is {least}."
     else:
-        said = f"Memory: beyond the inputs, others take less than ours in {more} of {compared}"
-        yield f"{said}, at the least {worst}; at the most they take {w.times(high)} times ours."
+        said = f"Memory: beyond the inputs, others take less than ours in {less} of {len(shares)} comparisons"
+        yield f"{said}; the least is {least}, the most {w.times(high)} times."
 
 
 def _error(place: Place) -> Iterator[str]:
     pairs = []
     for case in place.cases:
-        if case.ours and case.ours.error is not None:
-            pairs += [(case.ours.error, row.error, case, row) for row in case.rivals if row.error]
+        # A choice is right or wrong; a frame is held to the original's memory, not to float64.
+        if (
+            case.op not in ("select", "evict", "frame", "memory-frame", "video")
+            and case.ours
+            and case.ours.error is not None
+        ):
+            pairs += [(case.ours.error, row.error) for row in case.rivals if row.error is not None]
     if not pairs:
         return
-    smaller = sum(mine <= theirs for mine, theirs, *_ in pairs)
-    mine = max(pair[0] for pair in pairs)
-    theirs = max(pair[1] or 0.0 for pair in pairs)
+    mine, theirs = (max(errors) for errors in zip(*pairs))
+    larger = sum(ours > other for ours, other in pairs)
     yield (
-        f"Exactness: our largest error against float64 is {mine:.1e}, the others' {theirs:.1e}; ours is not the larger "
-        f"one in {smaller} of {w.counted(len(pairs), 'comparison')}."
+        f"Exactness: our largest error against float64 is {mine:.1e}, the others' {theirs:.1e}; ours is the larger one "
+        f"in {larger or 'none'} of {w.counted(len(pairs), 'comparison')}."
     )
 
 
@@ -184,11 +211,12 @@ def _roof(place: Place) -> Iterator[str]:
     found = [(share, title(case)) for case in place.cases if case.ours and (share := case.of_roof(case.ours))]
     if found:
         (low, where_low), (high, where_high) = min(found), max(found)
-        reached = f"{w.percent(high)} in {where_high}"
+        reached = f"{w.percent(high)} of our time in {where_high}"
         reached += f", {w.percent(low)} in {where_low}" if len(found) > 1 else ""
+        beyond = "; more than 100 % means that ours is faster than that library" if high > 1 else ""
         yield (
-            f"Headroom: of the fastest product and copy of a library seen here, it reaches {reached}; no product of a "
-            "library tried here was faster, which does not say that none can be."
+            "Headroom: at the pace of the fastest product and copy of a library seen here, the arithmetic and bytes "
+            f"of a function would take {reached}{beyond}."
         )
 
 
@@ -201,51 +229,68 @@ def exponent(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def _growth(place: Place) -> Iterator[str]:
-    for axis, op in dict.fromkeys((case.axis, case.op) for case in place.scaling):
-        cases = [c for c in place.scaling if (c.axis, c.op) == (axis, op) and c.ours]
+    for curve in place.curves:
+        axis, op = curve[0].axis, curve[0].op
+        cases = [case for case in curve if case.ours]
         power = exponent([(c.value, c.ours.time or 0.0) for c in cases if c.ours])
         if power is None:
             continue
         low, high = (w.number(c.value) for c in (cases[0], cases[-1]))
-        said = f"{w.capital(noun(op))}, {AXES.get(axis, axis)} from {low} to {high}: "
-        said += f"our time goes as the power {power:.2f}"
-        ends = [(c, c.rivals[0], r) for c in (cases[0], cases[-1]) if c.rivals and (r := c.ratio(c.rivals[0]))]
-        if len(ends) == 2:
-            (_, one, first), (_, other, last) = ends
-            said += f"; the fastest other takes {w.times(first)} times ours at one end ({one.peer}), "
-            said += f"{w.times(last)} at the other ({other.peer})"
-        elif ends:
-            alone = cases[-1] if ends[0][0] is cases[0] else cases[0]
-            said += f"; at {w.number(alone.value)} nobody else ran"
-        yield said + "."
+        said = f"{w.capital(noun(op))} ({curve[0].workload}), {AXES.get(axis, axis)} from {low} to {high}: "
+        said += f"our time goes about as the power {power:.2f}"
+        ends = [found[0] if (found := _compared([c])) else None for c in (cases[0], cases[-1])]
+        told = [
+            f"at {w.number(c.value)} "
+            + (
+                f"the fastest other ({named(end[1])}) takes {w.times(end[2])} times ours"
+                if end
+                else "no other has a time"
+            )
+            for c, end in zip((cases[0], cases[-1]), ends)
+        ]
+        yield f"{said}; {told[0]}, {told[1]}."
 
 
 def along(tracks: list[Track]) -> Iterator[str]:
-    """How memory and time of each method go along a video."""
+    """How memory and time of each method go along a video, or its quality."""
     for track in tracks:
-        points = [point for point in track.points if point.get("bytes")]
-        if track.protocol != "fig1" or len(points) < 2:
-            continue
-        first, last = points[0], points[-1]
-        # What is allocated beforehand need not be the same to the byte.
-        if abs(last["bytes"] / first["bytes"] - 1) < 0.02:
-            memory = f"its memory stays at {w.size(last['bytes'])}"
-        else:
-            memory = f"its memory goes from {w.size(first['bytes'])} to {w.size(last['bytes'])}"
         tokens = f"{track.features.get('height', '?')} x {track.features.get('width', '?')} tokens a frame"
         said = f"Along a video of {tokens}, {track.method}: "
-        said += f"from frame {first['frame']:,} to frame {last['frame']:,} {memory}"
-        if first.get("seconds") and last.get("seconds"):
-            slower = w.times(last["seconds"] / first["seconds"])
-            said += f", and at its end a frame takes {slower} times as long as at its start"
-        yield said + (f"; then {track.reason}." if track.reason else ".")
+        if track.protocol == "fig1":
+            said += _lasted([point for point in track.points if point.get("bytes")])
+        else:
+            judged = [point for point in track.points if point.get("quality") is not None]
+            told = [f"{w.figure(p['quality'])} up to frame {p['frame']:,}" for p in (judged[:1] + judged[1:][-1:])]
+            said += f"J is {w.listed(told)}" if told else "nothing was judged"
+        yield said + (f"; there it ends: {track.reason}." if track.reason else ".")
+
+
+def _lasted(points: list[dict[str, float]]) -> str:
+    if not points:
+        return "nothing was measured"
+    first, last = points[0], points[-1]
+    if first is last:
+        return f"measured at frame {first['frame']:,} alone, where it holds {w.size(first['bytes'])}"
+    said = f"from frame {first['frame']:,} to frame {last['frame']:,} its memory "
+    # What is allocated beforehand need not be the same to the byte.
+    if abs(last["bytes"] / first["bytes"] - 1) < 0.02:
+        said += f"stays at {w.size(last['bytes'])}"
+    else:
+        said += f"goes from {w.size(first['bytes'])} to {w.size(last['bytes'])}"
+    if first.get("seconds") and last.get("seconds"):
+        slower = last["seconds"] / first["seconds"]
+        same = 1 / w.SAME < slower < w.SAME
+        said += (
+            f", and at its end a frame takes {'about' if same else f'{w.times(slower)} times'} as long as at its start"
+        )
+    return said
 
 
 def claimed(claims: list[Claim]) -> Iterator[str]:
     """The paper's claims and what was measured."""
     for claim in claims:
         told = {True: "it holds", False: "it does not hold"}.get(claim.holds, "not decided")  # type: ignore[call-overload]
-        yield f"{w.capital(claim.claim)}: the paper says {claim.paper}. Measured: {claim.found}; {told}."
+        yield f"{w.capital(claim.claim)}: {claim.paper} in the paper, {claim.found} measured; {told}."
 
 
 def _ratios(case: Case) -> list[tuple[Row, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,30 +80,32 @@ def _bars(place: Place) -> Iterator[Plot]:
         if case.timed:
             svg = _drawn(charts.bars, _name(place, "bars", number), case)
             objects = "" if case.op in ("select", "evict") else f", {w.counted(case.objects, 'object')}"
-            caption = f"{case.workload}{objects}: {conclusions.sizes(case)}"
-            yield Plot(
-                w.capital(conclusions.noun(case.op)),
-                svg,
-                caption if case.dtype == "float32" else f"{caption}, {case.dtype}",
-            )
+            caption = ", ".join(filter(None, (f"{case.workload}{objects}: {conclusions.sizes(case)}", case.setting)))
+            caption += "" if case.dtype == "float32" else f", {case.dtype}"
+            yield Plot(w.capital(conclusions.noun(case.op)), svg, caption + _dated(place, [case]))
+
+
+def _dated(place: Place, parts: Sequence[Case | Track]) -> str:
+    """Where a place has figures of several runs: of which these are."""
+    told = dict.fromkeys(f"{part.source.date}, {part.source.commit}" for part in parts)
+    return f"; {'; '.join(told)}" if len(place.sources) > 1 else ""
 
 
 def _scaling(place: Place) -> Iterator[Plot]:
-    for axis, op in dict.fromkeys((case.axis, case.op) for case in place.scaling):
-        cases = [case for case in place.scaling if (case.axis, case.op) == (axis, op)]
-        held = _held(cases[0], axis)
+    for number, curve in enumerate(place.curves):
+        axis, op = curve[0].axis, curve[0].op
         name = conclusions.AXES.get(axis, axis)
+        caption = f"horizontal: {name}; {_held(curve[0], axis)}{_dated(place, curve)}"
         for what, value, unit in (("time", _time, "seconds"), ("extra memory", _extra, "bytes")):
-            svg = _drawn(charts.curves, _name(place, axis, op, unit), cases, value, unit)
+            svg = _drawn(charts.curves, _name(place, axis, op, unit, number), curve, value, unit)
             if svg:
-                yield Plot(
-                    f"{w.capital(conclusions.noun(op))}: {what} against {name}", svg, f"horizontal: {name}; {held}"
-                )
+                yield Plot(f"{w.capital(conclusions.noun(op))}: {what} against {name}", svg, caption)
 
 
 def _held(case: Case, axis: str) -> str:
     """What stays the same along an axis."""
-    told = {
+    told: dict[str, object] = {"": case.workload}
+    told |= {
         "N": case.tokens and w.counted(case.tokens, "token"),
         "Q": case.queries and w.counted(case.queries, "query", "queries"),
     }
@@ -123,7 +125,7 @@ def _length(place: Place) -> Iterator[Plot]:
         for what, key, unit in kinds if protocol == "fig1" else [("Quality", "quality", "share")]:
             svg = _drawn(charts.along, _name(place, protocol, number, key), tracks, key, unit)
             if svg:
-                yield Plot(f"{what} along a video", svg, f"horizontal: frames; {told}")
+                yield Plot(f"{what} along a video", svg, f"horizontal: frames; {told}{_dated(place, tracks)}")
 
 
 def _time(row: Row) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ class Source:
 class Row:
     """One way to do a case. ``error`` None: not a whole result. ``reason``: why there is no time, or a remark.
 
-    ``status``: "WRONG" where the result is, though there may be a time; others are for reading.
+    ``status``: "WRONG" where the result is, though there may be a time; "rounded" where it is near. Without a time
+    there may be ``extrapolated_seconds``, from smaller sizes.
     """
 
     peer: str
@@ -59,6 +60,7 @@ class Row:
     ratio: float | None = None
     of_roof: float | None = None
     status: str = ""
+    extrapolated_seconds: float | None = None
 
     @property
     def time(self) -> float | None:
@@ -96,11 +98,12 @@ class Case:
     tested: bool | str | None = None
     axis: str = ""
     value: float = 0.0
+    setting: str = ""  # its device or threads, where those of its machine's cases differ
 
     @property
     def ours(self) -> Row | None:
-        """The first of ours that has a time: what the others are held against."""
-        return next((row for row in self.rows if row.ours and row.time is not None), None)
+        """The first of ours that has a time and is right: what the others are held against."""
+        return next((row for row in self.rows if row.ours and row.time is not None and row.status != "WRONG"), None)
 
     @property
     def timed(self) -> list[Row]:
@@ -183,6 +186,16 @@ class Place:
         return list({source.place: source for source in found}.values())
 
     @property
+    def curves(self) -> list[list[Case]]:
+        """The points of ``scaling``, those together that differ in the value of their axis alone."""
+        found: dict[tuple[Any, ...], list[Case]] = {}
+        for case in self.scaling:
+            held = [("O", case.objects), ("threads", case.threads)]
+            alike = (case.axis, case.op, case.workload, case.dtype, case.device)
+            found.setdefault((*alike, *(x for axis, x in held if axis != case.axis)), []).append(case)
+        return list(found.values())
+
+    @property
     def name(self) -> str:
         """The processor, or the GPU where something ran on it."""
         on_gpu = any(case.device.startswith("cuda") for case in (*self.cases, *self.scaling))
@@ -208,12 +221,18 @@ class Place:
         return next((c for c in found if all(getattr(c, name) == value for name, value in also.items())), None)
 
 
-def read(files: Iterable[Path]) -> tuple[list[Place], list[str]]:
+def read(files: Iterable[Path], after: int = 0) -> tuple[list[Place], list[str]]:
     """The machines of some result files with their newest figures, and what was passed over. ValueError for what is no
-    result file."""
+    result file. ``after``: so many lines at the beginning of each file are of earlier runs, and are passed over.
+    """
     found: dict[tuple[Any, ...], tuple[tuple[str, int], Any]] = {}
     passed_over = []
     for number, (source, kind, results) in enumerate(_lines(files)):
+        if source.line <= after:
+            if source.line == 1:
+                first = "line" if after == 1 else f"{after:,} lines"
+                passed_over.append(f"earlier runs, the first {first} of {source.file}")
+            continue
         if kind not in KINDS:
             passed_over.append(f"{source.place} holds {kind!r}, which this version does not know")
             continue
@@ -230,7 +249,18 @@ def read(files: Iterable[Path]) -> tuple[list[Place], list[str]]:
         raise ValueError(f"no results in {', '.join(map(str, files)) or 'no file'}")
     for place in places.values():
         place.scaling.sort(key=lambda case: (case.axis, case.op, case.value))
+        _tell_apart(place)
     return list(places.values()), passed_over
+
+
+def _tell_apart(place: Place) -> None:
+    """Gives each case its setting."""
+    devices = {case.device for case in place.cases}
+    threads = {case.threads for case in place.cases if case.device == "cpu"}
+    for at, case in enumerate(place.cases):
+        told = [case.device] if len(devices) > 1 else []
+        told += [w.counted(case.threads, "thread")] if case.device == "cpu" and len(threads) > 1 else []
+        place.cases[at] = replace(case, setting=", ".join(told))
 
 
 def _lines(files: Iterable[Path]) -> Iterator[tuple[Source, str, list[dict[str, Any]]]]:
@@ -285,7 +315,7 @@ def _row(row: dict[str, Any]) -> Row:
         low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 3 else (0.0, 0.0, 0.0)
         spread = (high - low) / 2 / median if median else 0.0
     kept = ("ours", "device_seconds", "cold_seconds", "host_seconds", "error", "reason", "extra_bytes", "ratio")
-    kept += ("of_roof", "status")
+    kept += ("of_roof", "status", "extrapolated_seconds")
     known = {name: row[name] for name in kept if row.get(name) is not None}
     return Row(peer=row["peer"], seconds=seconds, median=median, spread=spread, **known)
 

@@ -46,24 +46,24 @@ def percent(share: float) -> str:
     return f"{figure(100 * share, 2)} %"
 
 
-def speed(ratio: float) -> str:
-    """How fast against something that takes ``ratio`` times as long; what it stands beside follows the words."""
+def speed(ratio: float, other: str) -> str:
+    """How fast xmemk is against another, which takes ``ratio`` times as long."""
     if ratio >= SAME:
-        return f"{times(ratio)} times as fast as"
+        return f"{times(ratio)} times as fast as {other}"
     if ratio <= 1 / SAME:
-        return f"slower than ({times(1 / ratio)} times the time of)"
-    return "about as fast as"
+        return f"slower than {other}, which takes {times(ratio)} of xmemk's time"
+    return f"about as fast as {other}"
 
 
-def share(ours: float, theirs: float) -> str:
-    """How much of ``theirs`` ``ours`` is."""
+def share(ours: float, theirs: float, other: str) -> str:
+    """How much of what another takes, ``theirs``, ``ours`` is."""
     if theirs <= 0 or ours <= 0:
-        return f"{size(ours)} against {size(theirs)} of"
+        return f"against {size(theirs)} of {other}"
     if ours > SAME * theirs:
-        return f"{times(ours / theirs)} times the {size(theirs)} of"
+        return f"{times(ours / theirs)} times the {size(theirs)} of {other}"
     if theirs > SAME * ours:
-        return f"1/{times(theirs / ours)} of the {size(theirs)} of"
-    return f"about the {size(theirs)} of"
+        return f"{percent(ours / theirs)} of the {size(theirs)} of {other}"
+    return f"about the {size(theirs)} of {other}"
 
 
 def span(low: float, high: float) -> str:
@@ -72,8 +72,17 @@ def span(low: float, high: float) -> str:
 
 
 def listed(words: Sequence[str]) -> str:
-    """a, b and c."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+    """a, b and c; where commas are in them, a, a; b, b; and c."""
+    if len(words) < 2:
+        return "".join(words)
+    if any("," in word for word in words):
+        return f"{'; '.join(words[:-1])}; and {words[-1]}"
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def verb(subjects: Sequence[str], one: str, many: str) -> str:
+    """The form of a verb for so many."""
+    return one if len(subjects) == 1 else many
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

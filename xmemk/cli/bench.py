@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -42,14 +43,19 @@ def bench(
         raise ValueError(f"--device: wanted {'cpu or cuda' if torch.cuda.is_available() else 'cpu'}, got {device!r}")
     console = Console(highlight=False, soft_wrap=True)
     failed: list[str] = []
+    earlier = 0
     if results:
-        files, commands = results, ["xmemk bench " + " ".join(f"--results {file}" for file in results)]
+        files, commands = (
+            results,
+            [shlex.join(["xmemk", "bench", *(word for file in results for word in ("--results", str(file)))])],
+        )
     else:
         save = out.with_suffix(".jsonl")
         if save == out:
             raise ValueError(f"--out: wanted a page, such as bench.html, got {out}: new results go there")
         save.parent.mkdir(parents=True, exist_ok=True)
         before = save.stat().st_size if save.exists() else 0
+        earlier = len(save.read_text(encoding="utf-8").splitlines()) if before else 0
         chosen = benchmarks.steps(full, device)
         failed = benchmarks.run(chosen, save, console.print)
         if not save.exists() or save.stat().st_size == before:
@@ -58,7 +64,7 @@ def bench(
             [save],
             [f"xmemk bench{' --full' if full else ''} --device {device}", *benchmarks.repeat(chosen, save)],
         )
-    for place in benchmarks.make_page(files, out, commands, failed):
+    for place in benchmarks.make_page(files, out, commands, failed, after=earlier):
         console.print()
         console.print("\n".join(conclusions.answer(place)))
         console.print(benchmarks.summary(place))
