@@ -55,16 +55,6 @@ class ClipFeatures:
         value = self._values[there_and_back(t, self.count)][:, self._repeat].float()
         return key, shrinkage, value[:, None], selection
 
-    def describe(self) -> dict[str, int]:
-        """As result files have it."""
-        return {
-            "height": self.height,
-            "width": self.width,
-            "key_channels": KEY_CHANNELS,
-            "value_channels": VALUE_CHANNELS,
-            "objects": 1,
-        }
-
 
 def there_and_back(t: int, count: int) -> int:
     """The frame shown at time t: 0, 1, ..., count - 1, count - 2, ..., 1, 0, 1, ..."""

@@ -67,13 +67,12 @@ def figures(place: Place) -> Iterator[str]:
         yield ""
         threads, versions = w.counted(shown[0].threads, "thread"), place.machine.get("versions", "")
         yield textwrap.fill(
-            f"Medians of {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit "
+            f"Medians of {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {w.verb(commits, 'commit', 'commits')} "
             f"{w.listed([commit.split()[-1] for commit in commits])}, on {place.name} with {threads} ({versions}), "
             f"{shown[0].dtype}. In brackets: how many times xmemk's time. Memory is what a call takes beyond its "
             'inputs. "tidy" is a short plain PyTorch, "original" the released code\'s formulation; their results are '
-            f"equal. {''.join(said + ' ' for said in limits.slow_products(place))}The last column says the file and "
-            "line of [benchmarks/results](benchmarks/results) "
-            "that a row is from.",
+            f"equal to rounding. {''.join(said + ' ' for said in limits.slow_products(place))}The last column says the "
+            "file and line of [benchmarks/results](benchmarks/results) that a row is from.",
             width=120,
         )
         yield ""

@@ -12,7 +12,7 @@ pytest.importorskip("jinja2")
 pytest.importorskip("typer")
 
 from xmemk.benchmarks import bench
-from xmemk.benchmarks.report import conclusions, limits, page, reading, words
+from xmemk.benchmarks.report import conclusions, limits, page, reading
 
 from xmemk.cli.app import run as xmemk
 
@@ -368,36 +368,6 @@ def test_every_step_is_a_program_that_takes_its_arguments(full):
     for step in bench.steps(full, "cpu"):
         module = importlib.import_module(f"xmemk.benchmarks.{step.module}")
         assert callable(module.main)
-
-
-def test_figures_in_words():
-    assert [words.duration(s) for s in (0, 5.2e-5, 9.996e-4, 0.0399, 0.9999, 23.9, 1200)] == [
-        "0 us",
-        "52.0 us",
-        "1.00 ms",
-        "39.9 ms",
-        "1.00 s",
-        "23.9 s",
-        "20.0 min",
-    ]
-    assert [words.size(b) for b in (1_000, 17_125_376, 999_999_999, 8.39e9)] == [
-        "1.00 kB",
-        "17.1 MB",
-        "1.00 GB",
-        "8.39 GB",
-    ]
-    assert [words.times(r) for r in (0.5, 0.979, 1.04, 3.72, 22.8, 150)] == [
-        "0.50",
-        "0.979",
-        "1.04",
-        "3.7",
-        "23",
-        "150",
-    ]
-    assert words.listed(["a", "b", "c"]) == "a, b and c"
-    assert words.listed(["a", "b, with c", "d"]) == "a; b, with c; and d"
-    assert [words.listed(some) for some in ([], ["a, b"], ["a", "b"])] == ["", "a, b", "a and b"]
-    assert words.number(1_000_000.0) == "1,000,000"
 
 
 def test_the_page_travels_with_the_wheel():

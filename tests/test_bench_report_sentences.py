@@ -240,3 +240,33 @@ def test_what_was_extrapolated_is_marked(tmp_path):
     page.write_page(tmp_path / "page.html", [place], [], [])
     assert "extrapolated, not measured: would take 9 s" in (tmp_path / "page.html").read_text()
     assert not any("1,000 the fastest other" in s for s in conclusions.conclusions(place))  # no time, no ratio
+
+
+def test_figures_in_words():
+    assert [w.duration(s) for s in (0, 5.2e-5, 9.996e-4, 0.0399, 0.9999, 23.9, 1200)] == [
+        "0 us",
+        "52.0 us",
+        "1.00 ms",
+        "39.9 ms",
+        "1.00 s",
+        "23.9 s",
+        "20.0 min",
+    ]
+    assert [w.size(b) for b in (1_000, 17_125_376, 999_999_999, 8.39e9)] == [
+        "1.00 kB",
+        "17.1 MB",
+        "1.00 GB",
+        "8.39 GB",
+    ]
+    assert [w.times(r) for r in (0.5, 0.979, 1.04, 3.72, 22.8, 150)] == [
+        "0.50",
+        "0.979",
+        "1.04",
+        "3.7",
+        "23",
+        "150",
+    ]
+    assert w.listed(["a", "b", "c"]) == "a, b and c"
+    assert w.listed(["a", "b, with c", "d"]) == "a; b, with c; and d"
+    assert [w.listed(some) for some in ([], ["a, b"], ["a", "b"])] == ["", "a, b", "a and b"]
+    assert w.number(1_000_000.0) == "1,000,000"
