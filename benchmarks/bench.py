@@ -34,21 +34,22 @@ OPS = ("read", "dense", "consolidate", "select", "evict")
 
 
 def steps(full: bool, device: str) -> list[Step]:
-    """What a quick and a full run consist of. Growth and length are measured on the CPU alone."""
+    """What a quick and a full run consist of, in two minutes and in thirty on two cores. Growth and length are measured
+    on the CPU alone."""
     if device != "cpu":
         timed = () if full else ("--seconds", "100")
         return [Step("functions beside their peers", "run", ("--suite", "gpu", "--device", device, *timed))]
     if full:
         return [
-            Step("functions beside their peers", "run", ("--full",)),
-            Step("growth with the sizes", "scaling", ()),
-            Step("the length of a video", "length", ()),
+            Step("functions beside their peers", "run", ("--full", "--seconds", "840")),
+            Step("growth with the sizes", "scaling", ("--budget", "360")),
+            Step("the length of a video", "length", ("--budget", "360")),
             Step("the paper's claims", "claims", ()),
         ]
     return [
-        Step("functions beside their peers", "run", ("--quick", "--op", *OPS)),
-        Step("growth with the sizes", "scaling", ("--quick", "--axis", "N")),
-        Step("the length of a video", "length", ("--quick", "--protocol", "fig1")),
+        Step("functions beside their peers", "run", ("--quick", "--op", *OPS, "--rounds", "5")),
+        Step("growth with the sizes", "scaling", ("--quick", "--axis", "N", "--budget", "18")),
+        Step("the length of a video", "length", ("--quick", "--protocol", "fig1", "--budget", "15")),
     ]
 
 
