@@ -43,6 +43,18 @@ def test_one_row_cut_among_threads(kind, num_threads, threads):
         check(usage, p)
 
 
+@pytest.mark.parametrize(("n", "step"), [(10_007, 16), (800_003, 195)])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_usage_that_misleads_a_sample(n, step, num_threads, threads):
+    """What evenly spaced tokens have lets too few, or nearly all, of the others pass."""
+    threads(num_threads)
+    usage = torch.rand(1, n, generator=torch.Generator().manual_seed(0))
+    for shift in (1, -1):
+        usage[:, ::step] += shift
+        check(usage, 128)
+        check(usage, n // 4)
+
+
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_batches(num_threads, threads):
     threads(num_threads)

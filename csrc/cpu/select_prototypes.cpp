@@ -1,8 +1,9 @@
-// The P most used tokens of each row, most used first, in one pass over usage and O(P) memory per thread (at most
-// max(2 P, P + 256) candidates of 16 bytes, and a sample of max(8 P, 1024) keys).
+// The P most used tokens of each row, most used first, in one pass over usage (in two where a sample of it misleads) and
+// O(P) memory per thread: at most max(2 P, P + 256) candidates of 16 bytes, and a sample of 4096 keys.
 #include "../select_prototypes.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <vector>
 
@@ -34,16 +35,18 @@ void keep_best(std::vector<Candidate<Key>>& candidates, int64_t count) {
   candidates.resize(count);
 }
 
-// A key that at least `count` tokens reach: the count-th best of a few evenly spaced ones. It keeps a row that ascends,
-// where each token beats all before it, from being collected whole.
+// A key that somewhat more than `count` tokens reach, if a sample of evenly spaced ones is like the row: what is below
+// is passed over without being collected. 0 where a sample does not pay.
 template <typename scalar_t>
-UsageKey<scalar_t> first_bar(const UsageRow<scalar_t>& row, int64_t count) {
-  const int64_t sample = std::max<int64_t>(8 * count, 1024);
-  if (row.size / 8 < sample) return 0;
-  std::vector<UsageKey<scalar_t>> keys(sample);
+UsageKey<scalar_t> likely_bar(const UsageRow<scalar_t>& row, int64_t count) {
+  const int64_t sample = std::clamp<int64_t>(row.size / 16, 512, 4096);
+  const double expected = double(count) * double(sample) / double(row.size);
+  const auto rank = static_cast<int64_t>(expected + 4 * std::sqrt(expected) + 4);
+  if (row.size < 4 * sample || rank > sample / 2) return 0;
+  UsageKey<scalar_t> keys[4096];
   for (int64_t i = 0; i < sample; ++i) keys[i] = row.key(i * (row.size / sample));
-  std::nth_element(keys.begin(), keys.begin() + (count - 1), keys.end(), std::greater<>());
-  return keys[count - 1];
+  std::nth_element(keys, keys + rank, keys + sample, std::greater<>());
+  return keys[rank];
 }
 
 // The best `count` of tokens [begin, end), and perhaps some more, among those whose key reaches the bar.
@@ -67,12 +70,19 @@ std::vector<Candidate<UsageKey<scalar_t>>> collect(const UsageRow<scalar_t>& row
 template <typename scalar_t>
 void select_row(const UsageRow<scalar_t>& row, int64_t count, int64_t* out) {
   const Parts parts(row.size);
-  const auto bar = first_bar(row, count);
   std::vector<std::vector<Candidate<UsageKey<scalar_t>>>> found(parts.count);
-  parts.for_each(parts.count,
-                 [&](int64_t part, int64_t begin, int64_t end) { found[part] = collect(row, begin, end, count, bar); });
+  const auto collect_from = [&](UsageKey<scalar_t> bar) {
+    parts.for_each(parts.count, [&](int64_t part, int64_t begin, int64_t end) {
+      found[part] = collect(row, begin, end, count, bar);
+    });
+    for (int64_t part = 1; part < parts.count; ++part) {
+      found[0].insert(found[0].end(), found[part].begin(), found[part].end());
+    }
+  };
+  const auto bar = likely_bar(row, count);
+  collect_from(bar);
   auto& best = found[0];
-  for (int64_t part = 1; part < parts.count; ++part) best.insert(best.end(), found[part].begin(), found[part].end());
+  if (static_cast<int64_t>(best.size()) < count) collect_from(0);  // the sample was not like the row
   keep_best(best, count);
   std::sort(best.begin(), best.end());
   for (int64_t j = 0; j < count; ++j) out[j] = best[j].index;
