@@ -1,5 +1,5 @@
-// The P most used tokens of each row, most used first, in one pass over usage (in two where a sample of it misleads) and
-// O(P) memory per thread: at most max(2 P, P + 256) candidates of 16 bytes, and a sample of 4096 keys.
+// The P most used tokens of each row, most used first, in one pass over usage (in two where a sample of it misleads)
+// and O(P) memory per thread: at most max(2 P, P + 256) candidates of 16 bytes, and a sample of 4096 keys.
 #include "../select_prototypes.h"
 
 #include <algorithm>
