@@ -164,31 +164,6 @@ def test_nothing_on_the_host_looks_at_numbers():
             kernels.memory_read_backward(*x, weight, index, readout, usage)
 
 
-def test_the_table_is_written_as_it_is_committed(tmp_path, monkeypatch):
-    from xmemk.kernels import tune
-
-    committed = configs.PATH.read_text()
-    monkeypatch.setattr(configs, "PATH", tmp_path / "configs.json")
-    tune.write(configs.table())
-    assert configs.PATH.read_text() == committed
-
-
-def test_tuning_keeps_the_fastest_that_launches():
-    from xmemk.kernels import tune
-
-    def time(config):
-        if config["num_stages"] == 4:
-            raise RuntimeError("out of resource: shared memory")
-        return 2.0 if config == now else 1.0 + abs(config["BLOCK_N"] - 64) + config["num_warps"]
-
-    now = {"BLOCK_Q": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
-    assert tune.best("split_lse", now, time) == (now, 2.0)
-    kept, least = tune.best("split_lse", now, lambda config: 9.0 if config == now else time(config))
-    assert kept["num_warps"] == 4 and kept["BLOCK_N"] == 64 and least == 5.0
-    for kernel, config in configs.table()["90"].items():
-        assert set(config) == set(next(tune.candidates(kernel)))
-
-
 def test_newer_gpus_use_the_nearest_older_table(monkeypatch):
     for capability, wanted in (((8, 7), "86"), ((9, 0), "90"), ((10, 3), "100"), ((12, 1), "120")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
