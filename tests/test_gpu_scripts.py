@@ -125,7 +125,7 @@ def test_a_step_that_fails_is_said_and_the_next_one_runs(tmp_path):
 def test_where_tests_are_red_what_is_right_is_timed_all_the_same(tmp_path, red):
     python = tmp_path / "python"
     python.write_text(
-        f'#!/bin/sh\ncase "$*" in *pytest*) echo 3 failed; exit {int(red)};; *run.py*) echo "$*"; exit 0;; esac\n'
+        f'#!/bin/sh\ncase "$*" in *"-m pytest"*) echo 3 failed; exit {int(red)};; *run.py*) echo "$*"; exit 0;; esac\n'
         f'exec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
@@ -144,7 +144,7 @@ def test_a_step_that_takes_too_long_says_what_it_knows(tmp_path):
     test.write_text("import time\ndef test_wrong(): assert 1 == 2\ndef test_hangs(): time.sleep(100)\n")
     python, script = tmp_path / "python", tmp_path / "tools" / "gpu.sh"
     python.write_text(
-        f'#!/bin/sh\ncase "$*" in *pytest*) exec {sys.executable} -m pytest -p no:cacheprovider {test};; esac\n'
+        f'#!/bin/sh\ncase "$*" in *"-m pytest"*) exec {sys.executable} -m pytest -p no:cacheprovider {test};; esac\n'
         f'exec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
