@@ -72,6 +72,41 @@ def test_launches_of_a_growing_memory_need_no_new_kernels():
     assert kinds(24_580) == kinds(24_589) == kinds(24_592)
 
 
+def test_what_is_compiled_is_what_the_launcher_asks_for(monkeypatch):
+    """Types, constants and alignments of every argument, by the code that runs before a launch on a GPU."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    class Device:
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, 32)
+
+    monkeypatch.setattr(driver, "_active", Device())
+    recorded, seen = aot._launch, set()
+
+    def asked(kind, key, path):
+        if isinstance(kind, tuple):
+            return tuple(asked(k, key[i], (*path, i)) for i, k in enumerate(kind))
+        return kind, isinstance(key, str) and "D" in key
+
+    def listed(launch, kind, path):
+        if isinstance(kind, tuple):
+            return tuple(listed(launch, k, (*path, i)) for i, k in enumerate(kind))
+        return kind, path in launch.aligned
+
+    def compared(kernel, arguments, options):
+        launch = recorded(kernel, arguments, options)
+        if launch not in seen:
+            seen.add(launch)
+            _, found, _ = kernel.create_binder()[-1](*arguments, **options, debug=False)
+            for i, ((name, kind), given) in enumerate(zip(launch.signature, found, strict=True)):
+                assert listed(launch, kind, (i,)) == asked(*given, (i,)), (launch.kernel, name)
+        return launch
+
+    monkeypatch.setattr(aot, "_launch", compared)
+    assert len(aot.launches(90)) == len(seen) >= 100
+
+
 @pytest.mark.parametrize(("top_k", "usage", "most"), [(30, False, 7), (30, True, 8)])
 def test_a_top_k_read_takes_few_launches(top_k, usage, most):
     from xmemk.kernels import memory_read

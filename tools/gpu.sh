@@ -22,6 +22,9 @@ mkdir -p "$logs"
 : >"$logs/summary.txt"
 failed=0
 untested=
+# Where this runs in the background SIGINT is ignored, and would be by all that it starts.
+heeding=
+env --default-signal=INT true 2>/dev/null && heeding="env --default-signal=INT"
 # An interpreter that a distribution marks as its own is used all the same: nothing is installed but a link to here.
 export PYTHONUNBUFFERED=1 PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore
 
@@ -50,7 +53,7 @@ step() {
     shift 2
     begin=$(date +%s)
     # As by Ctrl-C at first, so that what is known by then is still said.
-    timeout -s INT -k 10 "$limit" "$@" >"$logs/$name.log" 2>&1
+    timeout -s INT -k 10 "$limit" $heeding "$@" >"$logs/$name.log" 2>&1
     status=$?
     took=$(($(date +%s) - begin))
     case $status in
