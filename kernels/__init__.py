@@ -86,10 +86,11 @@ def memory_read_saving(*arguments: Any) -> Any:
 
 @_on_its_device
 def memory_read_backward(*arguments: Any) -> Any:
-    """:func:`.gradients.memory_read_backward`"""
-    from . import gradients
+    """:func:`.gradients.memory_read_backward`; the last argument as five bools, or left out for all gradients."""
+    from . import gradients, wanted
 
-    return gradients.memory_read_backward(*arguments)
+    given = 9
+    return gradients.memory_read_backward(*arguments[:given], *(wanted.Wanted(*w) for w in arguments[given:]))
 
 
 @_on_its_device

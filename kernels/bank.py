@@ -208,7 +208,7 @@ def prepare(memory: Memory, queries: Queries, pad: int) -> Bank:
         bank.e_exact,
         TILE,
         pad,
-        num_warps=4 if ckp <= 64 else 8,
+        num_warps=8,
     )
     return bank
 

@@ -28,6 +28,7 @@ from .bank import Queries
 from .dense_lse import affinity
 from .dense_weights import FORMATS, HALF_SCALE, block_rows, weights
 from .products import in_parts, multiply
+from .wanted import ALL, Wanted
 
 PAIR_BYTES = 64 << 20  # of dW at a time; W and dS take up to half more, each
 
@@ -40,10 +41,13 @@ def memory_read_backward(
     qe: Tensor | None,
     d_readout: Tensor,
     d_usage: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+    wanted: Wanted = ALL,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Float32 gradients with tokens and queries as rows: of keys [B, N, CK] and values [B, N, O * CV] of all segments,
     shrinkage [B, N, 1], queries and selection [B, Q, CK]. d_readout [B, O, CV, Q], d_usage [B, N] or None.
+    What is not wanted is None, and what nothing else needs is not computed.
     """
+    wanted = wanted.given(ms, qe)
     b, ck, q = qk.shape
     a = affinity(bank.memory(mk, ms), Queries(qk, qe))
     n, np, qp = a.memory.tokens, a.bank.keys.shape[1], a.bank.queries.shape[1]
@@ -63,15 +67,19 @@ def memory_read_backward(
     d_out = d_readout.to(values.dtype).permute(0, 3, 1, 2).flatten(2)  # [B, Q, O * CV]
     d_out_parts = in_parts(d_out)
     form, unit = FORMATS[values.dtype], 1.0 / HALF_SCALE.value if values.dtype == torch.float16 else 1.0
-    at_token = torch.empty_like(of_token)
-    at_query = torch.empty_like(of_query)
-    dv = of_token.new_empty(b, n, values.shape[1])
+    at_token = torch.empty_like(of_token) if wanted.of_tokens else None
+    at_query = torch.empty_like(of_query) if wanted.of_queries else None
+    dv = of_token.new_empty(b, n, values.shape[1]) if wanted.mv else None
     rows = max(block_rows(), PAIR_BYTES // (4 * b * np) // block_rows() * block_rows())
     for first in range(0, q, rows):
         count = min(rows, qp - first)
         w = weights(a, first, count, form, False).parts
         count = min(count, q - first)
         span = slice(first, first + count)
+        if dv is not None:
+            multiply(w[:, :, :count, :n].transpose(2, 3), d_out[:, span], dv, unit, first > 0)
+        if not wanted.of_scores:
+            continue
         dw = of_token.new_empty(b, count, n)
         multiply(d_out_parts[:, :, span], values, dw)
         d_score = dw.new_empty((b, 3, count, n), dtype=torch.bfloat16)
@@ -79,15 +87,19 @@ def memory_read_backward(
         score_gradients[(count, b)](
             w, dw, usage, d_score, unit, n, np, w.shape[2], count, d_usage is not None, form[0], 1024
         )
-        multiply(w[:, :, :count, :n].transpose(2, 3), d_out[:, span], dv, unit, first > 0)
-        multiply(d_score.transpose(2, 3), of_query[:, span], at_token, 1.0, first > 0)
-        multiply(d_score, of_token, at_query[:, span])
-    a1, a2, a3 = at_token.split([ck, ck, 1], 2)
-    b1, b2, b3 = at_query.split([ck, ck, 1], 2)
-    dk = 2 * h * (k * a1 - a2)
-    ds = None if ms is None else ((k * (k * a1 - 2 * a2)).sum(2, keepdim=True) + a3) / -root
-    dq = -2 * e * (b2 - queries * b3)
-    de = None if qe is None else b1 - queries * (2 * b2 - queries * b3)
+        if at_token is not None:
+            multiply(d_score.transpose(2, 3), of_query[:, span], at_token, 1.0, first > 0)
+        if at_query is not None:
+            multiply(d_score, of_token, at_query[:, span])
+    dk = ds = dq = de = None
+    if at_token is not None:
+        a1, a2, a3 = at_token.split([ck, ck, 1], 2)
+        dk = 2 * h * (k * a1 - a2) if wanted.mk else None
+        ds = ((k * (k * a1 - 2 * a2)).sum(2, keepdim=True) + a3) / -root if wanted.ms else None
+    if at_query is not None:
+        b1, b2, b3 = at_query.split([ck, ck, 1], 2)
+        dq = -2 * e * (b2 - queries * b3) if wanted.qk else None
+        de = b1 - queries * (2 * b2 - queries * b3) if wanted.qe else None
     return dk, ds, dv, dq, de
 
 

@@ -49,7 +49,7 @@ def affinity(memory: Memory, queries: Queries) -> Affinity:
     )  # fmt: skip
     wide_lse[(qp // TILE, splits, b)](
         *wide_arguments(memory, queries, operands), lse, np, qp, tiles, splits, *wide_constants(memory, queries),
-        TILE, block_q, WIDE_KEYS, ALIGN, num_warps=8,
+        TILE, block_q, WIDE_KEYS if ckp <= 64 else WIDE_KEYS // 2, ALIGN, num_warps=8,
     )  # fmt: skip
     return Affinity(memory, queries, operands, lse)
 

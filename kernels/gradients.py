@@ -14,6 +14,7 @@ from torch import Tensor
 from . import dense_backward, dense_read, topk_backward
 from .topk_affinity import affinity_topk
 from .topk_readout import readout_topk
+from .wanted import ALL, Wanted
 
 
 def memory_read_saving(
@@ -44,25 +45,30 @@ def memory_read_backward(
     index: Tensor,
     d_readout: Tensor | None,
     d_usage: Tensor | None,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor | None]:
-    """Gradients of mk, ms (empty where there is none), mv, qk and qe in their types, rows of channels in memory."""
+    wanted: Wanted = ALL,
+) -> tuple[list[Tensor] | None, list[Tensor] | None, list[Tensor] | None, Tensor | None, Tensor | None]:
+    """Gradients of mk, ms, mv, qk and qe in their types, rows of channels in memory; None for what is not wanted, and
+    for ms and qe where there is none.
+    """
     if qk.shape[0] == 0 or qk.shape[2] == 0:  # nothing was read
-        zeros = [[_zeros(x) for x in part] for part in (mk, ms or [], mv)]
-        return zeros[0], zeros[1], zeros[2], _zeros(qk), None if qe is None else _zeros(qe)
+        parts = ((mk, wanted.mk), (ms, wanted.ms), (mv, wanted.mv))
+        zeros = [[_zeros(x) for x in part] if part is not None and want else None for part, want in parts]
+        queries = [_zeros(x) if x is not None and want else None for x, want in ((qk, wanted.qk), (qe, wanted.qe))]
+        return zeros[0], zeros[1], zeros[2], queries[0], queries[1]
     if d_readout is None:
         d_readout = mv[0].new_zeros((*mv[0].shape[:3], qk.shape[2]))
     if index.shape[2] > 0:
-        grads = topk_backward.memory_read_backward(mk, ms, mv, qk, qe, weight, index, d_readout, d_usage)
+        grads = topk_backward.memory_read_backward(mk, ms, mv, qk, qe, weight, index, d_readout, d_usage, wanted)
     else:
-        grads = dense_backward.memory_read_backward(mk, ms, mv, qk, qe, d_readout, d_usage)
+        grads = dense_backward.memory_read_backward(mk, ms, mv, qk, qe, d_readout, d_usage, wanted)
     dk, ds, dv, dq, de = grads
     o, cv = mv[0].shape[1:3]
     return (
-        [g.transpose(1, 2) for g in _split(dk, mk)],
-        [] if ms is None or ds is None else [g.transpose(1, 2) for g in _split(ds, ms)],
-        [g.unflatten(2, (o, cv)).permute(0, 2, 3, 1) for g in _split(dv, mv)],
+        None if dk is None else [g.transpose(1, 2) for g in _split(dk, mk)],
+        None if ms is None or ds is None else [g.transpose(1, 2) for g in _split(ds, ms)],
+        None if dv is None else [g.unflatten(2, (o, cv)).permute(0, 2, 3, 1) for g in _split(dv, mv)],
         # Elementwise results have the strides of what they were computed from.
-        dq.to(qk.dtype).contiguous().transpose(1, 2),
+        None if dq is None else dq.to(qk.dtype).contiguous().transpose(1, 2),
         None if de is None else de.to(qk.dtype).contiguous().transpose(1, 2),
     )
 

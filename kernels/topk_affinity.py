@@ -112,7 +112,7 @@ def _choose(
         configs.power_of_2_from(k),
         rows,
         width // rows,
-        num_warps=2 if width < 2048 else 8,
+        num_warps=2 if width < 512 else 4 if width < 2048 else 8,
     )
 
 

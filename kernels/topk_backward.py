@@ -17,6 +17,7 @@ from torch import Tensor
 from . import bank, configs
 from .bank import Queries
 from .tiles import bound, load_queries, load_scalars, load_tokens
+from .wanted import ALL, Wanted
 
 
 def memory_read_backward(
@@ -29,8 +30,12 @@ def memory_read_backward(
     index: Tensor,
     d_readout: Tensor,
     d_usage: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-    """As dense_backward's, from the forward's weight and index [B, Q, k]. Three launches, a sort and a search."""
+    wanted: Wanted = ALL,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """As dense_backward's, from the forward's weight and index [B, Q, k]. Three launches, a sort and a search, or those
+    of them that what is wanted needs.
+    """
+    wanted = wanted.given(ms, qe)
     memory, queries = bank.memory(mk, ms), Queries(qk, qe)
     b, ck, q = qk.shape
     _, o, cv, _ = mv[0].shape
@@ -40,10 +45,9 @@ def memory_read_backward(
     dq, de = d_out.new_empty((b, q, ck)), d_out.new_empty((b, q, ck))
     slot_d, slot_h = torch.empty_like(weight), torch.empty_like(weight)
     dk, ds = d_out.new_empty((b, n, ck)), d_out.new_empty((b, n, 1))
-    dv = d_out.new_empty((b, n, o * cv))
     memory_arguments = (*memory.keys, *memory.shrinkage, *queries.arguments)
     kinds = (memory.segments, len(memory.ms) > 0, queries.qe is not None)
-    if q > 0:
+    if q > 0 and wanted.of_scores:
         kp = configs.power_of_2_from(k)
         query_gradients[(q, b)](
             *memory_arguments, values, *bank.strides(values), weight, index, d_out,
@@ -51,16 +55,21 @@ def memory_read_backward(
             n, q, k, o, cv, 1 / math.sqrt(ck), ck, ckp, *kinds, d_usage is not None, kp, max(16, 4096 // kp),
             num_warps=4 if kp <= 64 else 8,
         )  # fmt: skip
+    dq_, de_ = dq if wanted.qk else None, de if wanted.qe else None
+    if not (wanted.of_tokens or wanted.mv):
+        return None, None, None, dq_, de_
     token, order = index.flatten(1).sort(dim=1, stable=True)
     numbers = torch.arange(n + 1, device=index.device).expand(b, -1).contiguous()
     bounds = torch.searchsorted(token, numbers)
-    key_gradients[(n, b)](
-        *memory_arguments, order, bounds, slot_d, slot_h, dk, ds, n, q, k, ck, ckp, *kinds, 16, num_warps=1
-    )
+    if wanted.of_tokens:
+        key_gradients[(n, b)](
+            *memory_arguments, order, bounds, slot_d, slot_h, dk, ds, n, q, k, ck, ckp, *kinds, 16, num_warps=1
+        )
+    dv = d_out.new_empty((b, n, o * cv)) if wanted.mv else None
     block = min(512, max(16, configs.power_of_2_from(o * cv)))
-    if dv.numel() > 0:
+    if dv is not None and dv.numel() > 0:
         value_gradients[(n, -(-o * cv // block), b)](order, bounds, weight, d_out, dv, n, q, k, o * cv, block, 8)
-    return dk, ds if memory.ms else None, dv, dq, de if qe is not None else None
+    return dk if wanted.mk else None, ds if wanted.ms else None, dv, dq_, de_
 
 
 @triton.jit(do_not_specialize=["N", "Q"])

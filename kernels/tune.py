@@ -1,27 +1,48 @@
-"""Chooses the tile sizes of configs.json for the GPU at hand: ``python -m xmemk.kernels.tune``
+"""Chooses the tile sizes of configs.json for the GPU at hand: ``python -m xmemk.kernels.tune [--kernel NAME ...]``
 
 For one kernel after the other, every candidate is timed within the read that launches it, at XMem's size at 480p with
-ten frames and a full long-term memory, and the fastest is kept. Compiling takes most of the time; it may be stopped,
-since the table is written after each kernel.
+ten frames and a full long-term memory, and the fastest is kept, if it is faster than what is used now. Rejected, with a
+line that says why, is what spills, uses local memory, has more shared memory than there is or multiplies without the
+matrix units (by aot.py: in the form that is timed, and before it is kept in all forms), and what reads anything but
+Eq. 1 and 2 in float64.
+
+Compiling takes most of the time. It may be stopped: the table is replaced as a whole after each kernel that has gained.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import itertools
 import json
+import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from . import configs
+from . import aot, configs
 
 Config = dict[str, int]
+Read = Callable[[], tuple[Tensor, Tensor | None]]
+
+# By kernel the cases of aot.py that launch the form that is timed.
+TIMED = {
+    "split_maxima": "topk float16",
+    "read_rows": "topk float16",
+    "split_lse": "dense float16",
+    "split_weights": "dense float16",
+    "multiply_values": "dense float16",
+    "multiply_values_float32": "dense float32",
+}
+CHECKED_QUERIES = 64
 
 
 def candidates(kernel: str) -> Iterator[Config]:
-    """Configurations worth a try; those that do not fit a GPU fail to launch there."""
+    """Configurations worth a try, of whatever GPU."""
     if kernel == "read_rows":
         sizes: dict[str, tuple[int, ...]] = {"BLOCK_C": (128, 256, 512), "SLOTS": (4, 8, 16, 32)}
     elif kernel.startswith("multiply_values"):
@@ -35,75 +56,192 @@ def candidates(kernel: str) -> Iterator[Config]:
         yield dict(zip(sizes, values))
 
 
-def best(kernel: str, now: Config, time: Callable[[Config], float]) -> tuple[Config, float]:
-    """The fastest of the candidates and of what is used now, which only a gain of 1 % replaces. ``time`` may raise."""
-    kept, least = now, time(now)
-    for candidate in candidates(kernel):
+def best(
+    kernel: str,
+    now: Config,
+    time: Callable[[Config], float],
+    problem: Callable[[Config, bool], str | None],
+    said: Callable[[str], None] = print,
+) -> tuple[Config, float]:
+    """The fastest of the candidates and of what is used now, which only a gain of 1 % replaces; and its time.
+
+    time: of a read with it; raises where it cannot be launched or reads what is wrong. problem: why not to use what the
+    compiler makes of it, with True in every form, or None.
+    """
+
+    def attempt(config: Config, limit: float) -> tuple[float, str | None]:
+        """Its time if it is less than ``limit``, else infinity; and why it is rejected, if it is."""
+        why = problem(config, False)
+        if why is not None:
+            return math.inf, why
         try:
-            taken = time(candidate)
-        except Exception as error:  # does not fit, or does not compile: every compiler has its own way to say so
-            print(f"{kernel} {candidate}: {str(error).splitlines()[0][:80] if str(error) else type(error).__name__}")
+            taken = time(config)
+        except Exception as error:  # does not fit, does not compile, is wrong: each has its own way to say so
+            return math.inf, str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        why = problem(config, True) if taken < limit else None
+        return (taken, None) if taken < limit and why is None else (math.inf, why)
+
+    kept = now
+    least, why = attempt(now, math.inf)
+    if why is not None:
+        said(f"{kernel}: what is used now, {now}, would be rejected: {why}")
+    for candidate in candidates(kernel):
+        if candidate == now:
             continue
-        if taken < 0.99 * least:
+        taken, why = attempt(candidate, 0.99 * least)
+        if why is not None:
+            said(f"{kernel} {candidate}: rejected, {why}")
+        elif taken < math.inf:
             kept, least = candidate, taken
     return kept, least
 
 
+@functools.cache
+def _compiled(launch: aot.Launch, architecture: int) -> tuple[str, ...]:
+    try:
+        return aot.compile_launch(launch, architecture).problems
+    except Exception as error:  # the compilers' own
+        return (f"does not compile: {type(error).__name__}",)
+
+
+def compiled_problem(kernel: str, architecture: int, config: Config, every_form: bool) -> str | None:
+    """What `make aot` would say of a configuration: of the form that is timed, or of all that it configures."""
+    table = configs.table()[str(architecture)]
+    before, table[kernel] = table[kernel], config
+    configs.forget()
+    try:
+        only = (lambda case: True) if every_form else (lambda case: case == TIMED[kernel])
+        launches = aot.launches(architecture, only)
+    except ValueError as error:  # a grid that CUDA does not have
+        return str(error)
+    finally:
+        table[kernel] = before
+        configs.forget()
+    # multiply_parts is configured as multiply_values is.
+    name = kernel.removesuffix("_float32")
+    names = (name, "multiply_parts") if name == "multiply_values" else (name,)
+    for launch in launches:
+        if launch.kernel in names and (problems := _compiled(launch, architecture)):
+            return f"{launch.kernel} compiled for sm_{architecture}: {', '.join(problems)}"
+    return None
+
+
+def exact(mk: Tensor, ms: Tensor, mv: Tensor, qk: Tensor, qe: Tensor, top_k: int | None) -> Tensor:
+    """Eq. 1 and 2 in float64, of a few queries: readout [B, O, CV, Q]."""
+    mk, ms, mv, qk, qe = (x.double() for x in (mk, ms, mv, qk, qe))
+    product = (mk * mk).mT @ qe - 2 * mk.mT @ (qe * qk) + (qe * qk * qk).sum(1, keepdim=True)
+    score = -ms.mT * product / math.sqrt(mk.shape[1])
+    if top_k is not None:
+        score = score.masked_fill(score < score.topk(top_k, 1).values[:, -1:], -math.inf)
+    return torch.einsum("bocn,bnq->bocq", mv, score.softmax(1))
+
+
+def expect(readout: Tensor, wanted: Tensor) -> None:
+    """ValueError where a readout is off by more than its type's rounding explains."""
+    allowed = (2**-9 if readout.dtype == torch.float16 else 2**-15) * wanted.abs().max()
+    off = (readout.double() - wanted).abs().max()
+    if not off <= allowed:  # NaN is none
+        raise ValueError(f"wrong by {off:.2g} where {allowed:.2g} is allowed")
+
+
 def write(table: dict[str, dict[str, Config]]) -> None:
-    """configs.json, one kernel a line."""
+    """configs.json, one kernel a line; there is always a whole one."""
     blocks = []
     for architecture, kernels in table.items():
         rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(config)}" for name, config in kernels.items())
         blocks.append(f"  {json.dumps(architecture)}: {{\n{rows}\n  }}")
-    configs.PATH.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
+    new = configs.PATH.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        new.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
+        new.replace(configs.PATH)
+    finally:
+        new.unlink(missing_ok=True)
 
 
-def workloads() -> dict[str, Callable[[], Any]]:
-    """For each kernel a read that launches it."""
+def workloads(device: str, tokens: int = 24_580, queries: int = 1620) -> dict[str, tuple[Read, Tensor]]:
+    """For each kernel a read that launches it, and what some of its queries read, exactly."""
     from . import memory_read
 
     def tensors(dtype: torch.dtype) -> tuple[Any, ...]:
-        g = torch.Generator(device="cuda").manual_seed(0)
+        g = torch.Generator(device=device).manual_seed(0)
 
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=g, device="cuda").to(dtype).movedim(1, -1)
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=g, device=device).to(dtype).movedim(1, -1)
 
-        ms = 1 + 9 * torch.rand((1, 24_580, 1), generator=g, device="cuda").movedim(1, -1) ** 2
-        mk, mv, qk = normal(1, 24_580, 64), normal(1, 24_580, 1, 512), normal(1, 1620, 64)
-        return [mk], [ms], [mv], qk, normal(1, 1620, 64).sigmoid()
+        ms = 1 + 9 * torch.rand((1, tokens, 1), generator=g, device=device).movedim(1, -1) ** 2
+        mk, mv, qk = normal(1, tokens, 64), normal(1, tokens, 1, 512), normal(1, queries, 64)
+        return mk, ms, mv, qk, normal(1, queries, 64).sigmoid()
 
-    half, single = tensors(torch.float16), tensors(torch.float32)
-    topk, dense = (lambda: memory_read(*half, 30, True)), (lambda: memory_read(*half, None, True))
+    def one(dtype: torch.dtype, top_k: int | None) -> tuple[Read, Tensor]:
+        mk, ms, mv, qk, qe = tensors(dtype)
+        some = checked(queries)
+        wanted = exact(mk, ms, mv, qk[..., some], qe[..., some], top_k)
+        return lambda: memory_read([mk], [ms], [mv], qk, qe, top_k, True), wanted
+
+    topk, dense = one(torch.float16, 30), one(torch.float16, None)
     return {
         "split_maxima": topk,
         "read_rows": topk,
         "split_lse": dense,
         "split_weights": dense,
         "multiply_values": dense,
-        "multiply_values_float32": lambda: memory_read(*single, None, True),
+        "multiply_values_float32": one(torch.float32, None),
     }
 
 
-def main() -> int:
+def checked(queries: int) -> slice:
+    """Which queries are compared: some of every block."""
+    return slice(None, None, max(1, queries // CHECKED_QUERIES))
+
+
+def tune(name: str, kernels: list[str], work: dict[str, tuple[Read, Tensor]], bench: Callable[[Read], float]) -> None:
+    """Tunes ``kernels`` on the device of ``work``, whose configurations the table has under ``name``."""
+    table = configs.table()
+    for kernel in kernels:
+        read, wanted = work[kernel]
+        now = table[name][kernel]
+
+        def time(config: Config, kernel: str = kernel, read: Read = read, wanted: Tensor = wanted) -> float:
+            table[name][kernel] = config
+            configs.forget()
+            readout = read()[0]
+            expect(readout[..., checked(readout.shape[3])], wanted)
+            return bench(read)
+
+        def problem(config: Config, every_form: bool, kernel: str = kernel) -> str | None:
+            return compiled_problem(kernel, int(name), config, every_form)
+
+        kept = now
+        try:
+            kept, least = best(kernel, now, time, problem)
+        finally:
+            table[name][kernel] = kept
+            configs.forget()
+        if kept == now:
+            print(f"{kernel} on {name}: nothing is faster than {now}, the read {1000 * least:.0f} us")
+        else:
+            write(table)
+            print(f"{kernel} on {name}: {kept} instead of {now}, the read {1000 * least:.0f} us")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m xmemk.kernels.tune", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--kernel", nargs="+", choices=list(TIMED), default=list(TIMED))
+    options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("no GPU: the table was written on one, or compiled for (python -m xmemk.kernels.aot)", file=sys.stderr)
         return 1
     from triton.testing import do_bench
 
-    table = configs.table()
+    def bench(read: Read) -> float:
+        return float(do_bench(read, warmup=10, rep=100, return_mode="median"))
+
     name = configs.name(torch.device("cuda", torch.cuda.current_device()))
-    for kernel, read in workloads().items():
-
-        def time(config: Config, kernel: str = kernel, read: Callable[[], Any] = read) -> float:
-            table[name][kernel] = config
-            configs.forget()
-            return float(do_bench(read, warmup=10, rep=100, return_mode="median"))
-
-        now = table[name][kernel]
-        kept, least = best(kernel, now, time)
-        table[name][kernel] = kept
-        write(table)
-        print(f"{kernel} on {name}: {kept}, the read {1000 * least:.0f} us")
+    try:
+        tune(name, options.kernel, workloads("cuda"), bench)
+    except KeyboardInterrupt:
+        print("stopped: the table has what was found for the kernels before this one", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,5 +1,6 @@
 """What all tests share. A run in which too few passed is red: a suite that skips itself must not look like success."""
 
+import importlib.util
 import os
 
 import pytest
@@ -10,6 +11,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes beside one another; tests o
 
 
 def pytest_addoption(parser):
+    if importlib.util.find_spec("pytest_timeout") is None:  # whose setting pyproject.toml has
+        parser.addini("timeout", "of no effect: pytest-timeout is not installed")
     parser.addoption("--min-passed", type=int, default=0, help="fail the run if fewer tests than this passed")
 
 

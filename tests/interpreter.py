@@ -56,6 +56,20 @@ def _start():
 
     torch.set_num_threads(1)
     find_kernels()
+    _numbers_of_arrays()
+
+
+def _numbers_of_arrays():
+    """Triton 3.6 makes numbers of arrays of one element in a way that NumPy 2.4 no longer has."""
+    from triton.runtime import interpreter
+
+    before = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        before(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
 
 
 def _run(module, name, arguments):

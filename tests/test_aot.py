@@ -72,6 +72,41 @@ def test_launches_of_a_growing_memory_need_no_new_kernels():
     assert kinds(24_580) == kinds(24_589) == kinds(24_592)
 
 
+def test_what_is_compiled_is_what_the_launcher_asks_for(monkeypatch):
+    """Types, constants and alignments of every argument, by the code that runs before a launch on a GPU."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    class Device:
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, 32)
+
+    monkeypatch.setattr(driver, "_active", Device())
+    recorded, seen = aot._launch, set()
+
+    def asked(kind, key, path):
+        if isinstance(kind, tuple):
+            return tuple(asked(k, key[i], (*path, i)) for i, k in enumerate(kind))
+        return kind, isinstance(key, str) and "D" in key
+
+    def listed(launch, kind, path):
+        if isinstance(kind, tuple):
+            return tuple(listed(launch, k, (*path, i)) for i, k in enumerate(kind))
+        return kind, path in launch.aligned
+
+    def compared(kernel, arguments, options):
+        launch = recorded(kernel, arguments, options)
+        if launch not in seen:
+            seen.add(launch)
+            _, found, _ = kernel.create_binder()[-1](*arguments, **options, debug=False)
+            for i, ((name, kind), given) in enumerate(zip(launch.signature, found, strict=True)):
+                assert listed(launch, kind, (i,)) == asked(*given, (i,)), (launch.kernel, name)
+        return launch
+
+    monkeypatch.setattr(aot, "_launch", compared)
+    assert len(aot.launches(90)) == len(seen) >= 100
+
+
 @pytest.mark.parametrize(("top_k", "usage", "most"), [(30, False, 7), (30, True, 8)])
 def test_a_top_k_read_takes_few_launches(top_k, usage, most):
     from xmemk.kernels import memory_read
@@ -162,31 +197,6 @@ def test_nothing_on_the_host_looks_at_numbers():
         for top_k in (None, 30):
             readout, usage, weight, index = kernels.memory_read_saving(*x, top_k, True)
             kernels.memory_read_backward(*x, weight, index, readout, usage)
-
-
-def test_the_table_is_written_as_it_is_committed(tmp_path, monkeypatch):
-    from xmemk.kernels import tune
-
-    committed = configs.PATH.read_text()
-    monkeypatch.setattr(configs, "PATH", tmp_path / "configs.json")
-    tune.write(configs.table())
-    assert configs.PATH.read_text() == committed
-
-
-def test_tuning_keeps_the_fastest_that_launches():
-    from xmemk.kernels import tune
-
-    def time(config):
-        if config["num_stages"] == 4:
-            raise RuntimeError("out of resource: shared memory")
-        return 2.0 if config == now else 1.0 + abs(config["BLOCK_N"] - 64) + config["num_warps"]
-
-    now = {"BLOCK_Q": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
-    assert tune.best("split_lse", now, time) == (now, 2.0)
-    kept, least = tune.best("split_lse", now, lambda config: 9.0 if config == now else time(config))
-    assert kept["num_warps"] == 4 and kept["BLOCK_N"] == 64 and least == 5.0
-    for kernel, config in configs.table()["90"].items():
-        assert set(config) == set(next(tune.candidates(kernel)))
 
 
 def test_newer_gpus_use_the_nearest_older_table(monkeypatch):

@@ -120,6 +120,55 @@ def test_a_step_that_fails_is_said_and_the_next_one_runs(tmp_path):
     assert "wanted some of build" in shell(tmp_path, python, "--try", steps="vaildate").stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+@pytest.mark.parametrize("red", [True, False])
+def test_where_tests_are_red_what_is_right_is_timed_all_the_same(tmp_path, red):
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *"-m pytest"*) echo 3 failed; exit {int(red)};; *run.py*) echo "$*"; exit 0;; esac\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    done = shell(tmp_path, python, "--try", steps="tests benchmark")
+    assert done.returncode == red
+    assert ("tests: FAILED, status 1" in done.stdout) == red
+    assert "3 failed" in done.stdout and "benchmark: ok" in done.stdout
+    assert ("--op evict --untested --results" in done.stdout) == red
+    assert torch.__version__ in (tmp_path / "logs" / "machine.txt").read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_a_step_that_takes_too_long_says_what_it_knows(tmp_path):
+    """Pytest, stopped as by Ctrl-C, reports the tests that have failed by then."""
+    test = tmp_path / "test_slow.py"
+    test.write_text("import time\ndef test_wrong(): assert 1 == 2\ndef test_hangs(): time.sleep(100)\n")
+    python, script = tmp_path / "python", tmp_path / "tools" / "gpu.sh"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *"-m pytest"*) exec {sys.executable} -m pytest -p no:cacheprovider {test};; esac\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    script.parent.mkdir()
+    script.write_text((ROOT / "tools" / "gpu.sh").read_text().replace("step tests 130", "step tests 8"))
+    (tmp_path / "tests").mkdir()
+    done = subprocess.run(
+        ["sh", script, python, "--try"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin:/usr/local/bin", "STEPS": "tests"},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "tests: STOPPED after its 8 s" in done.stdout
+    assert "test_slow.py::test_wrong - assert 1 == 2" in done.stdout
+
+
+def test_untested_tables_say_so(tiny_run, tmp_path):
+    code, (result,) = gpu_suite(tiny_run, tmp_path, "--op", "evict", "--untested")
+    assert code == 0
+    assert result["tested"] == "tests not run: --untested"
+
+
 @pytest.mark.skipif(
     sys.platform == "win32" or torch.cuda.is_available(), reason="a shell script, where there is no GPU"
 )

@@ -217,29 +217,65 @@ def test_copies_pickles_and_files_make_their_own(recorded, tmp_path):
     assert recorded.captures == captures + 8
     agree([memory, plain], 17, 24)  # whose graphs are still there
     assert recorded.captures == captures + 8
-    held = graph.ReadGraph(graph.CudaGraphs())
+    held = graph.ReadGraph(graph.Captures(graph.CudaGraphs()))
     assert not pickle.loads(pickle.dumps(held)).captured
 
 
-def test_a_capture_that_fails_changes_nothing(recorded, monkeypatch):
-    memories = pair()
-    agree(memories, 0, 3, {1: 0})
-    run(memories[1], 3, 4, {1: 0})
-    before = numbers(memories[0])
+@BOTH
+@pytest.mark.parametrize("fails", ["capture", "read", "table", "replay"])
+def test_where_a_capture_fails_the_memory_goes_on_without_and_says_so_once(recorded, monkeypatch, groups, fails):
+    def out_of_memory(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 
-    def fails(call, like):
-        raise RuntimeError("out of memory")
+    def captured(call, like):
+        return Recorded.capture(recorded, call, like)[0], out_of_memory
 
-    # The second read of a kind is the one that is captured.
+    monkeypatch.setattr(
+        recorded, "capture" if fails == "replay" else fails, captured if fails == "replay" else out_of_memory
+    )
+    memories = pair(groups)
+    words = "cuda_graphs: this memory reads without them from now on, OutOfMemoryError: CUDA out of memory.$"
+    with pytest.warns(RuntimeWarning, match=words) as said:
+        agree(memories, 0, 20)
+    assert len(said) == 1
+    assert recorded.replays == 0
+    monkeypatch.undo()
+    other = copy.deepcopy(memories[0])
+    agree([other, copy.deepcopy(memories[1])], 20, 24)
+    assert recorded.replays == 0
+
+
+def test_what_is_wrong_with_a_read_itself_is_its_own_error(recorded, monkeypatch):
+    memory = Memory(small(), cuda_graphs=True)
+    run(memory, 0, 4, {1: 0})
+    before = numbers(memory)
+
+    def broken(*_, **__):
+        raise RuntimeError("an illegal memory access")
+
     with monkeypatch.context() as patched:
-        patched.setattr(recorded, "capture", fails)
-        memories[0].groups.buckets[0].arena.graph._reading = None
-        memories[0].look_up(**query(3))
-        with pytest.raises(RuntimeError, match="out of memory"):
-            memories[0].read(**query(3))
-    assert same(numbers(memories[0]), before)
-    run(memories[0], 3, 4, {1: 0})
-    agree(memories, 4, 9, {1: 0})
+        patched.setattr(xmemk.api, "memory_read", broken)
+        patched.setattr(recorded, "capture", broken)
+        memory.groups.buckets[0].arena.graph._reading.replay = broken
+        with pytest.warns(RuntimeWarning, match="illegal"), pytest.raises(RuntimeError, match="illegal memory access"):
+            memory.read(**query(4))
+    assert same(numbers(memory), before)
+
+
+def test_an_interruption_is_no_failure_of_a_graph(recorded, monkeypatch):
+    memory = Memory(small(), cuda_graphs=True)
+    run(memory, 0, 2, {1: 0})
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recorded, "capture", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(memory, 2, 4, {1: 0})
+    assert not memory.groups.buckets[0].arena.graph.captures.given_up
+    run(memory, 4, 8, {1: 0})
+    assert recorded.replays > 0
 
 
 def test_without_cuda_all_is_as_it_was():
@@ -291,6 +327,22 @@ def test_a_capture_is_ended_whatever_happens(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         graph.CudaGraphs().capture(lambda: 1 / 0, torch.zeros(1))
     assert cuda.calls == ["wait", "begin", "end"]
+    assert graph._UNENDED == []
+
+
+def test_a_graph_whose_capture_cuda_gave_up_is_kept(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    monkeypatch.setattr(graph, "_UNENDED", [])
+
+    def invalidated():
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    cuda.capture_end = invalidated
+    with pytest.raises(RuntimeError, match="previous error"):
+        graph.CudaGraphs().capture(lambda: None, torch.zeros(1))
+    with pytest.raises(ZeroDivisionError):  # what was wrong in the first place
+        graph.CudaGraphs().capture(lambda: 1 / 0, torch.zeros(1))
+    assert [cuda, cuda] == graph._UNENDED
 
 
 class Interpreted(Recorded):
@@ -300,23 +352,13 @@ class Interpreted(Recorded):
     place, read = graph.CudaGraphs.place, graph.CudaGraphs.read
 
 
-class Reads:
-    """The public functions with the reads of backend "triton", which has no others."""
-
-    def __getattr__(self, name):
-        return getattr(xmemk, name)
-
-    def memory_read(self, *arguments, **options):
-        return xmemk.memory_read(*arguments, **options | {"backend": "triton"})
-
-
 @interpreted
 def test_the_kernels_follow_the_table():
     recorded, before = Interpreted(), graph.CUDA
     graph.CUDA = recorded
     try:
         config = small(top_k=1, max_mid_term_frames=4, num_prototypes=2, max_long_term_elements=4)
-        memories = [Memory(config, functions=Reads(), cuda_graphs=graphs) for graphs in (True, False)]
+        memories = [Memory(config, backend="triton", cuda_graphs=graphs) for graphs in (True, False)]
         agree(memories, 0, 9, {1: 0}, h=2, w=9)
     finally:
         graph.CUDA = before

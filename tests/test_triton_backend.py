@@ -10,7 +10,7 @@ from interpreter import find_kernels, interpreted
 
 import xmemk
 from xmemk import ops
-from xmemk.backends import Call, choose, refusal
+from xmemk.backends import BACKENDS, OPS, Call, choose, for_upkeep, refusal
 from xmemk.testing import make_inputs
 
 find_kernels()
@@ -96,6 +96,31 @@ def test_the_worker_interprets_and_asks_for_it_by_name():
         xmemk.memory_read(*x.double().read, backend="triton")
     with pytest.raises(ValueError, match="top_k above 256"):
         xmemk.memory_read(*x.read, top_k=999, backend="triton")
+
+
+def test_a_memory_leaves_upkeep_without_a_kernel_to_auto_and_nothing_else():
+    given = {(op, name): for_upkeep(op, name) for op in OPS for name in (*BACKENDS, "auto", "unknown")}
+    changed = {key for key, asked in given.items() if asked != key[1]}
+    assert changed == {("select_prototypes", "triton"), ("evict_lfu", "triton")}
+    assert {given[key] for key in changed} == {"auto"}
+    said = xmemk.explain("evict_lfu", torch.ones(1, 9), 3, backend="triton")
+    assert said.chosen is None
+    assert "a memory with backend='triton' leaves it to 'auto'" in str(said)
+    with pytest.raises(ValueError, match="backend: 'triton' has no kernel for evict_lfu"):
+        xmemk.evict_lfu(torch.ones(1, 9), 3, backend="triton")
+
+
+@interpreted
+@pytest.mark.parametrize("groups", ["exact", "xmem"])
+def test_a_memory_on_it_by_name_consolidates_and_evicts(groups):
+    from memory_videos import run, small
+
+    config = small(groups, max_mid_term_frames=4, num_prototypes=2, max_long_term_elements=4)
+    memories = [xmemk.Memory(config, backend=name) for name in ("triton", "torch")]
+    mine, plain = (run(memory, 0, 9, {1: 0, 2: 3}) for memory in memories)
+    assert memories[0].evictions == memories[1].evictions > 0
+    for a, b in zip(mine, plain, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 @interpreted

@@ -1,5 +1,8 @@
 """Gradients of the Triton kernels, under Triton's interpreter, against the oracle's in float64."""
 
+from collections import Counter
+from unittest import mock
+
 import pytest
 import torch
 from interpreter import interpreted
@@ -198,6 +201,55 @@ def test_operators_pass_opcheck(top_k, token_major, queries):
     gradients = (torch.randn_like(readout), torch.randn_like(usage))
     given = (*parts, qk.detach(), None, weight, index, *gradients, wanted)
     torch.library.opcheck(torch.ops.xmemk.memory_read_triton_backward, given)
+
+
+NAMES = ("mk", "ms", "mv", "qk", "qe")
+
+
+def expected_launches(names, top_k):
+    """Of the backward's own kernels, by the gradients that are wanted."""
+    of_tokens, of_queries, of_values = ("mk" in names or "ms" in names), ("qk" in names or "qe" in names), "mv" in names
+    scores = of_tokens or of_queries
+    if top_k is None:
+        products = scores + of_tokens + of_queries + of_values
+        return Counter({"score_gradients": int(scores), "multiply_parts": products})
+    kernels = {"query_gradients": scores, "key_gradients": of_tokens, "value_gradients": of_values}
+    return Counter({name: int(needed) for name, needed in kernels.items()})
+
+
+@interpreted
+@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize(
+    "wanted", [*((name,) for name in NAMES), ("mk", "mv"), ("mv", "qk"), ("mk", "ms", "qk", "qe")], ids="-".join
+)
+def test_only_the_gradients_that_are_wanted_are_computed(top_k, wanted):
+    """Those are the same to the bit as among all."""
+    from triton.runtime.interpreter import GridExecutor
+
+    x = make_inputs(40, 3, objects=2, key_channels=5, value_channels=4, batch=2)
+    launched = []
+    run = GridExecutor.__call__
+
+    def counted(self, *arguments, **options):
+        launched.append(self.fn.__name__)
+        return run(self, *arguments, **options)
+
+    def gradients(names):
+        given = {name: t.detach().clone() for name, t in zip(NAMES, x.read)}
+        leaves = [given[name].requires_grad_() for name in names]
+        readout, usage = xmemk.memory_read(**given, top_k=top_k, return_usage=True, backend="triton")
+        g = torch.Generator().manual_seed(0)
+        weigh = [torch.randn(t.shape, generator=g) for t in (readout, usage)]
+        launched.clear()
+        with mock.patch.object(GridExecutor, "__call__", counted):
+            grads = torch.autograd.grad((readout, usage), leaves, weigh)
+        own = Counter(name for name in launched if name.endswith("_gradients") or name == "multiply_parts")
+        assert own == expected_launches(names, top_k)
+        return dict(zip(names, grads))
+
+    every = gradients(NAMES)
+    for name, grad in gradients(wanted).items():
+        assert torch.equal(grad, every[name])
 
 
 @interpreted

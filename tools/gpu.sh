@@ -1,10 +1,12 @@
 #!/bin/sh
 # make gpu: what needs an NVIDIA GPU, in eight minutes and without a network: gpu.sh PYTHON [--try]
-# Four steps, each with its own time limit and log, so that it can be stopped after any of them:
+# Four steps, each with its own time limit and log, so that it can be stopped after any of them; where one fails, the
+# others go on:
 #   build      the extension with its CUDA kernels, for this machine's GPU, in place
 #   tests      pytest -m gpu, of which at least tests/min-passed-gpu must pass
 #   validate   every backend and dtype against float64
-#   benchmark  benchmarks/run.py --suite gpu, which writes its results as it goes
+#   benchmark  benchmarks/run.py --suite gpu, which writes its results as it goes; where tests have failed, it times
+#              what agrees with float64, and every table says that its tests were not run
 #   sanitize   a few GPU tests under compute-sanitizer (memcheck, racecheck); not among the four, STEPS=sanitize asks
 # STEPS chooses some of them; LOGS and RESULTS say where they write. --try runs the steps on the CPU, on small sizes,
 # to test this script.
@@ -19,13 +21,26 @@ cd "$(dirname "$0")/.." || exit 1
 mkdir -p "$logs"
 : >"$logs/summary.txt"
 failed=0
-export PYTHONUNBUFFERED=1
+untested=
+# Where this runs in the background SIGINT is ignored, and would be by all that it starts.
+heeding=
+env --default-signal=INT true 2>/dev/null && heeding="env --default-signal=INT"
+# An interpreter that a distribution marks as its own is used all the same: nothing is installed but a link to here.
+export PYTHONUNBUFFERED=1 PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore
 
-capability=$("$python" -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")' 2>/dev/null)
+capability=$("$python" -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")' 2>"$logs/machine.txt")
 if [ -z "$capability" ] && [ "$try" != --try ]; then
+    tail -n 1 "$logs/machine.txt" >&2
     echo "gpu.sh: $python has no torch with CUDA that sees an NVIDIA GPU (make gpu PYTHON=..., VENV=...)" >&2
     exit 1
 fi
+
+{
+    date
+    nvidia-smi
+    "$python" -c 'import sys, torch, triton; print(sys.version, torch.__version__, torch.version.cuda, triton.__version__)'
+    "$python" -m pip list --format=freeze
+} >>"$logs/machine.txt" 2>&1
 
 note() {
     echo "$*" | tee -a "$logs/summary.txt"
@@ -37,7 +52,8 @@ step() {
     limit=$2
     shift 2
     begin=$(date +%s)
-    timeout -k 5 "$limit" "$@" >"$logs/$name.log" 2>&1
+    # As by Ctrl-C at first, so that what is known by then is still said.
+    timeout -s INT -k 10 "$limit" $heeding "$@" >"$logs/$name.log" 2>&1
     status=$?
     took=$(($(date +%s) - begin))
     case $status in
@@ -67,8 +83,9 @@ tests() {
     # A cold cache of compiled kernels takes longer than the tests; processes may share a GPU.
     "$python" -c 'import xdist' 2>/dev/null && beside="-n 8 --dist worksteal"
     [ "$try" = --try ] && beside=
-    step tests 130 "$python" -m pytest -m gpu -q $beside --maxfail=25 --min-passed="$least" --durations=5 $files || failed=1
-    tail -n 15 "$logs/tests.log"
+    step tests 130 "$python" -m pytest -m gpu -q $beside --maxfail=25 --min-passed="$least" --tb=short \
+        --durations=5 --junitxml="$logs/tests.xml" $files || { failed=1 && untested=--untested; }
+    tail -n 40 "$logs/tests.log"
 }
 
 sanitize() {
@@ -99,7 +116,7 @@ PYTHON
 
 benchmark() {
     if [ "$try" = --try ]; then how="--device cpu --try --op evict"; else how="--device cuda --seconds 140"; fi
-    step benchmark 180 "$python" benchmarks/run.py --suite gpu $how --results "$results" || failed=1
+    step benchmark 180 "$python" benchmarks/run.py --suite gpu $how $untested --results "$results" || failed=1
     cat "$logs/benchmark.log"
 }
 

@@ -1,6 +1,7 @@
 """Which backend serves a call: one pure function of the call's metadata and of what is built.
 
-A backend asked for by name never falls back: the error says what it lacks and which one would do.
+A backend asked for by name never falls back: the error says what it lacks and which one would do. (A memory may ask for
+one by name that reads and has no kernels for upkeep; then it asks for "auto" there, :func:`for_upkeep`.)
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _KERNELS: dict[str, frozenset[str]] = {
         }
     ),
 }
+# What a memory asks of "auto" where the backend it was given has no kernel.
+_UPKEEP = ("select_prototypes", "evict_lfu")
 # Those of them that do their arithmetic in float32, and those that have gradients.
 _FLOAT32 = {
     "cuda": frozenset[str](),
@@ -88,7 +91,8 @@ def refusal(backend: str, call: Call, native_error: str | None, cuda_error: str 
     if backend == "torch":
         return None
     if call.op not in _KERNELS[backend]:
-        return f"has no kernel for {call.op} in this version"
+        upkeep = f"; a memory with backend={backend!r} leaves it to 'auto'" if call.op in _UPKEEP else ""
+        return f"has no kernel for {call.op} in this version{upkeep}"
     interpreted = backend == "triton" and call.interpreted and call.device == "cpu"
     if call.device != _DEVICE[backend] and not interpreted:
         return f"needs {_DEVICE[backend]} tensors, these are on {call.device}"
@@ -102,6 +106,12 @@ def refusal(backend: str, call: Call, native_error: str | None, cuda_error: str 
     if error is not None:
         return f"{error}; `xmemk doctor` says how to get it"
     return None
+
+
+def for_upkeep(op: str, requested: str) -> str:
+    """What a memory whose backend is ``requested`` asks for in upkeep: "auto" where that one has no kernel at all."""
+    without = op in _UPKEEP and op not in _KERNELS.get(requested, frozenset({op}))
+    return "auto" if without else requested
 
 
 def _triton_refusal(call: Call) -> str | None:

@@ -101,9 +101,13 @@ def _gradients(
     d_usage: Tensor | None,
     wanted: list[bool],
 ) -> list[Tensor]:
+    # Of several segments of a kind all are computed, or none.
+    n, m = len(mk), len(ms)
+    kinds = (any(wanted[:n]), any(wanted[n : n + m]), any(wanted[n + m : -2]), *wanted[-2:])
     backward = ops.kernels().memory_read_backward
-    dk, ds, dv, dq, de = backward(mk, ms or None, mv, qk, qe, weight, index, d_readout, d_usage)
-    return [g if want else qk.new_empty((0,)) for g, want in zip((*dk, *ds, *dv, dq, de), wanted)]
+    dk, ds, dv, dq, de = backward(mk, ms or None, mv, qk, qe, weight, index, d_readout, d_usage, kinds)
+    every = (*(dk or [None] * n), *(ds or [None] * m), *(dv or [None] * n), dq, de)
+    return [g if want and g is not None else qk.new_empty((0,)) for g, want in zip(every, wanted)]
 
 
 for _device in ("CUDA", "CPU"):

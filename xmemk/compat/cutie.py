@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import api
 from ..memory import Arena
+from ..memory.functions import PUBLIC
 from .buckets import Buckets, Frame, Rules
 from .config import CutieLimits
 from .cutie_stores import LongTermView, WorkingView
@@ -166,7 +166,7 @@ class CutieMemory:
             if arena.long_term < most - p:
                 return None
             keep = min(most - p - self.buffer_tokens, arena.long_term)
-            return api.select_prototypes(arena.long_term_usage(), keep, backend=self.backend), False
+            return PUBLIC.select_prototypes(arena.long_term_usage(), keep, backend=self.backend), False
 
         return Rules(
             True,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import api
 from ..memory import Memory
+from ..memory.functions import PUBLIC
 from .config import memory_config
 from .functions import do_softmax, get_affinity, get_similarity, readout
 from .xmem_stores import StoreView, reconfigure
@@ -128,7 +129,7 @@ class MemoryManager:
         [1, CK, P], per group values [O, CV, V'] of the prototypes it has, or None, and the shrinkage [1, 1, P].
         """
         n = candidate_key.shape[2]
-        index = api.select_prototypes(usage.flatten(1), min(self.num_prototypes, n), backend=self.backend)[0]
+        index = PUBLIC.select_prototypes(usage.flatten(1), min(self.num_prototypes, n), backend=self.backend)[0]
         pk, pe = candidate_key[:, :, index], candidate_selection[:, :, index]
 
         def potentiate(value: Tensor, v: int, valid: Tensor | slice) -> Tensor:

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from .bank import Bank, add_block, place
 from .functions import PUBLIC
-from .graph import Graphs, ReadGraph
+from .graph import Captures, ReadGraph
 from .scaled import values_for
 from .spec import Spec
 from .table import LONG_TERM, Run, Slot, Table
@@ -64,7 +64,7 @@ class Arena:
     graphs: reads are captured and replayed where that can be done (graph.py); None for no graphs.
     """
 
-    def __init__(self, spec: Spec, functions: Any = PUBLIC, graphs: Graphs | None = None) -> None:
+    def __init__(self, spec: Spec, functions: Any = PUBLIC, graphs: Captures | None = None) -> None:
         self.spec = spec
         self.functions = functions
         self.graph = None if graphs is None else ReadGraph(graphs)

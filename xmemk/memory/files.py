@@ -23,7 +23,7 @@ from .arena import Arena
 from .bank import Bank, add_block
 from .checks import Layout, check_labels
 from .exact import Bucket, ExactGroups
-from .graph import Graphs
+from .graph import Captures
 from .rules import Rules
 from .sensory import Sensory
 from .shared import Late, SharedGroups
@@ -87,7 +87,7 @@ def read(
     path: str | os.PathLike[str],
     device: torch.device | str | None,
     backend: str,
-    graphs: Graphs | None = None,
+    graphs: Captures | None = None,
 ) -> tuple[MemoryConfig, Layout | None, Groups | None, Sensory]:
     """ValueError that names the file where it is cut off, no memory, of a newer version, or contradicts itself."""
     safetensors = _safetensors()
@@ -108,7 +108,7 @@ def read(
 
 
 def _restore(
-    state: Mapping[str, Any], file: Any, device: torch.device | None, backend: str, graphs: Graphs | None
+    state: Mapping[str, Any], file: Any, device: torch.device | None, backend: str, graphs: Captures | None
 ) -> tuple[MemoryConfig, Layout | None, Groups | None, Sensory]:
     config = MemoryConfig(**state["config"])
     layout = None if state["layout"] is None else _layout_from_json(state["layout"], device)

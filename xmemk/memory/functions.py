@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import api
+from torch import Tensor
+
+from .. import api, backends
 
 
 class PublicFunctions:
-    """Those of :mod:`xmemk.api`, in an object that, unlike a module, can be copied and pickled with what holds it."""
+    """Those of :mod:`xmemk.api`, in an object that, unlike a module, can be copied and pickled with what holds it.
+
+    Whoever names a backend for a memory means its reads: of upkeep, what that backend has no kernel for is left to
+    "auto". All else is served by the backend that was named, or refused.
+    """
 
     def __getattr__(self, name: str) -> Any:
         return getattr(api, name)
+
+    def select_prototypes(self, usage: Tensor, num_prototypes: int, *, backend: str = "auto") -> Tensor:
+        """:func:`xmemk.select_prototypes`"""
+        return api.select_prototypes(usage, num_prototypes, backend=backends.for_upkeep("select_prototypes", backend))
+
+    def evict_lfu(self, usage: Tensor, keep: int, *, backend: str = "auto") -> Tensor:
+        """:func:`xmemk.evict_lfu`"""
+        return api.evict_lfu(usage, keep, backend=backends.for_upkeep("evict_lfu", backend))
 
 
 PUBLIC = PublicFunctions()

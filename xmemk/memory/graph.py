@@ -8,7 +8,8 @@ arena's storage, which stays where it is, and a table on the device says which t
 A read of a new kind (another type or stride of the query, other storage since objects left) is made without a graph,
 which compiles what is to be compiled; the second one of that kind is captured. What the graph cannot do, the arena does
 as if there were none: reads of all tokens, of so few that they are not grouped, with gradients, of values of 8 bits, of
-more than four runs or blocks of frames added to the first, and those that are themselves being captured.
+more than four runs or blocks of frames added to the first, and those that are themselves being captured. Where a
+capture fails, the memory says so once, and reads without graphs from then on.
 
 An arena has one set of buffers: reads from two streams need a synchronization between them.
 """
@@ -16,7 +17,9 @@ An arena has one set of buffers: reads from two streams need a synchronization b
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -125,25 +128,52 @@ class CudaGraphs:
                     result = call()
                 except BaseException:
                     with contextlib.suppress(RuntimeError):  # what it says then is a consequence
-                        graph.capture_end()
+                        _end(graph)
                     raise
-                graph.capture_end()
+                _end(graph)
             torch.cuda.current_stream().wait_stream(stream)
         return result, graph.replay
+
+
+_UNENDED: list[torch.cuda.CUDAGraph] = []
+
+
+def _end(graph: torch.cuda.CUDAGraph) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        _UNENDED.append(graph)  # the allocator goes on to ask it which streams it captures: it must not go
+        raise
 
 
 CUDA = CudaGraphs()
 
 
+@dataclass
+class Captures:
+    """The graphs of one memory, of all its arenas."""
+
+    graphs: Graphs
+    given_up: bool = False
+
+    def give_up(self, error: Exception) -> None:
+        """No more of them, since this came of one; said once."""
+        if not self.given_up:
+            lines = str(error).splitlines()
+            why = type(error).__name__ + (f": {lines[0]}" if lines else "")
+            warnings.warn(f"cuda_graphs: this memory reads without them from now on, {why}", RuntimeWarning, 2)
+        self.given_up = True
+
+
 class ReadGraph:
     """The graph of one arena. Copies, pickles and files of a memory go without it, and make their own."""
 
-    def __init__(self, graphs: Graphs) -> None:
-        self.graphs = graphs
+    def __init__(self, captures: Captures) -> None:
+        self.captures = captures
         self._reading: _Reading | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"graphs": self.graphs, "_reading": None}
+        return {"captures": self.captures, "_reading": None}
 
     @property
     def captured(self) -> bool:
@@ -162,26 +192,35 @@ class ReadGraph:
         backend: str,
     ) -> Result | None:
         """As :meth:`.arena.Arena.read`; None for a read that is not for a graph. Results are the caller's to keep."""
-        if top_k is None or type(arena.values) is not Values or not self.graphs.ready(qk):
+        graphs = self.captures.graphs
+        if self.captures.given_up or top_k is None or type(arena.values) is not Values or not graphs.ready(qk):
             return None
         if torch.is_grad_enabled() and (qk.requires_grad or (qe is not None and qe.requires_grad)):
             return None
         if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
             return None
         segments = _segments(runs)
-        if segments is None or not self.graphs.fits(arena.tokens, top_k):
+        if segments is None or not graphs.fits(arena.tokens, top_k):
             return None
         banks = (arena.key, arena.shrinkage, arena.values.bank)
         places = tuple((block.data_ptr(), block.shape) for bank in banks for block in bank.blocks[: FRAMES + 1])
         of_qe = None if qe is None else (qe.shape, qe.stride())
         kind = (qk.dtype, qk.shape, qk.stride(), of_qe, top_k, return_usage, backend, places)
         if self._reading is None or self._reading.kind != kind:
-            if not self.graphs.serves(qk, qe, arena.values.bank.blocks[FRAMES], top_k, backend):
+            if not graphs.serves(qk, qe, arena.values.bank.blocks[FRAMES], top_k, backend):
                 return None
             self._reading = None  # its memory is free for the next one
-            self._reading = _Reading(self.graphs, kind, arena, qk, qe, top_k, return_usage)
-        with torch.inference_mode(False), torch.no_grad():
-            readout, usage = self._reading(qk, qe, segments)
+        try:
+            if self._reading is None:
+                self._reading = _Reading(graphs, kind, arena, qk, qe, top_k, return_usage)
+            with torch.inference_mode(False), torch.no_grad():
+                readout, usage = self._reading(qk, qe, segments)
+        except (
+            Exception
+        ) as error:  # CUDA's, of its allocator, Triton's: what is wrong for a read without, that will say
+            self._reading = None
+            self.captures.give_up(error)
+            return None
         return readout.to(arena.spec.value_dtype), usage
 
 

@@ -36,14 +36,15 @@ LARGEST_STORED |= dict.fromkeys(("int8", "float8_e4m3fn"), torch.finfo(torch.flo
 class Memory:
     """The three stores of one video, or of a batch of videos that add and read at the same time.
 
-    config: sizes and rules. backend: as for the public functions, "auto" or one by name. check_finite: whether keys,
-    shrinkage, values, selections and queries are searched for NaN and Inf; None means on the CPU only, because
-    elsewhere each look waits for the device. Unchecked, a key or shrinkage that is not finite is never read, and a
-    value that is not finite spoils the readouts that select its token. functions: the stateless functions to run on,
-    an object with those of the public ones that are needed, for measuring and testing. cuda_graphs: whether top-k reads
-    of the Triton kernels are replayed from a CUDA graph, which takes the host fewer launches and the GPU memory for one
-    read per bucket of objects (not counted in :attr:`nbytes`); results are the same to the bit. Reads that are no such
-    reads, as on a CPU, are made as without.
+    config: sizes and rules. backend: as for the public functions, "auto" or one by name; selection and eviction are
+    left to "auto" where the one named has no kernels for them (as "triton"). check_finite: whether keys, shrinkage,
+    values, selections and queries are searched for NaN and Inf; None means on the CPU only, because elsewhere each look
+    waits for the device. Unchecked, a key or shrinkage that is not finite is never read, and a value that is not finite
+    spoils the readouts that select its token. functions: the stateless functions to run on, an object with those of the
+    public ones that are needed, for measuring and testing. cuda_graphs: whether top-k reads of the Triton kernels are
+    replayed from a CUDA graph, which takes the host fewer launches and the GPU memory for one read per bucket of
+    objects (not counted in :attr:`nbytes`); results are the same to the bit. Reads that are no such reads, as on a CPU,
+    are made as without.
 
     The first ``add`` fixes B, the channels, H and W, the types and the device, and allocates what the configuration
     can ever need (:attr:`nbytes`); from then on frames, prototypes and survivors are written in place and read as
@@ -169,7 +170,7 @@ class Memory:
         On the same kind of device it goes on to the bit as the one that was saved. ValueError that names the file where
         it is cut off, no memory, of another version of the format or inconsistent; OSError where it cannot be read.
         """
-        graphs = graph.CUDA if cuda_graphs else None
+        graphs = graph.Captures(graph.CUDA) if cuda_graphs else None
         config, layout, groups, sensory = files.read(path, device, backend, graphs)
         memory = cls(config, backend=backend, check_finite=check_finite, cuda_graphs=cuda_graphs)
         memory.sensory, memory._layout, memory._groups = sensory, layout, groups
@@ -222,5 +223,6 @@ class Memory:
         return layout.device.type == "cpu" if self.check_finite is None else self.check_finite
 
     def _new_groups(self, layout: Layout) -> Groups:
-        rules = Rules(self.config, layout, self.backend, self.functions, graph.CUDA if self.cuda_graphs else None)
+        graphs = graph.Captures(graph.CUDA) if self.cuda_graphs else None
+        rules = Rules(self.config, layout, self.backend, self.functions, graphs)
         return ExactGroups(rules) if self.config.groups == "exact" else SharedGroups(rules)

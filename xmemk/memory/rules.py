@@ -12,7 +12,7 @@ from torch import Tensor
 from ..reference.config import MemoryConfig
 from .checks import Layout
 from .functions import PUBLIC
-from .graph import Graphs
+from .graph import Captures
 from .spec import Spec
 
 
@@ -32,7 +32,7 @@ class Rules:
     layout: Layout
     backend: str
     functions: Any = PUBLIC
-    graphs: Graphs | None = None
+    graphs: Captures | None = None
 
     def spec(self, objects: int) -> Spec:
         """The room that these objects need, however long the video is; without long-term memory, for a start."""
