@@ -71,7 +71,7 @@ def test_an_op_whose_tests_are_red_is_refused_and_the_others_go_on(tiny_run, tmp
     assert any(row["median"] for row in evict["rows"])
 
 
-def shell(tmp_path, *arguments, steps="evict"):
+def shell(tmp_path, *arguments, steps="evict", untested=""):
     return subprocess.run(
         ["sh", ROOT / "tools" / "gpu.sh", *arguments],
         capture_output=True,
@@ -80,6 +80,7 @@ def shell(tmp_path, *arguments, steps="evict"):
             "PATH": "/usr/bin:/bin:/usr/local/bin",
             "PYTHONPATH": str(ROOT),
             "STEPS": steps,
+            "UNTESTED": untested,
             "LOGS": str(tmp_path / "logs"),
             "RESULTS": str(tmp_path / "results"),
         },
@@ -121,19 +122,19 @@ def test_a_step_that_fails_is_said_and_the_next_one_runs(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
-@pytest.mark.parametrize("red", [True, False])
-def test_where_tests_are_red_what_is_right_is_timed_all_the_same(tmp_path, red):
+@pytest.mark.parametrize(("red", "asked"), [(True, ""), (False, ""), (True, "1")])
+def test_the_benchmark_follows_red_tests_and_is_untested_only_where_asked(tmp_path, red, asked):
     python = tmp_path / "python"
     python.write_text(
         f'#!/bin/sh\ncase "$*" in *"-m pytest"*) echo 3 failed; exit {int(red)};; *run.py*) echo "$*"; exit 0;; esac\n'
         f'exec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
-    done = shell(tmp_path, python, "--try", steps="tests benchmark")
+    done = shell(tmp_path, python, "--try", steps="tests benchmark", untested=asked)
     assert done.returncode == red
     assert ("tests: FAILED, status 1" in done.stdout) == red
     assert "3 failed" in done.stdout and "benchmark: ok" in done.stdout
-    assert ("--op evict --untested --results" in done.stdout) == red
+    assert ("--op evict --untested --results" in done.stdout) == bool(asked)
     assert torch.__version__ in (tmp_path / "logs" / "machine.txt").read_text()
 
 

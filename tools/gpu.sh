@@ -5,8 +5,8 @@
 #   build      the extension with its CUDA kernels, for this machine's GPU, in place
 #   tests      pytest -m gpu, of which at least tests/min-passed-gpu must pass
 #   validate   every backend and dtype against float64
-#   benchmark  benchmarks/run.py --suite gpu, which writes its results as it goes; where tests have failed, it times
-#              what agrees with float64, and every table says that its tests were not run
+#   benchmark  benchmarks/run.py --suite gpu, which writes its results as it goes, of ops whose tests pass; with
+#              UNTESTED=1 of all that agree with float64, and every table says that its tests were not run
 #   sanitize   a few GPU tests under compute-sanitizer (memcheck, racecheck); not among the four, STEPS=sanitize asks
 # STEPS chooses some of them; LOGS and RESULTS say where they write. --try runs the steps on the CPU, on small sizes,
 # to test this script.
@@ -21,7 +21,7 @@ cd "$(dirname "$0")/.." || exit 1
 mkdir -p "$logs"
 : >"$logs/summary.txt"
 failed=0
-untested=
+untested=${UNTESTED:+--untested}
 # Where this runs in the background SIGINT is ignored, and would be by all that it starts.
 heeding=
 env --default-signal=INT true 2>/dev/null && heeding="env --default-signal=INT"
@@ -84,7 +84,7 @@ tests() {
     "$python" -c 'import xdist' 2>/dev/null && beside="-n 8 --dist worksteal"
     [ "$try" = --try ] && beside=
     step tests 130 "$python" -m pytest -m gpu -q $beside --maxfail=25 --min-passed="$least" --tb=short \
-        --durations=5 --junitxml="$logs/tests.xml" $files || { failed=1 && untested=--untested; }
+        --durations=5 --junitxml="$logs/tests.xml" $files || failed=1
     tail -n 40 "$logs/tests.log"
 }
 
