@@ -83,11 +83,15 @@ def repeat(chosen: Sequence[Step], save: Path) -> list[str]:
 
 
 def summary(place: Place) -> Table:
-    """A case a line, in 80 columns: our time, the fastest other way to the same result and the original beside it."""
-    table = Table(title=f"medians on {place.name}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("case", overflow="fold")
-    for name in ("xmemk", "+-", "fastest other", "x", "original x", "memory", "theirs"):
-        table.add_column(name, justify="left" if name == "fastest other" else "right", overflow="fold")
+    """A case a line, or a few lines in 80 columns: our time, the fastest other way to the same result and the original
+    beside it. Names are broken between words alone."""
+    table = Table(
+        title=f"medians on {place.name}", title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False
+    )
+    table.add_column("case")
+    for name in ("xmemk", "+-", "fastest other", "x", "original\nx", "memory", "theirs"):
+        words = name == "fastest other"
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words)
     for case in place.cases:
         ours, others = case.ours, case.rivals[:1]
         name = f"{case.op} {case.workload}" + (f", {case.objects} obj." if case.objects != 1 else "")
@@ -100,6 +104,9 @@ def summary(place: Place) -> Table:
             for rows in ([ours], others)
         ]
         table.add_row(name, *cells)
+    for column in table.columns:
+        if not column.no_wrap:
+            column.min_width = max((len(word) for cell in column.cells for word in str(cell).split()), default=0)
     return table
 
 

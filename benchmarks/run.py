@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from xmemk.benchmarks.harness import arguments, base, ops, sweeps, tables, tested
+from xmemk.benchmarks.harness import afresh, arguments, base, ops, sweeps, tables, tested
 from xmemk.benchmarks.harness.measure import peak_of
 from xmemk.benchmarks.harness.ops import ALL_OPS, DTYPES, FRAME_OPS, NETWORKS
 from xmemk.benchmarks.harness.record import command, revision
@@ -39,7 +39,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0; 1 where tests are red, ours is wrong, or what was asked for cannot be done."""
+    """0; 1 where tests are red, ours is wrong, or what was asked for cannot be done.
+
+    Without ``argv``, as a program, a fresh process may take the place of this one.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     options = parse(given)
     if options.peak_of:
@@ -50,28 +53,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = False
-    suite, machine = suite_of(options), machine_of(options.device)
-    console.print(f"{', '.join(machine.values())}, xmemk {revision()}", highlight=False, soft_wrap=True)
-    if options.untested:
-        green, red = dict.fromkeys((item.op for item in suite.items), "tests not run: --untested"), {}
-    else:
-        with console.status("tests") as status:
-            green, red = tested.check((item.op for item in suite.items), options.device, status.update)
-    for op, names in red.items():
-        console.print(f"{op}: its tests are red: {', '.join(names)}", highlight=False, soft_wrap=True)
-    if red and (options.suite != "gpu" or len(green) == 0):
+    suite = suite_of(options)
+    state = afresh.take_up(options.go_on) if options.go_on else begun(suite, options, given)
+    if state is None:
         return 1
-    run: dict[str, Any] = {
-        "kind": "base" if options.base else "ops",
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-        "commit": revision(),
-        "command": command("run.py", given),
-        "machine": machine,
-        "results": [],
-    }
-    measure = base.compare if options.base else sweeps.beside_peers
+    run, green = state.run, state.green
+    red = any(item.op not in green for item in suite.items)
     try:
-        right = measure(run, suite, options, green)
+        if options.base:
+            right = base.compare(run, suite, options, green)
+        else:
+            right = sweeps.beside_peers(suite, options, state, afresh=argv is None)
+    except afresh.Afresh as left:
+        loss = run["losses"][-1]
+        said = f"{loss['peer'] or 'the inputs'} of {loss['op']}: {loss['reason']}; a fresh process goes on"
+        console.print(said, highlight=False, soft_wrap=True)
+        afresh.replace_this_process(left.state)
     except KeyboardInterrupt:  # what was measured until now is kept
         run["stopped"], right = "KeyboardInterrupt", False
     except base.Failure as failure:
@@ -81,7 +78,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(run, indent=1))
     if options.save:
         tables.append(run, options.save)
-    return int(bool(red) or not right)
+    return int(red or not right)
+
+
+def begun(suite: Suite, options: argparse.Namespace, given: Sequence[str]) -> afresh.State | None:
+    """The machine in words, the tests, and a run without results; None where it is refused."""
+    machine = machine_of(options.device)
+    console.print(f"{', '.join(machine.values())}, xmemk {revision()}", highlight=False, soft_wrap=True)
+    if options.untested:
+        green, red = dict.fromkeys((item.op for item in suite.items), "tests not run: --untested"), {}
+    else:
+        with console.status("tests") as status:
+            green, red = tested.check((item.op for item in suite.items), options.device, status.update)
+    for op, names in red.items():
+        console.print(f"{op}: its tests are red: {', '.join(names)}", highlight=False, soft_wrap=True)
+    if red and (options.suite != "gpu" or len(green) == 0):
+        return None
+    run: dict[str, Any] = {
+        "kind": "base" if options.base else "ops",
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "commit": revision(),
+        "command": command("run.py", given),
+        "machine": machine,
+        "results": [],
+    }
+    return afresh.State(run, green, options.seconds, time.time())
 
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
@@ -112,6 +133,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--save", type=arguments.result_file, metavar="FILE", help=saved)
     parser.add_argument("--results", type=Path, metavar="DIR", help="write MACHINE.json and .csv after every table")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument(afresh.OPTION, type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(given)
 
 

@@ -1,5 +1,6 @@
 """The report: what is read from result files, sentences that follow the figures, a page that stands alone."""
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 pytest.importorskip("typer")
 
+from rich.console import Console
 from xmemk.benchmarks import bench
 from xmemk.benchmarks.report import conclusions, limits, page, reading
 
@@ -312,7 +314,7 @@ def test_bench_draws_result_files(tmp_path, capsys):
     assert xmemk(["bench", "--results", str(path), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "3.8 times as fast as a short plain PyTorch" in said
-    assert re.search(r"read\s+40\.0 ms\s+.*tidy", said)
+    assert re.search(r"read 480p-full\s+40\.0 ms\s+.*tidy", said)
     assert "Top-k memory read" in out.read_text()
     spaced = tmp_path / "with spaces.jsonl"
     spaced.write_bytes(path.read_bytes())
@@ -323,6 +325,19 @@ def test_bench_draws_result_files(tmp_path, capsys):
     assert "none.jsonl" in capsys.readouterr().err
     assert xmemk(["bench", "--device", "abacus"]) == 1
     assert "--device: wanted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_in_the_terminal_breaks_between_words_alone(width):
+    places, _ = reading.read([ROOT / "benchmarks" / "results" / "cpu.jsonl"])
+    written = io.StringIO()
+    Console(file=written, width=width, soft_wrap=True).print(bench.summary(places[0]))
+    said = written.getvalue()
+    assert max(map(len, said.splitlines())) <= width
+    shown = said.split()
+    for case in places[0].cases:
+        for word in (case.op, *case.workload.split(), *(case.rivals[0].peer.split() if case.rivals else ())):
+            assert word in shown or f"{word}," in shown
 
 
 def test_a_step_that_fails_leaves_the_others_and_is_told(tmp_path, capsys, monkeypatch):

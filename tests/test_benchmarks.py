@@ -12,6 +12,7 @@ import pytest
 import torch
 from xmemk.benchmarks import run
 from xmemk.benchmarks.harness import costs, measure, ops, stopwatch, suites, tables
+from xmemk.benchmarks.harness.child import Child
 from xmemk.benchmarks.peers import Peer, Unavailable, peers_of
 from xmemk.benchmarks.verdicts import relative_error, status, verdict
 from xmemk.benchmarks.workloads import OPS, WORKLOADS, make_case
@@ -152,15 +153,26 @@ def test_memory_is_measured_in_a_fresh_process():
     assert peak is None and why.startswith("its process failed")
 
 
-@pytest.mark.parametrize(("end", "said"), [("signal", "killed by SIGSEGV"), ("hang", "no result within 1 s")])
-def test_a_process_that_crashes_or_hangs_is_a_reason(monkeypatch, end, said):
-    real = measure.subprocess.run
-    ends = {"signal": f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})", "hang": "import time; time.sleep(60)"}
-    monkeypatch.setattr(measure.subprocess, "run", lambda _, **k: real([sys.executable, "-c", ends[end]], **k))
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (f"import os; os.kill(os.getpid(), {int(signal.SIGSEGV)})", "its process was killed by SIGSEGV"),
+        ("import time; time.sleep(60)", "it did not end within 2 s"),
+        ("print('nothing of ours')", "its process ended without a result"),
+        ("raise OSError('no\\n room')", "its process failed with 1: OSError: no; room"),
+    ],
+)
+def test_a_process_that_crashes_or_hangs_is_a_reason(monkeypatch, code, said):
+    monkeypatch.setattr(measure, "Child", lambda _: Child([sys.executable, "-c", code]))
     begin = time.monotonic()
-    peak, why = measure.in_fresh_process({}, timeout=1 if end == "hang" else 60)
-    assert peak is None and said in why
+    assert measure.in_fresh_process({}, timeout=2 if "sleep" in code else 60) == (None, said)
     assert time.monotonic() - begin < 60
+
+
+def test_a_chatty_process_does_not_block(monkeypatch):
+    code = "import sys; sys.stderr.write(('x' * 99 + '\\n') * 20_000); print('{\"extra_bytes\": 7, \"reason\": \"\"}')"
+    monkeypatch.setattr(measure, "Child", lambda _: Child([sys.executable, "-c", code]))
+    assert measure.in_fresh_process({}, timeout=60) == (7, "")
 
 
 def test_what_may_not_fit_is_tried_in_a_process_of_its_own(monkeypatch):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from xmemk.benchmarks.harness.child import Child
 from xmemk.benchmarks.harness.stopwatch import Stopwatch, Timed, first_line, order
 from xmemk.benchmarks.peers import Peer, Unavailable, missing
 from xmemk.benchmarks.verdicts import relative_error, status, verdict
@@ -69,6 +68,25 @@ class Row:
         return found
 
 
+class Lost(Exception):
+    """The device does nothing more for this process, as after an illegal memory access: whose call it was ("" for the
+    inputs), and what it raised."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(reason)
+        self.peer, self.reason = peer, reason
+
+
+def answers(device: torch.device) -> bool:
+    """Whether a device still works for this process. The words of an error do not tell: libraries use the same ones
+    for what they do not support."""
+    try:
+        synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
 # What a trial in a process of its own found: the peak of memory beyond the inputs, or why there is none.
 Trial = tuple["int | None", str]
 
@@ -88,7 +106,7 @@ def time_peers(
 
     A peer whose rounds have taken ``budget`` seconds is left out of the rest. One that fails or is wrong is not timed.
     One that ``risky`` or too large a matrix makes doubtful goes through ``trial`` first. No peer is begun after
-    ``until`` (of time.monotonic).
+    ``until`` (of time.monotonic). Raises Lost.
     """
     device = case.device
     watch = Stopwatch(str(device))
@@ -107,10 +125,11 @@ def time_peers(
             continue
         try:
             calls[peer.name] = checked(case, peer, row, watch, judge)
+            synchronize(device)  # what it has begun may still fail, and is its own
         except Unavailable as reason:
             row.reason = str(reason)
         except Exception as failure:  # a peer is other people's code: its failure is a row, never the end of the run
-            row.reason = first_line(failure)
+            row.reason = failed(failure, peer.name, device)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what a failed peer left, and the caches of one that is done
         if row.status == "WRONG":
@@ -132,6 +151,7 @@ def time_again(
     """More rounds of the peers that :func:`time_peers` timed, on the case made anew, into the rows that it gave.
 
     A peer whose calls have taken ``in_all`` seconds is left as it is; so is one that compiles: it would do so again.
+    Raises Lost.
     """
     watch = Stopwatch(str(case.device))
     calls: dict[str, Timed] = {}
@@ -143,8 +163,9 @@ def time_again(
         row = of[peer.name]
         try:
             calls[peer.name] = watch.prepare(peer.prepare(case), row.median)
+            synchronize(case.device)
         except Exception as failure:
-            row.reason = row.reason or first_line(failure)
+            row.reason = row.reason or failed(failure, peer.name, case.device)
     in_turn(rows, calls, watch, rounds, budget, said)
 
 
@@ -162,10 +183,18 @@ def in_turn(
             try:
                 watch.measure(one)
             except Exception as failure:
-                one.note, one.spent = first_line(failure), float("inf")
+                one.note, one.spent = failed(failure, timed[at].peer, watch.device), float("inf")
     for row in timed:
         fill(row, calls[row.peer])
     compare_with_ours(timed, [calls[row.peer].warm for row in timed])
+
+
+def failed(failure: Exception, peer: str, device: torch.device) -> str:
+    """The reason for a peer's row. Raises Lost where the failure took the device along."""
+    reason = first_line(failure)
+    if not answers(device):
+        raise Lost(peer, reason) from failure
+    return reason
 
 
 def checked(case: Case, peer: Peer, row: Row, watch: Stopwatch, judge: Callable[..., Comparison | None]) -> Timed:
@@ -247,18 +276,16 @@ def in_fresh_process(arguments: dict[str, Any], timeout: float) -> Trial:
     So a peer that hangs, is killed for its memory or crashes takes nothing with it.
     """
     command = [sys.executable, str(Path(__file__).parents[1] / "run.py"), "--peak-of", json.dumps(arguments)]
+    with Child(command) as child:
+        try:
+            said = list(child.lines(timeout))
+        except TimeoutError as late:
+            return None, f"it {late}"
+        code, how = child.end()
+    if code:
+        return None, how
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return None, f"no result within {timeout:.0f} s in a process of its own"
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        return None, f"its process was killed by {name}" + (", as when memory runs out" if name == "SIGKILL" else "")
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        return None, f"its process failed: {said[-1] if said else f'exit {done.returncode}'}"[:200]
-    try:
-        told = json.loads(done.stdout.splitlines()[-1])
+        told = json.loads(said[-1])
         return told["extra_bytes"], told["reason"]
     except (IndexError, KeyError, TypeError, ValueError):
         return None, "its process ended without a result"

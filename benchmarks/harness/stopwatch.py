@@ -41,7 +41,8 @@ class Stopwatch:
     """device: "cpu" or "cuda", with an index or without."""
 
     def __init__(self, device: str) -> None:
-        self.kind = torch.device(device).type
+        self.device = torch.device(device)
+        self.kind = self.device.type
         self.cuda = self.kind == "cuda"
         if self.cuda:
             cache = torch.cuda.get_device_properties(device).L2_cache_size

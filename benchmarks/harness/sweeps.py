@@ -2,6 +2,9 @@
 
 A machine that others use is slow for seconds or minutes at a time, and not for all peers alike, so the rounds of a case
 are spread over the whole run. The first sweep checks the peers and measures their memory, too.
+
+A peer that takes the device from this process, as by an illegal memory access, is not tried again in its case; a fresh
+process goes on with the others.
 """
 
 from __future__ import annotations
@@ -9,14 +12,14 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from xmemk.benchmarks.harness import ops, tables
+from xmemk.benchmarks.harness.afresh import MOST, Afresh, State
 from xmemk.benchmarks.harness.costs import Cost, Roof, measure_roof
-from xmemk.benchmarks.harness.measure import Row, in_fresh_process, time_again, time_peers
-from xmemk.benchmarks.harness.stopwatch import first_line
+from xmemk.benchmarks.harness.measure import Lost, Row, failed, in_fresh_process, time_again, time_peers
 from xmemk.benchmarks.harness.suites import Item, Suite
 from xmemk.benchmarks.harness.tables import console
 from xmemk.benchmarks.peers import Peer
@@ -34,34 +37,68 @@ class Entry:
     cost: Cost | None = None
     earlier: list[dict[str, Any]] = field(default_factory=list)  # rows of the peers that do not compile
 
+    def as_dict(self) -> dict[str, Any]:
+        """What :meth:`restore` needs in another process."""
+        rows = [asdict(row) for row in self.rows]
+        return {"rows": rows, "cost": self.cost, "earlier": self.earlier}
 
-def beside_peers(run: dict[str, Any], suite: Suite, options: argparse.Namespace, green: dict[str, bool | str]) -> bool:
-    """Measures the cases of ``suite`` into run["results"], which is complete after each case; whether ours was right
-    everywhere."""
-    sweeps = Sweeps(run, suite, options)
-    for compiled in [False, True] if suite.compiled_last else [None]:
+    def restore(self, told: dict[str, Any]) -> None:
+        self.rows = [Row(**row) for row in told["rows"]]
+        self.cost = None if told["cost"] is None else Cost(*told["cost"])
+        self.earlier = told["earlier"]
+
+
+def beside_peers(suite: Suite, options: argparse.Namespace, state: State, afresh: bool = False) -> bool:
+    """Measures the cases of ``suite`` into state.run["results"], which is complete after each case; whether ours was
+    right everywhere, and left the device to the others.
+
+    ``state``: what there is, and where to begin. ``afresh``: raises Afresh when a fresh process is to go on; without
+    it, and after MOST of them, what is left are rows with the reason.
+    """
+    sweeps, green = Sweeps(suite, options, state), state.green
+    for stage, compiled in enumerate([False, True] if suite.compiled_last else [None]):
+        if stage < state.at[0]:
+            continue
         entries = [e for item in suite.items if (e := sweeps.entry(item, compiled, green)) is not None]
+        if stage == state.at[0]:
+            for entry, told in zip(entries, state.entries):
+                entry.restore(told)
         for number in range(sweeps.count):
-            for entry in entries:
-                if number == 0:
-                    sweeps.begin(entry, refused=entry.item.op not in green)
-                else:
-                    sweeps.go_on(entry, number)
+            for at, entry in enumerate(entries):
+                here = (stage, number, at)
+                if here < state.at:
+                    continue
+                try:
+                    sweeps.measure(entry, number, green)
+                except Lost as lost:
+                    sweeps.lose(entry, lost)
+                    if afresh and len(sweeps.losses) <= MOST:
+                        raise Afresh(sweeps.state(here, entries, green)) from lost
+                    sweeps.gone = f"not measured: {lost.peer or 'the inputs'} of {entry.item.op} ended with {lost}"
+                    sweeps.measure(entry, number, green)
                 sweeps.note(entry, last=number == sweeps.count - 1, compiled=bool(compiled))
-                torch.compiler.reset()
-    return not any(row["ours"] and row["status"] in ("WRONG", "rounded") for r in run["results"] for row in r["rows"])
+                if not sweeps.gone:
+                    torch.compiler.reset()
+    right = not any(
+        row["ours"] and row["status"] in ("WRONG", "rounded") for r in sweeps.run["results"] for row in r["rows"]
+    )
+    return right and not any(loss["ours"] for loss in sweeps.losses)
 
 
 class Sweeps:
     """What all cases of a run share."""
 
-    def __init__(self, run: dict[str, Any], suite: Suite, options: argparse.Namespace) -> None:
-        self.run, self.suite, self.options = run, suite, options
+    def __init__(self, suite: Suite, options: argparse.Namespace, state: State) -> None:
+        self.run, self.suite, self.options = state.run, suite, options
         self.count = max(1, min(suite.sweeps, suite.rounds))
         self.on_cpu = torch.device(options.device).type == "cpu"
-        self.roof: Roof | None = None
-        self._until = None if options.seconds is None else time.monotonic() + options.seconds
-        self._by_item: dict[Item, dict[str, Any]] = {}
+        self.roof: Roof | None = Roof(**self.run["roof"]) if "roof" in self.run else None
+        seconds = state.seconds_left
+        self._until = None if seconds is None else time.monotonic() + seconds
+        self._by_item = {Item(r["op"], r["workload"], r["objects"]): r for r in self.run["results"]}
+        # Who took the device from a process, where; kept with the run.
+        self.losses: list[dict[str, Any]] = self.run.get("losses", [])
+        self.gone = ""  # why nothing more can be measured
 
     @property
     def late(self) -> bool:
@@ -83,12 +120,36 @@ class Sweeps:
             self.run["results"].append(result)
         return Entry(item, arguments, result, peers, earlier=result["rows"])
 
+    def measure(self, entry: Entry, number: int, green: dict[str, bool | str]) -> None:
+        """A sweep of a case. Raises Lost."""
+        if number == 0:
+            self.begin(entry, refused=entry.item.op not in green)
+        else:
+            self.go_on(entry, number)
+
+    def lose(self, entry: Entry, lost: Lost) -> None:
+        """Writes down whose call took the device."""
+        item, ours = entry.item, any(p.ours and p.name == lost.peer for p in entry.peers)
+        self.losses.append({**item._asdict(), "peer": lost.peer, "ours": ours, "reason": lost.reason})
+        self.run["losses"] = self.losses
+
+    def lost_by(self, entry: Entry) -> dict[str, str]:
+        """The peers that are not tried again in this case, and why."""
+        here = [loss for loss in self.losses if Item(loss["op"], loss["workload"], loss["objects"]) == entry.item]
+        return {p.name: loss["reason"] for loss in here for p in entry.peers if loss["peer"] in ("", p.name)}
+
+    def state(self, at: tuple[int, int, int], entries: list[Entry], green: dict[str, bool | str]) -> State:
+        """For the process that goes on at ``at``."""
+        left = None if self._until is None else self._until - time.monotonic()
+        return State(self.run, green, left, time.time(), at, [e.as_dict() for e in entries])
+
     def begin(self, entry: Entry, refused: bool) -> None:
         """Checks the peers, measures their memory, and times the first rounds."""
-        late = self.late
-        if late or refused:
-            reason = "not reached in the time given" if late else "refused: the tests of this op are red"
-            entry.rows = [Row(p.name, p.ours, reason=reason) for p in entry.peers]
+        late, lost = self.late, self.lost_by(entry)
+        reason = "not reached in the time given" if late else "refused: the tests of this op are red" if refused else ""
+        reason = self.gone or reason
+        if reason or len(lost) == len(entry.peers):
+            entry.rows = [Row(p.name, p.ours, reason=lost.get(p.name, reason)) for p in entry.peers]
             return
         try:
             made = ops.make(entry.arguments)
@@ -98,23 +159,31 @@ class Sweeps:
             entry.cost = made.cost
             entry.rows = self._measured(made, entry)
         except (MemoryError, RuntimeError) as failure:  # the inputs themselves do not fit
-            entry.rows = [Row(p.name, p.ours, reason=first_line(failure)) for p in entry.peers]
+            reason = failed(failure, "", torch.device(self.options.device))
+            entry.rows = [Row(p.name, p.ours, reason=lost.get(p.name, reason)) for p in entry.peers]
 
     def go_on(self, entry: Entry, number: int) -> None:
         """More rounds, unless there are none: of whole frames, whose set-up takes longer than they do."""
-        if self.late or not any(row.seconds for row in entry.rows) or entry.item.op in ops.FRAME_OPS:
+        lost = self.lost_by(entry)
+        for row in entry.rows:
+            row.reason = row.reason or lost.get(row.peer, "")
+        peers = [p for p in entry.peers if p.name not in lost]
+        left = {p.name for p in peers}
+        measured = any(row.seconds and row.peer in left for row in entry.rows)
+        if self.gone or self.late or not measured or entry.item.op in ops.FRAME_OPS:
             return
         try:
             made = ops.make(entry.arguments)
-        except (MemoryError, RuntimeError):
+            if number and made.like is not None and entry.item == self.suite.items[0]:
+                self._measure_roof(made.like, again=True)
+        except (MemoryError, RuntimeError) as failure:
+            failed(failure, "", torch.device(self.options.device))
             return
-        if number and made.like is not None and entry.item == self.suite.items[0]:
-            self._measure_roof(made.like, again=True)
         before = f"{entry.item.op}, {entry.item.workload}, sweep {number + 1} of {self.count}: "
         with console.status("") as status:
             time_again(
                 made.case,
-                entry.peers,
+                peers,
                 entry.rows,
                 rounds=self._rounds(number),
                 budget=self.suite.budget / self.count,
@@ -161,6 +230,7 @@ class Sweeps:
                 return in_fresh_process({**arguments, "peer": peer.name}, timeout=max(1.0, min(options.limit, left)))
 
             omitted = {p.name: why for p in entry.peers if (why := suite.omission(entry.item, p))}
+            omitted |= self.lost_by(entry)
             rows = time_peers(
                 made.case,
                 [p for p in entry.peers if p.name not in omitted],
