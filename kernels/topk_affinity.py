@@ -114,6 +114,7 @@ def _choose(
         width // rows,
         min(16, configs.power_of_2_from(k)),
         num_warps=2 if width < 2048 else 8,
+        maxnreg=200,  # said, since ptxas otherwise aims lower and leaves a few bytes on the stack
     )
 
 
