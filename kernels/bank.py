@@ -183,9 +183,11 @@ def prepare(memory: Memory, queries: Queries, pad: int) -> Bank:
         bank.middle,
         size,
         bank.wide_memory,
+        new((b, 32, ckp), dtype=torch.float32),
         ck,
         ckp,
         memory.segments,
+        num_warps=8,
     )
     key_tiles = np // TILE
     fill_bank[(key_tiles + qp // TILE, b)](
@@ -214,16 +216,6 @@ def prepare(memory: Memory, queries: Queries, pad: int) -> Bank:
 
 
 @triton.jit
-def _median(x, count, sample):
-    """Column medians of x [S, C] (of the first ``count`` rows), by rank."""
-    rank = tl.zeros(x.shape, tl.int32)
-    for j in range(count):
-        other = tl.sum(tl.where((sample == j)[:, None], x, 0.0), 0)[None, :]
-        rank += ((other < x) | ((other == x) & (j < sample)[:, None])).to(tl.int32)
-    return tl.sum(tl.where((rank == (count - 1) // 2) & (sample < count)[:, None], x, 0.0), 0)
-
-
-@triton.jit
 def find_middle(
     mk,
     starts,
@@ -234,6 +226,7 @@ def find_middle(
     middle,
     size,
     wide_memory,
+    samples,
     CK: tl.constexpr,
     CKP: tl.constexpr,
     SEGMENTS: tl.constexpr,
@@ -250,11 +243,23 @@ def find_middle(
     token = tl.minimum(sample.to(tl.int64) * tokens // _SAMPLES, tokens - 1)
     x = load_tokens(mk, starts, ends, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32)
     x = tl.where(x == x, x, 0.0)
-    m = _median(x, _SAMPLES, sample)
+    # Medians are what has the middle rank. Each sample is read by all threads: a sum over threads to tell them would
+    # take several times as long, and one program has nothing else to do meanwhile.
+    samples += b * 32 * CKP
+    tl.store(samples + sample[:, None] * CKP + channel[None, :], x)
+    tl.debug_barrier()
+    rank = tl.zeros(x.shape, tl.int32)
+    for j in range(_SAMPLES):
+        other = tl.load(samples + j * CKP + channel)[None, :]
+        rank += ((other < x) | ((other == x) & (j < sample)[:, None])).to(tl.int32)
+    m = tl.sum(tl.where((rank == _SAMPLES // 2) & (sample < _SAMPLES)[:, None], x, 0.0), 0)
     m = tl.where(is_finite(m), m, 0.0)
     tl.store(middle + b * CKP + channel, m)
-    deviation = tl.max(tl.abs(x - m[None, :]), 1)[:, None]
-    typical = tl.max(_median(deviation, _SAMPLES, sample), 0)
+    deviation = tl.max(tl.abs(x - m[None, :]), 1)
+    mine, other = deviation[:, None], deviation[None, :]
+    before = (other < mine) | ((other == mine) & (sample[None, :] < sample[:, None]))
+    rank = tl.sum((before & (sample < _SAMPLES)[None, :]).to(tl.int32), 1)
+    typical = tl.sum(tl.where((rank == _SAMPLES // 2) & (sample < _SAMPLES), deviation, 0.0), 0)
     tl.store(size + b, tl.where(typical > 0, 2.0 / power_of_two(typical), 1.0))
     tl.store(wide_memory + b, 0)
 

@@ -22,7 +22,7 @@ from .dense_weights import FORMATS, HALF_SCALE, block_rows, weights
 from .tiles import bound, operand
 
 WEIGHT_BYTES = 32 << 20  # of weights at a time, but at least a block of queries
-_SPLITS = 12
+_SPLITS = 16  # of 8 tiles of a block of queries at 480p: a program for nearly every multiprocessor of an H100
 
 
 def memory_read(

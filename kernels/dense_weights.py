@@ -51,7 +51,8 @@ def weights(
     config = configs.of("split_weights", a.queries.qk, ckp)
     block_q, block_n = config["BLOCK_Q"], config["BLOCK_N"]
     tiles = np // ALIGN
-    span = max(1, min(config["SPAN"], tiles * (rows // block_q) * b // PROGRAMS))
+    # Programs of one block on each multiprocessor: as many as run at once, so that queries are loaded once for each.
+    span = max(1, min(config["SPAN"], -(-tiles * (rows // block_q) * b * 2 // PROGRAMS)))
     spans = -(-tiles // span)
     out = operands.scale.new_empty((b, parts, rows, np), dtype=dtype)
     sums = operands.scale.new_empty((b, rows // TILE, np)) if columns else None

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import bank, configs, topk_usage
 from .bank import Memory, Queries
 from .tiles import bound, load_queries, load_scalars, load_tokens, readable
-from .topk_groups import GROUP, candidate_groups, group_maxima, order_key
+from .topk_groups import GROUP, best_of, candidate_groups, group_maxima, order_key
 from .topk_usage import add_usage
 
 MAXIMA_BYTES = 128 << 20  # of group maxima at a time; beyond, queries go in turns
@@ -112,7 +112,9 @@ def _choose(
         configs.power_of_2_from(k),
         rows,
         width // rows,
-        num_warps=2 if width < 512 else 4 if width < 2048 else 8,
+        min(16, configs.power_of_2_from(k)),
+        num_warps=2 if width < 2048 else 8,
+        maxnreg=200,  # said, since ptxas otherwise aims lower and leaves a few bytes on the stack
     )
 
 
@@ -158,6 +160,7 @@ def weigh_candidates(
     KP: tl.constexpr,
     ROWS: tl.constexpr,
     STEPS: tl.constexpr,
+    OTHERS: tl.constexpr,
 ):
     """weight, index [B, Q, K]: of a query's candidates the K best, best first, and the softmax of their scores.
 
@@ -185,31 +188,35 @@ def weigh_candidates(
             s = load_scalars(ms, starts, ends, ms_sb, ms_sn, b, token, 0, ms_sb, SEGMENTS)
         new = tl.where(token < tokens, readable(-s * (tl.sum(e * x * x, 1) * root)), -float("inf"))
         score = tl.where(step == i, new[None, :], score)
-    # One integer for each candidate: its score's order, then its place, of which the lower wins.
-    place = (step * ROWS + tl.arange(0, ROWS)[None, :]).to(tl.int64)
-    packed = (order_key(score).to(tl.int64) << 32) | (STEPS * ROWS - 1 - place)
+    # The K best, in ascending order of their place; of equal scores the first are wanted.
+    score = tl.reshape(score, (STEPS * ROWS,))
+    chosen, place = best_of(order_key(score), K)
+    weight += (b.to(tl.int64) * Q + query) * K
+    index += (b.to(tl.int64) * Q + query) * K
+    tl.store(weight + place, score, mask=chosen)
+    tl.store(index + place, tl.arange(0, STEPS * ROWS).to(tl.int64), mask=chosen)
+    tl.debug_barrier()
     slot = tl.arange(0, KP)
-    best = tl.full((KP,), 0, tl.int64)
-    for i in range(K):
-        top = tl.max(tl.max(packed, 1), 0)
-        best = tl.where(slot == i, top, best)
-        packed = tl.where(packed == top, -9223372036854775807, packed)
-    key = (best >> 32).to(tl.int32)
-    value = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    value = tl.where(slot < K, value, -float("inf"))
-    at = (STEPS * ROWS - 1 - (best & 0xFFFFFFFF)).to(tl.int32)
-    largest = tl.max(value, 0)
+    value = tl.load(weight + slot, mask=slot < K, other=-float("inf"))
+    at = tl.load(index + slot, mask=slot < K, other=0)
+    # Best first: each counts those before it.
+    rank = tl.zeros((KP,), tl.int32)
+    for first_other in range(0, KP, OTHERS):
+        other = first_other + tl.arange(0, OTHERS)
+        x = tl.load(weight + other, mask=other < K, other=-float("inf"))[None, :]
+        before = (x > value[:, None]) | ((x == value[:, None]) & (other[None, :] < slot[:, None]))
+        rank += tl.sum(before.to(tl.int32), 1)
+    tl.debug_barrier()  # what was read here is written below
     # A slot left over repeats the best token with weight 0.
-    at = tl.where(value == -float("inf"), tl.min(tl.where(slot == 0, at, STEPS * ROWS), 0), at)
-    w = tl.exp(value - largest)
+    at = tl.where(value == -float("inf"), tl.max(tl.where(rank == 0, at, 0), 0), at)
+    w = tl.exp(value - tl.max(value, 0))
     w = tl.where(slot < K, w, 0.0)
     w = w / tl.sum(w, 0)
-    token = at.to(tl.int64)
+    token = at
     if HAS_GROUPS:
         group = tl.load(groups + row * (candidates // GROUP) + at // GROUP, mask=slot < K, other=0)
         token = group.to(tl.int64) * GROUP + at % GROUP
-    out = (b.to(tl.int64) * Q + query) * K + slot
-    tl.store(weight + out, w, mask=slot < K)
-    tl.store(index + out, token, mask=slot < K)
+    tl.store(weight + rank, w, mask=slot < K)
+    tl.store(index + rank, token, mask=slot < K)
     if HAS_USAGE:
         add_usage(sums + b.to(tl.int64) * 3 * N, token, w, N, unit, slot < K)

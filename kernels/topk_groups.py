@@ -199,8 +199,9 @@ def wide_maxima(
 def candidate_groups(maxima: Tensor, k: int, end: int | Tensor) -> Tensor:
     """The k groups with the largest of maxima [B, count, groups] -> [B, count, k] int32, ascending.
 
-    end: behind the last token, as in ``Memory.ends``; what the maxima of later groups are does not matter. One launch;
-    two more for each factor of GROUP by which there are more than WIDEST groups, too many for a program.
+    end: behind the last token, as in ``Memory.ends``; what the maxima of later groups are does not matter. 4 divides
+    the number of groups. One launch; two more for each factor of GROUP by which there are more than WIDEST groups, too
+    many for a program.
     """
     levels = [maxima]
     while levels[-1].shape[2] > WIDEST:
@@ -213,8 +214,10 @@ def candidate_groups(maxima: Tensor, k: int, end: int | Tensor) -> Tensor:
         candidates = groups if chosen is None else min(k, chosen.shape[2]) * GROUP
         parents = level if chosen is None else chosen
         out = level.new_empty((b, count, min(k, groups)), dtype=torch.int32)
+        coarse = 0
+        if chosen is None and groups > out.shape[2] * GROUP:
+            coarse, candidates = configs.power_of_2_from(-(-groups // GROUP)), out.shape[2] * GROUP
         width = configs.power_of_2_from(candidates)
-        warps = 8 if width >= 4096 else 4 if width >= 512 else 1
         select_groups[(count, b)](
             level,
             parents,
@@ -228,7 +231,8 @@ def candidate_groups(maxima: Tensor, k: int, end: int | Tensor) -> Tensor:
             chosen is not None,
             GROUP,
             width,
-            num_warps=warps,
+            coarse,
+            num_warps=max(1, width // 1024, coarse * GROUP // 2048),
         )
         chosen = out
     assert chosen is not None
@@ -237,7 +241,7 @@ def candidate_groups(maxima: Tensor, k: int, end: int | Tensor) -> Tensor:
 
 def _coarser(maxima: Tensor, end: int | Tensor, span: int) -> Tensor:
     b, count, groups = maxima.shape
-    out = maxima.new_empty((b, count, -(-groups // GROUP)))
+    out = maxima.new_empty((b, count, -(-groups // (4 * GROUP)) * 4))
     rows = b * count
     coarser_maxima[(rows, -(-out.shape[2] // 128))](maxima, out, end, span, groups, out.shape[2], GROUP, 128)
     return out
@@ -263,6 +267,25 @@ def order_key(x):
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
+@triton.jit
+def best_of(key, K):
+    """Of int32 keys [W] the K largest, of equal ones the first -> whether each is one, and its place among them.
+
+    The K-th largest is found by bisection over its bits, so that the work does not depend on the data. K <= W < 2^16.
+    """
+    kth = tl.where(tl.sum((key >= 0).to(tl.int32), 0) >= K, 0, -2147483648)
+    for bit in range(31):
+        higher = kth + (1 << (30 - bit))
+        kth = tl.where(tl.sum((key >= higher).to(tl.int32), 0) >= K, higher, kth)
+    above = key > kth
+    equal = key == kth
+    room = K - tl.sum(above.to(tl.int32), 0)
+    # Two counts in one: scans are the dearest step here.
+    before = tl.cumsum(tl.where(above, 1, tl.where(equal, 65536, 0)), 0)
+    equals = before >> 16
+    return above | (equal & (equals <= room)), (before & 0xFFFF) + tl.minimum(equals, room) - 1
+
+
 @triton.jit(do_not_specialize=["GROUPS", "candidates", "K", "count"])
 def select_groups(
     maxima,
@@ -277,29 +300,42 @@ def select_groups(
     HAS_PARENTS: tl.constexpr,
     GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
+    COARSE: tl.constexpr,
 ):
     """out [B, count, K] int32: of ``candidates`` groups the K largest, of equal ones the first, in ascending order.
 
-    Groups are of ``span`` tokens. Candidates are all of them, or those of ``parents`` [B, count, candidates / GROUP]
-    groups of groups. The K-th largest is found by bisection over its bits, so that the work does not depend on the
-    data. Grid [count, B].
+    Groups are of ``span`` tokens. Candidates are all GROUPS of them, or those of ``parents`` [B, count, candidates /
+    GROUP] groups of groups; where COARSE is not 0, it is the number of groups of groups, at most, from which this
+    chooses parents itself. Grid [count, B].
     """
     row = tl.program_id(1).to(tl.int64) * count + tl.program_id(0)
-    at = tl.arange(0, WIDTH)
-    group = at
-    if HAS_PARENTS:
-        parent = tl.load(parents + row * (candidates // GROUP) + at // GROUP, mask=at < candidates, other=0)
-        group = parent * GROUP + at % GROUP
-    exists = (at < candidates) & (group.to(tl.int64) * span < number(end))
-    key = order_key(tl.load(maxima + row * GROUPS + group, mask=exists, other=0.0))
-    key = tl.where(exists, key, -2147483648)
-    kth = tl.where(tl.sum((key >= 0).to(tl.int32), 0) >= K, 0, -2147483648)
-    for bit in range(31):
-        higher = kth + (1 << (30 - bit))
-        kth = tl.where(tl.sum((key >= higher).to(tl.int32), 0) >= K, higher, kth)
-    above = key > kth
-    equal = (key == kth).to(tl.int32)
-    room = K - tl.sum(above.to(tl.int32), 0)
-    chosen = above | ((equal != 0) & (tl.cumsum(equal, 0) <= room))
-    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
-    tl.store(out + row * K + place, group.to(tl.int32), mask=chosen)
+    there = GROUPS // 4 * 4  # GROUPS, said so that loads are wide
+    maxima += row * there
+    to = out + row * K
+    # Nothing is written behind the last token; what would be read there comes last.
+    existing = tl.minimum((number(end) + span - 1) // span, GROUPS).to(tl.int32)
+    group = tl.arange(0, WIDTH)
+    wanted = group < candidates
+    if COARSE > 0:
+        coarse = tl.arange(0, COARSE)
+        all_groups = coarse[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+        x = tl.load(maxima + all_groups, mask=all_groups < there, other=0.0)
+        x = tl.max(tl.where(all_groups < existing, x, -float("inf")), 1)
+        chosen, place = best_of(order_key(x), K)
+        tl.store(to + place, coarse, mask=chosen)
+        parents = to
+        tl.debug_barrier()
+    elif HAS_PARENTS:
+        parents += row * (candidates // GROUP)
+    if HAS_PARENTS | (COARSE > 0):
+        parent = tl.arange(0, WIDTH // GROUP)
+        parent = tl.load(parents + parent, mask=parent < candidates // GROUP, other=0)
+        children = parent[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+        x = tl.reshape(tl.load(maxima + children, mask=children < there, other=0.0), (WIDTH,))
+        group = tl.reshape(children, (WIDTH,))
+        tl.debug_barrier()  # places of parents read here may be written below
+    else:
+        x = tl.load(maxima + group, mask=group < there, other=0.0)
+    x = tl.where(wanted & (group < existing), x, -float("inf"))
+    chosen, place = best_of(order_key(x), K)
+    tl.store(to + place, group, mask=chosen)

@@ -82,16 +82,18 @@ def read_rows(
     total = tl.zeros((BLOCK_C,), tl.float32)
     row = (b * Q + query) * K
     for first in range(0, K, SLOTS):
-        slot = first + tl.arange(0, SLOTS)
-        w = tl.load(weight + row + slot, mask=slot < K, other=0.0).to(tl.float32)
-        token = tl.load(index + row + slot, mask=slot < K, other=0)
-        rows = tl.zeros((SLOTS, BLOCK_C), mv[0].dtype.element_ty)
-        for i in tl.static_range(SEGMENTS):
-            here = (token >= bound(starts, i)) & (token < bound(ends, i)) & (slot < K)
-            at = mv[i] + b * sb[i] + o * so[i] + (token - origin(starts, i))[:, None] * sn[i]
-            x = tl.load(
-                at + channel[None, :].to(tl.int64) * sc[i], mask=here[:, None] & (channel < CV)[None, :], other=0.0
-            )
-            rows = tl.where(here[:, None], x, rows)
-        total += tl.sum(rows.to(tl.float32) * w[:, None], 0)
+        for i in tl.static_range(SLOTS):
+            slot = first + i
+            w = tl.load(weight + row + slot, mask=slot < K, other=0.0).to(tl.float32)
+            token = tl.load(index + row + slot, mask=slot < K, other=-1)
+            # Segments follow one another: the last one that starts before a token holds it.
+            at = mv[0] + b * sb[0] + o * so[0] + (token - origin(starts, 0)) * sn[0]
+            stride = sc[0]
+            for j in tl.static_range(1, SEGMENTS):
+                here = token >= bound(starts, j)
+                at = tl.where(here, mv[j] + b * sb[j] + o * so[j] + (token - origin(starts, j)) * sn[j], at)
+                stride = tl.where(here, sc[j], stride)
+            width = tl.where((token >= 0) & (token < bound(ends, SEGMENTS - 1)), CV, 0)
+            x = tl.load(at + channel.to(tl.int64) * stride, mask=channel < width, other=0.0)
+            total += x.to(tl.float32) * w
     tl.store(out + ((b * Q + query) * O + o) * CV + channel, total.to(out.dtype.element_ty), mask=channel < CV)
