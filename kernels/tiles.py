@@ -47,21 +47,20 @@ def load_tokens(ptrs, starts, ends, sb, sc, sn, b, token, channel, CHANNELS, SEG
         here = (token >= bound(starts, i)) & (token < bound(ends, i))
         offset = (token - origin(starts, i))[:, None] * sn[i] + channel[None, :].to(tl.int64) * sc[i]
         mask = here[:, None] & (channel < CHANNELS)[None, :]
-        # What one segment leaves out is what was read of the others.
-        rows = tl.load(ptrs[i] + b.to(tl.int64) * sb[i] + offset, mask=mask, other=rows)
+        rows = tl.where(here[:, None], tl.load(ptrs[i] + b.to(tl.int64) * sb[i] + offset, mask=mask, other=0.0), rows)
     return rows
 
 
 @triton.jit
 def load_scalars(ptrs, starts, ends, sb, sn, b, token, channel, sc, SEGMENTS: tl.constexpr):
     """One channel of tokens of [B, C, N]: token [T] int64 -> [T] float32, 0 where there is none."""
-    numbers = tl.zeros((token.shape[0],), ptrs[0].dtype.element_ty)
+    numbers = tl.zeros((token.shape[0],), tl.float32)
     b = b.to(tl.int64)  # and with it what it is added to
     for i in tl.static_range(SEGMENTS):
         here = (token >= bound(starts, i)) & (token < bound(ends, i))
         at = ptrs[i] + b * sb[i] + (b * 0 + channel) * sc[i] + (token - origin(starts, i)) * sn[i]
-        numbers = tl.load(at, mask=here, other=numbers)
-    return numbers.to(tl.float32)
+        numbers = tl.where(here, tl.load(at, mask=here, other=0.0).to(tl.float32), numbers)
+    return numbers
 
 
 @triton.jit

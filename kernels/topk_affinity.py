@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import bank, configs, topk_usage
 from .bank import Memory, Queries
-from .tiles import bound, load_queries, load_scalars, load_tokens, readable
+from .tiles import bound, load_queries, load_scalars, origin, readable
 from .topk_groups import GROUP, best_of, candidate_groups, group_maxima, order_key
 from .topk_usage import add_usage
 
@@ -118,6 +118,18 @@ def _choose(
     )
 
 
+@triton.jit
+def _gather_tokens(ptrs, starts, ends, sb, sc, sn, b, token, channel, CHANNELS, SEGMENTS: tl.constexpr):
+    """As ``tiles.load_tokens``; what one segment leaves out is what was read of the others, without selecting it."""
+    rows = tl.zeros((token.shape[0], channel.shape[0]), ptrs[0].dtype.element_ty)
+    for i in tl.static_range(SEGMENTS):
+        here = (token >= bound(starts, i)) & (token < bound(ends, i))
+        offset = (token - origin(starts, i))[:, None] * sn[i] + channel[None, :].to(tl.int64) * sc[i]
+        mask = here[:, None] & (channel < CHANNELS)[None, :]
+        rows = tl.load(ptrs[i] + b.to(tl.int64) * sb[i] + offset, mask=mask, other=rows)
+    return rows
+
+
 @triton.jit(do_not_specialize=["N", "Q", "first", "count", "candidates"])
 def weigh_candidates(
     mk,
@@ -182,7 +194,7 @@ def weigh_candidates(
             group = tl.load(groups + row * (candidates // GROUP) + at // GROUP, mask=at < candidates, other=0)
             token = group.to(tl.int64) * GROUP + at % GROUP
         token = tl.where(at < candidates, token, tokens)
-        x = load_tokens(mk, starts, ends, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32) - q
+        x = _gather_tokens(mk, starts, ends, sb, sc, sn, b, token, channel, CK, SEGMENTS).to(tl.float32) - q
         s = tl.full((ROWS,), 1.0, tl.float32)
         if HAS_S:
             s = load_scalars(ms, starts, ends, ms_sb, ms_sn, b, token, 0, ms_sb, SEGMENTS)

@@ -172,6 +172,9 @@ def test_groups_of_groups():
     maxima[..., 100:200] = maxima[..., :100]
     wanted = maxima.sort(dim=2, descending=True, stable=True).indices[..., :9].sort(dim=2).values
     assert torch.equal(topk_groups.candidate_groups(maxima, 9, 16 * 4800 + 2).long(), wanted)
+    # Of so few that there are not as many groups of groups as are chosen.
+    few = maxima[..., :20].sort(dim=2, descending=True, stable=True).indices[..., :9].sort(dim=2).values
+    assert torch.equal(topk_groups.candidate_groups(maxima, 9, 16 * 20 * topk_groups.GROUP + 2).long(), few)
     before, topk_groups.WIDEST = topk_groups.WIDEST, 4
     try:
         assert torch.equal(topk_groups.candidate_groups(maxima, 9, 16 * 4800 + 2).long(), wanted)
