@@ -4,8 +4,9 @@ Presets: --quick (two minutes on two cores), --full (thirty), --suite gpu (on a 
 only when their tests pass. Each peer is checked against float64 before it is timed. Peers take turns, round by round;
 the table shows medians, half the distance between the quartiles, how many times our time that is (the median of the
 rounds' ratios), the share of the roof by the formulas of costs.py, and the peak of memory beyond the inputs. A peer
-that cannot run or is wrong is a row with its reason. On a GPU the time is the device's, by replays of a graph; cold is
-one replay after the cache was overwritten, host what it takes to issue a call.
+that cannot run or is wrong is a row with its reason, and where it takes the GPU along, as by an illegal memory access,
+a fresh process goes on with the others. On a GPU the time is the device's, by replays of a graph; cold is one replay
+after the cache was overwritten, host what it takes to issue a call.
 
 --base REV compares with another revision of this repository, --agree FILE [FILE] two runs with each other.
 """

@@ -2,12 +2,15 @@
 
 A program of its own, since run.py replaces its process. Once a peer has failed, every call of the process fails with
 CUDA's words. PLAN, in JSON, says which peer of which op does it when: at "check", in the "rounds", or in the sweep
-"after". LOG gets a line a process.
+"after". LOG gets a line a process, "inherited" where it had that file
+open from the start.
 """
 
 import json
+import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 from xmemk.benchmarks import run
@@ -79,8 +82,11 @@ def put_in_place(put, plan):
 
 
 if __name__ == "__main__":
-    with open(sys.argv[2], "a") as log:
-        log.write("began\n")
+    opened = [Path("/dev/fd", name).resolve() for name in os.listdir("/dev/fd")]
+    log = open(sys.argv[2], "a")  # noqa: SIM115 (left open, as a library leaves that of a GPU)
+    os.set_inheritable(log.fileno(), True)
+    log.write("inherited\n" if Path(sys.argv[2]).resolve() in opened else "began\n")
+    log.flush()
     put_in_place(setattr, json.loads(sys.argv[1]))
     del sys.argv[1:3]
     sys.exit(run.main())

@@ -34,7 +34,9 @@ def standing_in(tmp_path):
         assert run == json.loads((out / "cpu.json").read_text())
         with (out / "cpu.csv").open() as file:
             assert len(list(csv.DictReader(file))) == sum(len(result["rows"]) for result in run["results"])
-        return run, done.returncode, len(log.read_text().splitlines()), done.stderr
+        began = log.read_text().splitlines()
+        assert set(began) == {"began"}
+        return run, done.returncode, len(began), done.stderr
 
     return call
 

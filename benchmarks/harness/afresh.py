@@ -7,6 +7,7 @@ the GPU then, and whoever has started it, or has set it a limit, still has the s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -57,6 +58,9 @@ def replace_this_process(state: State) -> NoReturn:
         json.dump(asdict(state), file)
     sys.stdout.flush()
     sys.stderr.flush()
+    for opened in map(int, os.listdir("/dev/fd")):  # a GPU's memory is taken for as long as its file is open
+        with contextlib.suppress(OSError):
+            os.set_inheritable(opened, opened <= 2)
     os.execv(sys.executable, [sys.executable, *again(sys.orig_argv[1:]), OPTION, name])
 
 
