@@ -47,7 +47,7 @@ def steps(full: bool, device: str) -> list[Step]:
             Step("the paper's claims", "claims", ()),
         ]
     return [
-        Step("functions beside their peers", "run", ("--quick", "--op", *OPS, "--rounds", "5")),
+        Step("functions beside their peers", "run", ("--quick", "--op", *OPS, "--rounds", "5", "--seconds", "75")),
         Step("growth with the sizes", "scaling", ("--quick", "--axis", "N", "--budget", "18")),
         Step("the length of a video", "length", ("--quick", "--protocol", "fig1", "--budget", "15")),
     ]

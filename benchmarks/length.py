@@ -216,8 +216,8 @@ def in_fresh_process(
         try:
             for said in child.lines(longest):
                 told = json.loads(said)
-                result |= told["result"]
                 ended = told["ended"]
+                result |= told["result"] | ({} if ended else {"reason": "interrupted"})
             reason = child.end()[1]
         except TimeoutError as late:
             reason = f"it {late}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if options.agree:
         return tables.agree(options.agree)
+    if argv is None:  # as a program, which is asked to end: with what it has
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -70,11 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = f"{loss['peer'] or 'the inputs'} of {loss['op']}: {loss['reason']}; a fresh process goes on"
         console.print(said, highlight=False, soft_wrap=True)
         afresh.replace_this_process(left.state)
-    except KeyboardInterrupt:  # what was measured until now is kept
-        run["stopped"], right = "KeyboardInterrupt", False
     except base.Failure as failure:
         console.print(f"--base: {failure}", highlight=False, soft_wrap=True)
         return 1
+    except BaseException as stopped:  # what was measured until now is kept
+        run["stopped"], right = type(stopped).__name__, False
+        if not isinstance(stopped, (KeyboardInterrupt, SystemExit)):
+            console.print_exception()
     if options.json:
         print(json.dumps(run, indent=1))
     if options.save:
@@ -124,7 +129,9 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=arguments.count)
     parser.add_argument("--budget", type=float, help="seconds of rounds after which a peer is left out")
     parser.add_argument("--seconds", type=float, help="begin no table and no peer after this")
-    parser.add_argument("--limit", type=float, default=300, help="seconds for a peer in a process of its own")
+    parser.add_argument(
+        "--limit", type=arguments.positive, default=300, help="seconds for a peer in a process of its own"
+    )
     parser.add_argument("--untested", action="store_true", help="without the tests; every table says so")
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--base", metavar="REV", help="compare with this revision instead of with peers")

@@ -134,6 +134,25 @@ def test_peers_take_turns_in_an_order_that_changes():
     assert case.matrix == 200
 
 
+def test_the_order_goes_on_from_sweep_to_sweep(monkeypatch):
+    turns = []
+    monkeypatch.setattr(measure, "order", lambda count, turn: turns.append(turn) or stopwatch.order(count, turn))
+    case = make_case("evict", WORKLOADS["tiny"])
+    peers = peers_of("evict", ["torch"])
+    rows = measure.time_peers(case, peers, rounds=2, budget=10)
+    for _ in range(2):
+        measure.time_again(case, peers, rows, rounds=1, budget=10, in_all=100)
+    assert turns == [0, 1, 2, 3]
+    assert all(len(row.seconds) == len(row.ratios) == 4 for row in rows if not row.reason)
+
+
+def test_ratios_are_to_one_row_alone():
+    ours, spare = measure.Row("a", ours=True, seconds=[1.0]), measure.Row("b", ours=True, seconds=[3.0])
+    measure.compare_with_ours([ours, spare], [[1.0], [3.0]])
+    measure.compare_with_ours([ours, spare], [[], [3.0]])  # ours is not part of this sweep
+    assert (ours.ratio, spare.ratio) == (1, 3)
+
+
 def test_what_the_time_does_not_suffice_for_is_a_row(tiny_run):
     done, code = tiny_run("--suite", "gpu", "--seconds", "-1")
     assert code == 0
@@ -218,7 +237,7 @@ def test_runs_are_appended_to_a_file_and_written_beside_it(tiny_run, tmp_path):
 
 def test_how_far_two_runs_agree(tmp_path, capsys):
     def line(ratio, **more):
-        rows = [{"peer": "a", "ratio": 1.0}, {"peer": "b", "ratio": ratio}, {"peer": "c", "ratio": None}]
+        rows = [{"peer": p, "ours": p == "a", "ratio": r} for p, r in (("a", 1.0), ("b", ratio), ("c", None))]
         result = dict.fromkeys(tables.KEY, "x") | {"rows": rows}
         return json.dumps({"date": "today", "results": [result], **more}) + "\n"
 
@@ -226,14 +245,19 @@ def test_how_far_two_runs_agree(tmp_path, capsys):
     one.write_text(line(9.0) + line(2.0) + line(7.0, kind="scaling"))
     other.write_text(line(2.3, kind="ops"))
     a, b = tables.last_run(one), tables.last_run(other)
-    assert [(round(d[0], 3), d[2:]) for d in tables.disagreements(a, b)] == [(0.15, (2.0, 2.3)), (0.0, (1.0, 1.0))]
+    assert [(round(d[0], 3), d[2:]) for d in tables.disagreements(a, b)] == [(0.15, (2.0, 2.3))]
     assert run.main(["--agree", str(one), str(other)]) == 1
     other.write_text(line(2.1))
     assert run.main(["--agree", str(one), str(other)]) == 0
     assert "5.0 %" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="wanted 2 runs"):
-        tables.agree([other])
     assert tables.agree([one]) == 1
+    for files, said in (
+        ([other], "wanted 2 runs"),
+        ([other] * 3, "wanted one or two files"),
+        ([tmp_path / "no"], "no"),
+    ):
+        assert tables.agree(files) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_costs_by_hand():

@@ -76,12 +76,22 @@ def test_a_fixture_that_fails_makes_its_op_red_and_no_other(checkout):
         )
 
 
-@pytest.mark.parametrize(
-    ("body", "said"), [("pytest.skip()", "no test ran"), ("pass\nsyntax error", "pytest ended with exit code")]
-)
-def test_tests_that_do_not_run_are_red(checkout, body, said):
-    green, red = tested.check(["evict"], "cpu", root=checkout(body, "pytest.skip()"))
-    assert green == {} and red["evict"][0].startswith(said)
+def test_tests_that_do_not_run_are_red(checkout):
+    green, red = tested.check(["evict"], "cpu", root=checkout("pass\nsyntax error"))
+    assert green == {} and red["evict"][0].startswith("pytest ended with exit code")
+
+
+def test_skipped_is_not_passed(checkout, monkeypatch):
+    root = checkout("pass", "pytest.skip()")
+    said = {"evict": True, "select": "tests not run: some of them were skipped"}
+    assert tested.check(["evict", "select"], "cpu", root=root) == (said, {})
+    assert tested.check(["evict", "select"], "cpu", root=root) == (said, {})
+    (root / "tests" / "test_other.py").write_text("import pytest\n\npytest.skip(allow_module_level=True)\n")
+    nodes = {"evict": ("test_it.py::test_a",), "select": ("test_other.py::test_b",)}
+    monkeypatch.setattr(tested, "TESTS", {"cpu": nodes})
+    checkout("assert 2 == 2")
+    for _ in range(2):
+        assert tested.check(["evict", "select"], "cpu", root=root) == (said, {})
 
 
 def test_without_a_checkout_or_pytest_it_is_said(tmp_path, checkout, monkeypatch):

@@ -1,9 +1,9 @@
 """Times of calls: on a GPU the device's, by replays of a CUDA graph between events, and the host's to issue a call.
 
 Warm is the mean of a chain of replays, cold one replay after the second-level cache was overwritten. On the CPU warm is
-the clock's time of a chain of calls, the fastest of REPEATS chains, since what others do on a machine only ever slows a
-call down; there is no other. A round goes through all calls, so that what changes in a machine falls on all of them, in
-an order that changes, so that no call always comes after the same one.
+the clock's time of a chain of calls, the median of REPEATS chains (the fastest would favour short calls, which find a
+quiet moment more easily than long ones), and there is no other. A round goes through all calls, so that what changes in
+a machine falls on all of them, in an order that changes, so that no call always comes after the same one.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Stopwatch:
         if timed.untimed:
             timed.run()
         chains = (self._between(timed.run, timed.chain) for _ in range(timed.repeats))
-        timed.warm.append(min(chains) / timed.chain)
+        timed.warm.append(statistics.median(chains) / timed.chain)
         if self.cuda:
             self._flush.zero_()
             timed.cold.append(self._between(timed.run, 1))

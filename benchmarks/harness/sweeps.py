@@ -158,7 +158,9 @@ class Sweeps:
             entry.result |= made.sizes
             entry.cost = made.cost
             entry.rows = self._measured(made, entry)
-        except (MemoryError, RuntimeError) as failure:  # the inputs themselves do not fit
+        except Lost:
+            raise
+        except Exception as failure:  # the inputs themselves do not fit, or a package that makes them is missing
             reason = failed(failure, "", torch.device(self.options.device))
             entry.rows = [Row(p.name, p.ours, reason=lost.get(p.name, reason)) for p in entry.peers]
 
@@ -174,9 +176,9 @@ class Sweeps:
             return
         try:
             made = ops.make(entry.arguments)
-            if number and made.like is not None and entry.item == self.suite.items[0]:
+            if made.like is not None and entry.item == self.suite.items[0]:
                 self._measure_roof(made.like, again=True)
-        except (MemoryError, RuntimeError) as failure:
+        except Exception as failure:
             failed(failure, "", torch.device(self.options.device))
             return
         before = f"{entry.item.op}, {entry.item.workload}, sweep {number + 1} of {self.count}: "

@@ -96,15 +96,15 @@ def last_run(path: Path, back: int = 1) -> dict[str, Any]:
 
 
 def disagreements(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[float, str, float, float]]:
-    """Of every row that has a ratio in both runs: how far the ratios are apart, as a share; its name; both. The
-    largest first."""
+    """Of every row that has a ratio in both runs, but for the one that the ratios are to: how far they are apart, as a
+    share; its name; both. The largest first."""
 
     def ratios(run: dict[str, Any]) -> dict[tuple[Any, ...], float]:
         return {
             (*(result[key] for key in KEY), row["peer"]): row["ratio"]
             for result in run["results"]
             for row in result["rows"]
-            if row.get("ratio")
+            if row.get("ratio") and row is not next((r for r in result["rows"] if r["ours"] and r["ratio"]), None)
         }
 
     one, other = ratios(a), ratios(b)
@@ -115,9 +115,23 @@ def disagreements(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[float, str
     return sorted(found, reverse=True)
 
 
+def last_two(files: list[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The last run of each of two files, or the last two of one."""
+    if len(files) > 2:
+        raise ValueError(f"wanted one or two files, got {len(files)}")
+    if len(files) == 2:
+        return last_run(files[0]), last_run(files[1])
+    return last_run(files[0], 2), last_run(files[0])
+
+
 def agree(files: list[Path], allowed: float = 0.1) -> int:
-    """Prints how far the last runs of two files, or the last two of one, agree; 1 where they do by less than 10 %."""
-    a, b = (last_run(files[0]), last_run(files[1])) if len(files) > 1 else (last_run(files[0], 2), last_run(files[0]))
+    """Prints how far the last runs of two files, or the last two of one, agree; 1 where a ratio is further than
+    ``allowed`` apart, or there is nothing to compare."""
+    try:
+        a, b = last_two(files)
+    except (OSError, ValueError, KeyError) as wrong:
+        console.print(f"--agree: {wrong}", highlight=False, soft_wrap=True)
+        return 1
     found = disagreements(a, b)
     if not found:
         console.print("no case and peer with a ratio in both runs")

@@ -54,6 +54,7 @@ def _medians(place: Place) -> Iterator[str]:
     low, high = min(rounds), max(rounds)
     told = w.counted(high, "round") if low == high else f"{low} to {high} rounds"
     said = f"Times are medians of {told}, each the mean of a chain of calls"
+    said += " (on a CPU the median of three chains, where a call takes less than half a second)"
     if 0 < few < len(rounds):
         said += f"; {few} of the {len(rounds)} times are of fewer than five rounds"
     spread = [(row, case) for row, case in rows if len(row.seconds) > 3]
