@@ -262,7 +262,7 @@ def along(tracks: list[Track]) -> Iterator[str]:
             judged = [point for point in track.points if point.get("quality") is not None]
             told = [f"{w.figure(p['quality'])} up to frame {p['frame']:,}" for p in (judged[:1] + judged[1:][-1:])]
             said += f"J is {w.listed(told)}" if told else "nothing was judged"
-        yield said + (f"; there it ends: {track.reason}." if track.reason else ".")
+        yield said + (f" ({track.reason})." if track.reason else ".")
 
 
 def _lasted(points: list[dict[str, float]]) -> str:
