@@ -2,8 +2,7 @@
 
 A program of its own, since run.py replaces its process. Once a peer has failed, every call of the process fails with
 CUDA's words. PLAN, in JSON, says which peer of which op does it when: at "check", in the "rounds", or in the sweep
-"after". LOG gets a line a process, "inherited" where it had that file
-open from the start.
+"after". LOG gets a line a process, "inherited" where it had that file open from the start.
 """
 
 import json

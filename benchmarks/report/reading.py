@@ -233,6 +233,9 @@ def read(files: Iterable[Path], after: int = 0) -> tuple[list[Place], list[str]]
                 first = "line" if after == 1 else f"{after:,} lines"
                 passed_over.append(f"earlier runs, the first {first} of {source.file}")
             continue
+        if kind == "base":
+            passed_over.append(f"{source.place} compares two revisions, which `run.py --base` shows itself")
+            continue
         if kind not in KINDS:
             passed_over.append(f"{source.place} holds {kind!r}, which this version does not know")
             continue
