@@ -107,10 +107,15 @@ class Bank(NamedTuple):
         return self.keys, self.scale, self.queries, self.offset, self.unscale, self.wide_memory, self.wide_queries
 
 
+def check_batch(name: str, like: Tensor) -> None:
+    """ValueError where [B, ...] has more batch elements than a grid."""
+    if like.shape[0] > MOST_BATCHES:
+        raise ValueError(f"{name}: wanted B <= {MOST_BATCHES} for the Triton kernels, got B = {like.shape[0]}")
+
+
 def memory(mk: list[Tensor], ms: list[Tensor] | None, align: int = 1) -> Memory:
     """The segments that are not empty, at most SEGMENTS of them, each numbered from a multiple of ``align``."""
-    if mk[0].shape[0] > MOST_BATCHES:
-        raise ValueError(f"mk: wanted B <= {MOST_BATCHES} for the Triton kernels, got B = {mk[0].shape[0]}")
+    check_batch("mk", mk[0])
     used = [i for i, k in enumerate(mk) if k.shape[2] > 0]
     keys = joined([mk[i] for i in used])
     shrinkage = () if ms is None else joined([ms[i] for i in used])

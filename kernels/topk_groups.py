@@ -271,7 +271,7 @@ def order_key(x):
 def best_of(key, K):
     """Of int32 keys [W] the K largest, of equal ones the first -> whether each is one, and its place among them.
 
-    The K-th largest is found by bisection over its bits, so that the work does not depend on the data. K <= W < 2^16.
+    The K-th largest is found by bisection over its bits, so that the work does not depend on the data. K <= W < 2^15.
     """
     kth = tl.where(tl.sum((key >= 0).to(tl.int32), 0) >= K, 0, -2147483648)
     for bit in range(31):

@@ -14,6 +14,7 @@ from .tiles import bound, origin
 
 def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     """mv [B, O, CV, N_i], weight, index [B, Q, k] -> readout [B, O, CV, Q] in mv's dtype, with channel stride 1."""
+    bank.check_batch("mv", mv[0])
     values = bank.joined([v for v in mv if v.shape[3] > 0])
     return read(values, *bank.numbers(values), weight, index)
 

@@ -37,6 +37,9 @@ def no_waiting():
     torch.cuda.synchronize()
 
 
+_FAILED = []
+
+
 def captured(call):
     """-> a CUDA graph of the call, and its result, which every replay writes anew."""
     side = torch.cuda.Stream()
@@ -46,6 +49,10 @@ def captured(call):
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
+    try:
+        with torch.cuda.stream(side), torch.cuda.graph(graph, stream=side):
+            result = call()
+    except BaseException:
+        _FAILED.append(graph)  # the allocator may go on to ask it: tests after this one would fail with it
+        raise
     return graph, result

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.timeout(900)  # a minute, but on a busy machine
 
 # The kernels that do most of the work of XMem's read at 480p, and the one that is the most Python in one kernel.
 KERNELS = (*aot.MULTIPLY, "weigh_candidates")
+ON_HOPPER = ("find_middle", "fill_bank", "wide_maxima", "select_groups", "read_rows")  # what else XMem's read takes
 CASES = ("topk float16", "dense float16", "backward dense float16")
 
 
@@ -29,12 +30,12 @@ def reports():
     jobs = []
     for architecture in configs.ARCHITECTURES:
         first = {x.kernel: x for x in reversed(aot.launches(architecture, lambda name: name in CASES))}
-        jobs += [(first[kernel], architecture) for kernel in KERNELS]
+        jobs += [(first[kernel], architecture) for kernel in KERNELS + (ON_HOPPER if architecture == 90 else ())]
     return list(aot.compile_all(jobs))
 
 
 def test_kernels_fit_do_not_spill_and_use_matrix_units(reports):
-    assert len(reports) == len(KERNELS) * len(configs.ARCHITECTURES)
+    assert len(reports) == len(KERNELS) * len(configs.ARCHITECTURES) + len(ON_HOPPER)
     assert [r.row() for r in reports if r.problems] == []
 
 
@@ -47,7 +48,7 @@ def test_hopper_and_blackwell_get_their_own_instructions(reports):
 
 def test_a_launch_that_does_not_fit_is_a_problem():
     launch = next(x for x in aot.launches(90, lambda name: name == "topk float16") if x.kernel == "split_maxima")
-    stages = tuple((name, 4 if name == "num_stages" else value) for name, value in launch.options)
+    stages = tuple((name, 8 if name == "num_stages" else value) for name, value in launch.options)
     (report,) = aot.compile_all([(dataclasses.replace(launch, options=stages), 90)])
     assert "shared memory" in report.problems[0]
 
@@ -60,16 +61,37 @@ def test_every_configuration_is_launched():
         assert table == set(configs.table()["interpreter"])
 
 
-def test_launches_of_a_growing_memory_need_no_new_kernels():
+def kinds(top_k, n, segments=()):
+    """The different launches of a read with usage."""
     from xmemk.kernels import memory_read
 
-    def kinds(n):
-        with configs.assumed(90), aot.recorded() as made:
-            for top_k in (None, 30):
-                memory_read(*aot.meta(n, 1620, segments=(1620, n)), top_k, True)
-        return set(made)
+    with configs.assumed(90), aot.recorded() as made:
+        memory_read(*aot.meta(n, 1620, segments=segments), top_k, True)
+    return set(made)
 
-    assert kinds(24_580) == kinds(24_589) == kinds(24_592)
+
+@pytest.mark.parametrize("top_k", [None, 30])
+def test_a_memory_that_grows_a_little_needs_no_new_kernels(top_k):
+    assert len({frozenset(kinds(top_k, n, (1620, n))) for n in (24_580, 24_589, 24_592)}) == 1
+
+
+@pytest.mark.parametrize(("top_k", "following"), [(30, {"select_groups"}), (None, {"split_weights", "wide_weights"})])
+def test_a_memory_that_doubles_needs_few_new_kernels(top_k, following):
+    known = kinds(top_k, 1024)
+    for power in range(10, 17):  # to 131,072 tokens; of more, groups are grouped by a kernel of their own
+        sizes = [2**power + step * 2**power // 8 + odd for step in range(8) for odd in (1, 16)] + [2 ** (power + 1)]
+        new = set().union(*(kinds(top_k, n) for n in sizes)) - known
+        assert len(new) <= 2, power
+        assert {x.kernel for x in new} <= following
+        assert top_k or power < 12 or not new
+        known |= new
+    beyond = set().union(*(kinds(top_k, n) for n in (140_000, 300_000, 600_000, 1_000_000))) - known
+    assert len(beyond) <= (6 if top_k else 0)
+
+
+def test_few_kernels_serve_all_small_memories():
+    made = set().union(*(kinds(30, n) for n in range(31, 481)))
+    assert len([x for x in made if x.kernel == "weigh_candidates"]) <= 5
 
 
 def test_what_is_compiled_is_what_the_launcher_asks_for(monkeypatch):

@@ -1,5 +1,6 @@
 """The harness: peers are checked before they are timed, and whatever goes wrong with one is a row with its reason."""
 
+import contextlib
 import csv
 import json
 import signal
@@ -7,6 +8,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -151,6 +153,36 @@ def test_ratios_are_to_one_row_alone():
     measure.compare_with_ours([ours, spare], [[1.0], [3.0]])
     measure.compare_with_ours([ours, spare], [[], [3.0]])  # ours is not part of this sweep
     assert (ours.ratio, spare.ratio) == (1, 3)
+
+
+def test_a_graph_whose_capture_fails_is_kept_and_its_stream_left(monkeypatch):
+    graphs, streams, calls = [], [], []
+
+    @contextlib.contextmanager
+    def stream(new):
+        streams.append(new)
+        try:
+            yield
+        finally:
+            streams.remove(new)
+
+    @contextlib.contextmanager
+    def capture(graph, stream):
+        assert streams == [stream]
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    def call():
+        calls.append(len(streams))
+
+    for name, fake in (("Stream", mock.Mock), ("current_stream", mock.Mock), ("stream", stream), ("graph", capture)):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.append(object()) or graphs[-1])
+    monkeypatch.setattr(stopwatch, "_FAILED", [])
+    with pytest.raises(RuntimeError, match="previous error"):
+        stopwatch._captured(call)
+    assert graphs == stopwatch._FAILED and len(graphs) == 1
+    assert calls == [1, 1] and streams == []
 
 
 def test_what_the_time_does_not_suffice_for_is_a_row(tiny_run):

@@ -1,6 +1,7 @@
 """xmemk.Memory with CUDA graphs on an NVIDIA GPU: equal to a memory without, to the bit: `pytest -m gpu`."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from gpu import DEVICE, gpu, no_waiting
 
 import xmemk
 from xmemk import Memory, MemoryConfig
+from xmemk.memory import graph
 
 pytestmark = gpu
 CK, CV, H, W = 64, 96, 10, 13
@@ -110,6 +112,33 @@ def test_another_stream_and_inference_mode():
     torch.cuda.current_stream().wait_stream(stream)
     run(memories, 15, 20, {1: 0})
     same(memories)
+
+
+def test_where_a_capture_fails_the_device_goes_on(monkeypatch):
+    inside, looked = graph.CudaGraphs.read, []
+
+    def looking(self, *arguments):
+        readout, usage = inside(self, *arguments)
+        looked.append(torch.cuda.is_current_stream_capturing())
+        readout.sum().item()  # not allowed while captured
+        return readout, usage
+
+    memories = pair()
+    with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        patched.setattr(graph.CudaGraphs, "read", looking)
+        run(memories, 0, 12, {1: 0})
+    assert looked == [False, True]
+    assert len([one for one in said if "cuda_graphs: this memory reads without them" in str(one.message)]) == 1
+    run(memories, 12, 20, {1: 0})
+    same(memories)
+    assert not arenas(memories[0])[0].graph.captured
+    assert torch.randn(3, device=DEVICE).isfinite().all()
+    torch.cuda.empty_cache()
+    others = pair()
+    run(others, 0, 12, {1: 0})
+    same(others)
+    assert arenas(others[0])[0].graph.captured
 
 
 def test_a_capture_by_the_caller_goes_through():

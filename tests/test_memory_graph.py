@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -238,6 +239,7 @@ def test_where_a_capture_fails_the_memory_goes_on_without_and_says_so_once(recor
     with pytest.warns(RuntimeWarning, match=words) as said:
         agree(memories, 0, 20)
     assert len(said) == 1
+    assert Path(said[0].filename).name == "memory_videos.py"  # where the memory is asked
     assert recorded.replays == 0
     monkeypatch.undo()
     other = copy.deepcopy(memories[0])
@@ -342,7 +344,23 @@ def test_a_graph_whose_capture_cuda_gave_up_is_kept(monkeypatch):
         graph.CudaGraphs().capture(lambda: None, torch.zeros(1))
     with pytest.raises(ZeroDivisionError):  # what was wrong in the first place
         graph.CudaGraphs().capture(lambda: 1 / 0, torch.zeros(1))
-    assert [cuda, cuda] == graph._UNENDED
+    assert [cuda] * 4 == graph._UNENDED  # a second capture each was to succeed
+
+
+def test_after_a_capture_that_fails_one_succeeds(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    monkeypatch.setattr(graph, "_UNENDED", [])
+
+    def invalidated_once():
+        cuda.calls.append("end")
+        if cuda.calls.count("end") == 1:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    cuda.capture_end = invalidated_once
+    with pytest.raises(RuntimeError, match="previous error"):
+        graph.CudaGraphs().capture(lambda: cuda.calls.append("call"), torch.zeros(1))
+    assert cuda.calls == ["wait", "begin", "call", "end", "begin", "end"]
+    assert [cuda] == graph._UNENDED
 
 
 class Interpreted(Recorded):

@@ -180,3 +180,6 @@ def test_more_batches_than_a_grid_has():
     for top_k in (None, 1):
         with pytest.raises(ValueError, match="mk: wanted B <= 65535 for the Triton kernels, got B = 65536"):
             xmemk.memory_read(mk, None, mv, mk, None, top_k=top_k, backend="triton")
+    weight, index = torch.ones(65_536, 1, 1), torch.zeros(65_536, 1, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="mv: wanted B <= 65535 for the Triton kernels, got B = 65536"):
+        xmemk.readout_topk(mv, weight, index, backend="triton")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# make gpu: what needs an NVIDIA GPU, in eight minutes and without a network: gpu.sh PYTHON [--try]
+# make gpu: what needs an NVIDIA GPU, without a network, in eight minutes where the build goes well: gpu.sh PYTHON [--try]
 # Four steps, each with its own time limit and log, so that it can be stopped after any of them; where one fails, the
 # others go on:
 #   build      the extension with its CUDA kernels, for this machine's GPU, in place

@@ -111,6 +111,9 @@ def order(count: int, turn: int) -> list[int]:
     return rotated[::-1] if turn % 2 else rotated
 
 
+_FAILED: list[torch.cuda.CUDAGraph] = []
+
+
 def _captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -118,8 +121,13 @@ def _captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
         call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    try:
+        # The outer one leaves the stream also where torch.cuda.graph fails to end the capture, and then does not.
+        with torch.cuda.stream(side), torch.cuda.graph(graph, stream=side):
+            call()
+    except BaseException:
+        _FAILED.append(graph)  # the allocator may go on to ask it which streams it captures: it must not go
+        raise
     return graph
 
 

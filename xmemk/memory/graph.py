@@ -17,6 +17,7 @@ An arena has one set of buffers: reads from two streams need a synchronization b
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -128,9 +129,9 @@ class CudaGraphs:
                     result = call()
                 except BaseException:
                     with contextlib.suppress(RuntimeError):  # what it says then is a consequence
-                        _end(graph)
+                        _end(graph, like)
                     raise
-                _end(graph)
+                _end(graph, like)
             torch.cuda.current_stream().wait_stream(stream)
         return result, graph.replay
 
@@ -138,12 +139,27 @@ class CudaGraphs:
 _UNENDED: list[torch.cuda.CUDAGraph] = []
 
 
-def _end(graph: torch.cuda.CUDAGraph) -> None:
+def _end(graph: torch.cuda.CUDAGraph, like: Tensor) -> None:
     try:
         graph.capture_end()
     except RuntimeError:
         _UNENDED.append(graph)  # the allocator goes on to ask it which streams it captures: it must not go
+        with contextlib.suppress(RuntimeError):
+            _free_generator(like)
         raise
+
+
+def _free_generator(like: Tensor) -> None:
+    """Where torch's random generator knows one capture at a time (that of 2.13 knows each), it takes the failed one to
+    go on, and raises when asked for numbers; one that succeeds ends that.
+    """
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graph = torch.cuda.CUDAGraph()
+        _UNENDED.append(graph)
+        graph.capture_begin(capture_error_mode="thread_local")
+        like.new_zeros(1)  # torch warns of a graph of nothing
+        graph.capture_end()
+        _UNENDED.remove(graph)
 
 
 CUDA = CudaGraphs()
@@ -161,8 +177,18 @@ class Captures:
         if not self.given_up:
             lines = str(error).splitlines()
             why = type(error).__name__ + (f": {lines[0]}" if lines else "")
-            warnings.warn(f"cuda_graphs: this memory reads without them from now on, {why}", RuntimeWarning, 2)
+            said = f"cuda_graphs: this memory reads without them from now on, {why}"
+            warnings.warn(said, RuntimeWarning, _callers_level())
         self.given_up = True
+
+
+def _callers_level() -> int:
+    """The stacklevel with which a warning names the line that called this package."""
+    frame, level = sys._getframe(1), 1
+    ours = (__name__.partition(".")[0], "torch")  # whose decorators lie between our functions
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class ReadGraph:
@@ -215,9 +241,7 @@ class ReadGraph:
                 self._reading = _Reading(graphs, kind, arena, qk, qe, top_k, return_usage)
             with torch.inference_mode(False), torch.no_grad():
                 readout, usage = self._reading(qk, qe, segments)
-        except (
-            Exception
-        ) as error:  # CUDA's, of its allocator, Triton's: what is wrong for a read without, that will say
+        except Exception as error:  # CUDA's, its allocator's, Triton's; what is wrong with any such read, the next says
             self._reading = None
             self.captures.give_up(error)
             return None
