@@ -86,7 +86,7 @@ def summary(place: Place) -> Table:
     """A case a line, or a few lines in 80 columns: our time, the fastest other way to the same result and the original
     beside it. Names are broken between words alone."""
     table = Table(
-        title=f"medians on {place.name}", title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False
+        title=f"medians on {place.name}", title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False
     )
     table.add_column("case")
     for name in ("xmemk", "+-", "fastest other", "x", "original\nx", "memory", "theirs"):

@@ -80,7 +80,7 @@ def test_all_claims_are_measured_and_a_process_that_ends_is_a_reason(monkeypatch
     found = claims.measure(quick=True, height=4, width=8)
     assert [f["claim"].split(",")[0] for f in found[:3]] == ["compression", "compression", "left out"]
     assert len(found) == 6 and all(f["holds"] is not None for f in found[3:])
-    (failed,) = claims.our_budget_in_fresh_process(0, 8, 1, 1)
+    (failed,) = claims.our_budget_in_fresh_process(0, 8, 1, 60)
     assert failed["holds"] is None and "failed with 1" in failed["how"]
 
 
@@ -92,9 +92,9 @@ def test_a_process_that_ends_without_a_result_is_a_reason(monkeypatch, said):
     monkeypatch.setattr(claims, "Child", ended)
     monkeypatch.setattr(length, "Child", ended)
     without = "its process ended without a result"
-    assert claims.our_budget_in_fresh_process(4, 8, 1, 1)[0]["how"] == without
+    assert claims.our_budget_in_fresh_process(4, 8, 1, 60)[0]["how"] == without
     film = length.Film(3, 5, 40, window=4, seconds=5, distinct=2)
     assert length.in_fresh_process("STCN", film, length.Limits())["reason"] == without
     completed = subprocess.CompletedProcess([], 0, said, "")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: completed)
-    assert measure.in_fresh_process({}, 1) == (None, without)
+    assert measure.in_fresh_process({}, 60) == (None, without)
