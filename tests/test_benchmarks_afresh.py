@@ -47,7 +47,8 @@ def rows_of(run):
 
 def test_a_fresh_process_measures_the_others(standing_in):
     plan = {"select": {"bad": "check"}, "evict": {"xmemk other": "rounds"}, "consolidate": {"compiled": "check"}}
-    arguments = ("--suite", "gpu", "--op", "select", "evict", "consolidate", "train", "--seconds", "500", "--budget", "500")
+    arguments = ("--suite", "gpu", "--op", "select", "evict", "consolidate", "train")
+    arguments += ("--seconds", "500", "--budget", "500")
     run, code, processes, said = standing_in(plan, *arguments)
     assert processes == 4
     assert [(loss["op"], loss["peer"], loss["ours"]) for loss in run["losses"]] == [
