@@ -90,6 +90,7 @@ def test_a_process_that_ends_without_a_result_is_a_reason(monkeypatch, said):
         return Child([sys.executable, "-c", f"print({said!r})"])
 
     monkeypatch.setattr(claims, "Child", ended)
+    monkeypatch.setattr(measure, "Child", ended)
     monkeypatch.setattr(length, "Child", ended)
     without = "its process ended without a result"
     assert claims.our_budget_in_fresh_process(4, 8, 1, 60)[0]["how"] == without
