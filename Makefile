@@ -39,7 +39,7 @@ sanitize: $(READY)
 		--build-lib $(SANITIZED) --build-temp $(SANITIZED)-objects
 	cd $(SANITIZED) && LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0 \
 		$(if $(VENV),$(abspath $(PY)),$(PY)) -m pytest -p no:cacheprovider -m "not slow" $(PYTEST_ARGS) \
-		$(CPU_TESTS:%=$(CURDIR)/tests/test_%.py)
+		$(CPU_TESTS:%=$(CURDIR)/tests/ops/test_%.py)
 
 gpu:
 	sh tools/gpu.sh "$(PY)"
@@ -61,10 +61,10 @@ format: $(STATE)/.xmemk-lint
 
 # Every op beside its peers by pytest-benchmark, a table each. BENCH="-k read --benchmark-autosave"
 bench: $(READY)
-	$(PY) -m pytest -q --benchmark-columns=median,iqr,min,rounds --benchmark-sort=min $(BENCH) tests/bench_ops.py
+	$(PY) -m pytest -q --benchmark-columns=median,iqr,min,rounds --benchmark-sort=min $(BENCH) tests/benchmarks/bench_ops.py
 
 soak: $(READY)
-	$(PY) benchmarks/soak.py
+	$(PY) benchmarks/studies/soak.py
 
 wheel: $(READY)
 	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .

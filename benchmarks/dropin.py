@@ -26,9 +26,10 @@ import types
 from pathlib import Path
 
 import torch
+from xmemk.benchmarks.peers.random_network import calibrate, features
 
 import xmemk
-from xmemk.demo.peak import Peak
+from xmemk.measure.peak import Peak
 
 SIZES = {"tiny": (6, 9), "480p": (30, 54), "720p": (45, 80), "1080p": (68, 120)}  # at stride 16
 XMEM_LIMITS = {
@@ -126,16 +127,6 @@ class Host:
         return store.size if self.family == "xmem" else store.size(0)
 
 
-def features(h: int, w: int, objects: int, channels: int):
-    """Frames of a scene that changes slowly: key, shrinkage, selection [1, C, h, w], value [1, O, CV, h, w]."""
-    g = torch.Generator().manual_seed(0)
-    scene = torch.randn(1, 64, h, w, generator=g)
-    while True:
-        key = scene + 0.3 * torch.randn(1, 64, h, w, generator=g)
-        shrinkage = 1 + 9 * torch.rand(1, 1, h, w, generator=g) ** 2
-        yield key, shrinkage, torch.rand(1, 64, h, w, generator=g), torch.randn(1, objects, channels, h, w, generator=g)
-
-
 def memory(checkout: str, patched: bool, size: str, objects: int, repeats: int) -> dict[str, object]:
     """Times, extra memory and readouts of one host's manager at full memory."""
     family, prefix = locate(checkout)
@@ -209,7 +200,7 @@ def clip(checkout: str, patched: bool, frames: int) -> dict[str, object]:
     """Probabilities of the whole host over a small clip; {"missing": why} where its network cannot be loaded."""
     family, prefix = locate(checkout)
     if family == "cutie":
-        return {"missing": "its network is run by tests/test_compat_cutie.py"}
+        return {"missing": "its network is run by tests/compat/test_compat_cutie.py"}
     torch.manual_seed(0)
     try:
         importlib.import_module(f"{prefix}inference.inference_core")
@@ -247,16 +238,6 @@ def clip(checkout: str, patched: bool, frames: int) -> dict[str, object]:
         "seconds": time.perf_counter() - start,
         "long_term": core.memory.long_mem.size,
     }
-
-
-def calibrate(network: torch.nn.Module, image: torch.Tensor) -> None:
-    """Keys and shrinkage of the size that training gives them: beyond it, the host's own softmax yields NaN."""
-    with torch.no_grad():
-        for _ in range(2):
-            key, shrinkage, *_ = network.encode_key((image - 0.5)[None] / 0.25)
-            network.key_proj.key_proj.weight /= key.std()
-            network.key_proj.key_proj.bias /= key.std()
-            network.key_proj.d_proj.weight /= (shrinkage - 1).sqrt().std()
 
 
 def in_fresh_process(part: str, patched: bool, args: argparse.Namespace) -> dict[str, object]:

@@ -6,9 +6,10 @@
 Seconds differ from machine to machine and from minute to minute; the ratio of two ways to do the same work on one
 thread hardly does, if the time is the CPU time of that thread and of each way the shortest of many calls in turn
 counts: whoever else runs takes away calls, not CPU time of ours. Two threads have to be timed by the clock, which is
-coarser: on a busy machine the peer, whose calls are longer, suffers more. tests/ratio-floors.json has what was
-measured and the floors: SLACK times the lowest ratio of all runs. They are those of one processor, since the peers'
-library (MKL) has a path of its own for each.
+coarser: on a busy machine the peer, whose calls are longer, suffers more.
+tests/benchmarks/ratio-floors.json has what was measured and the floors: SLACK times the lowest
+ratio of all runs. They are those of one processor, since the peers' library (MKL) has a path of its
+own for each.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from xmemk.benchmarks.peers import peers_of
-from xmemk.benchmarks.workloads import WORKLOADS, make_case
+from xmemk.benchmarks.peers.registry import peers_of
+from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case
 
-from xmemk.demo.machine import describe
+from xmemk.measure.machine import describe
 
-FLOORS = Path(__file__).parent.parent / "tests" / "ratio-floors.json"
+FLOORS = Path(__file__).parent.parent / "tests" / "benchmarks" / "ratio-floors.json"
 # By threads. The clock is less steady than CPU time, and that is not quite steady either: a neighbour takes caches
 # (the lowest read beside the rest of the tests was 2.29). A kernel of half the speed is below the floor all the same.
 SLACK = {1: 0.7, 2: 0.6}

@@ -32,10 +32,10 @@ from xmemk.benchmarks.harness.record import command, revision
 from xmemk.benchmarks.harness.stopwatch import first_line
 from xmemk.benchmarks.harness.suites import SUITES, Item, Suite
 from xmemk.benchmarks.harness.tables import console
-from xmemk.benchmarks.peers import Unavailable
-from xmemk.benchmarks.workloads import WORKLOADS
+from xmemk.benchmarks.peers.registry import Unavailable
+from xmemk.benchmarks.peers.workloads import WORKLOADS
 
-from xmemk.demo.machine import describe
+from xmemk.measure.machine import describe
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -78,7 +78,7 @@ build() {
 tests() {
     if [ "$try" = --try ]; then least=0; else least=$(cat tests/min-passed-gpu); fi
     # By file: the others may need packages that are not here.
-    files=$(grep -lE 'mark\.gpu|^from gpu import' tests/test_*.py)
+    files=$(grep -lE 'mark\.gpu|^from gpu import' tests/*/test_*.py)
     beside=
     # A cold cache of compiled kernels takes longer than the tests; processes may share a GPU.
     "$python" -c 'import xdist' 2>/dev/null && beside="-n 8 --dist worksteal"
@@ -89,7 +89,7 @@ tests() {
 }
 
 sanitize() {
-    files="tests/test_gpu_read.py tests/test_gpu_selection.py"
+    files="tests/kernels/test_gpu_read.py tests/kernels/test_gpu_selection.py"
     chosen="segments_read_as_one_memory or affinity_and_readout or batches_and_strides or test_consolidate"
     for tool in memcheck racecheck; do
         if [ "$try" = --try ]; then check=; else check="compute-sanitizer --tool $tool --error-exitcode 9"; fi

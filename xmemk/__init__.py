@@ -1,5 +1,6 @@
 """xmemk: exact, fused kernels for XMem's memory, and a pure PyTorch reference that is the truth."""
 
+from . import renamed  # noqa: F401
 from .api import (
     affinity_topk,
     consolidate,
@@ -11,11 +12,11 @@ from .api import (
     similarity,
 )
 from .compat import patch
-from .inference import Tracker
 from .memory import Memory
+from .network.network import XMem
 from .reference.config import MemoryConfig
-from .reference.network import XMem
 from .version import __version__
+from .video.tracker import Tracker
 
 __all__ = [
     "Memory",

@@ -23,9 +23,9 @@ from xmemk.benchmarks.harness.stopwatch import CHAIN_SECONDS, LONGEST_CHAIN, REP
 from xmemk.benchmarks.harness.suites import Item, Suite
 from xmemk.benchmarks.harness.tables import console
 from xmemk.benchmarks.harness.tested import ROOT
-from xmemk.benchmarks.peers import backends_of_ours, call_of_ours, readout_gradient
-from xmemk.benchmarks.verdicts import status, verdict
-from xmemk.benchmarks.workloads import Case
+from xmemk.benchmarks.peers.registry import backends_of_ours, call_of_ours, readout_gradient
+from xmemk.benchmarks.peers.verdicts import status, verdict
+from xmemk.benchmarks.peers.workloads import Case
 
 BUILD_LIMIT = 1800
 # Threads of one process may still be spinning when it has answered.

@@ -27,7 +27,7 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from xmemk.benchmarks.workloads import Case
+from xmemk.benchmarks.peers.workloads import Case
 
 GEMM_SIDE = 2048
 COPY_BYTES = 2**28

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from xmemk.benchmarks.harness.child import Child
 from xmemk.benchmarks.harness.stopwatch import Stopwatch, Timed, first_line, order
-from xmemk.benchmarks.peers import Peer, Unavailable, missing
-from xmemk.benchmarks.verdicts import relative_error, status, verdict
-from xmemk.benchmarks.workloads import WORKLOADS, Case, make_case
+from xmemk.benchmarks.peers.registry import Peer, Unavailable, missing
+from xmemk.benchmarks.peers.verdicts import relative_error, status, verdict
+from xmemk.benchmarks.peers.workloads import WORKLOADS, Case, make_case
 
-from xmemk.demo.peak import Peak
+from xmemk.measure.peak import Peak
 from xmemk.testing import Comparison
 
 

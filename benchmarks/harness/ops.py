@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from xmemk.benchmarks.harness.costs import Cost, cost_of, like_shape
-from xmemk.benchmarks.peers import Peer, backends_of_ours, peers_of
-from xmemk.benchmarks.verdicts import verdict
-from xmemk.benchmarks.workloads import OPS, WORKLOADS, make_case
+from xmemk.benchmarks.peers.registry import Peer, backends_of_ours, peers_of
+from xmemk.benchmarks.peers.verdicts import verdict
+from xmemk.benchmarks.peers.workloads import OPS, WORKLOADS, make_case
 
 from xmemk.testing import Comparison
 
@@ -36,13 +36,13 @@ class Made(NamedTuple):
 
 
 def has_frames() -> bool:
-    return importlib.util.find_spec("xmemk.benchmarks.video") is not None
+    return importlib.util.find_spec("xmemk.benchmarks.peers.video") is not None
 
 
 def peers(op: str, backends: list[str] | None, device: str) -> list[Peer]:
     """Ours first. ``backends`` None: all that have kernels for it."""
     if op in FRAME_OPS:
-        return list(importlib.import_module("xmemk.benchmarks.video").VIDEO_PEERS)
+        return list(importlib.import_module("xmemk.benchmarks.peers.video").VIDEO_PEERS)
     return peers_of(op, backends or backends_of_ours(op, device))
 
 
@@ -50,7 +50,7 @@ def make(arguments: dict[str, Any]) -> Made:
     """The same inputs for every peer. ``arguments``: op, workload, objects, dtype, device."""
     op, workload, device = arguments["op"], arguments["workload"], arguments["device"]
     if op in FRAME_OPS:
-        video = importlib.import_module("xmemk.benchmarks.video")
+        video = importlib.import_module("xmemk.benchmarks.peers.video")
         case = video.make_video_case(op, workload, device=device)
         height, width = case.mask.shape
         sizes = {"tokens": None, "queries": case.grid[0] * case.grid[1], "top_k": case.config.top_k}

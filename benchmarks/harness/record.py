@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import xmemk
-from xmemk.demo.machine import describe
+from xmemk.measure.machine import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 

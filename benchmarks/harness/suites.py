@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from xmemk.benchmarks.peers import Peer
-from xmemk.benchmarks.workloads import OPS
+from xmemk.benchmarks.peers.registry import Peer
+from xmemk.benchmarks.peers.workloads import OPS
 
 
 class Item(NamedTuple):

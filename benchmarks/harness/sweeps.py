@@ -22,7 +22,7 @@ from xmemk.benchmarks.harness.costs import Cost, Roof, measure_roof
 from xmemk.benchmarks.harness.measure import Lost, Row, failed, in_fresh_process, time_again, time_peers
 from xmemk.benchmarks.harness.suites import Item, Suite
 from xmemk.benchmarks.harness.tables import console
-from xmemk.benchmarks.peers import Peer
+from xmemk.benchmarks.peers.registry import Peer
 
 
 @dataclass

@@ -20,18 +20,18 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 600  # seconds for the tests of all ops together
 
 _READ = (
-    "test_memory_read.py::test_equal_scores",
-    "test_memory_read.py::test_segments",
-    "test_memory_read.py::test_optional_arguments_and_layouts",
-    "test_memory_read_cpu.py::test_ties_and_orders",
-    "test_memory_read_cpu.py::test_any_k",
-    "test_memory_read_cpu.py::test_lowest_index_among_equals_across_tiles_and_splits",
+    "ops/test_memory_read.py::test_equal_scores",
+    "ops/test_memory_read.py::test_segments",
+    "ops/test_memory_read.py::test_optional_arguments_and_layouts",
+    "ops/test_memory_read_cpu.py::test_ties_and_orders",
+    "ops/test_memory_read_cpu.py::test_any_k",
+    "ops/test_memory_read_cpu.py::test_lowest_index_among_equals_across_tiles_and_splits",
 )
 _GRADIENTS = (
-    "test_memory_read_backward_cpu.py::test_gradients_of_sharp_reads_are_as_exact_as_plain_ones",
-    "test_memory_read_backward_cpu.py::test_fewer_readable_tokens_than_k",
-    "test_memory_read_backward_cpu.py::test_upstream_gradients_of_any_strides",
-    "test_memory_read_backward_cpu.py::test_only_what_is_wanted_is_computed",
+    "ops/test_memory_read_backward_cpu.py::test_gradients_of_sharp_reads_are_as_exact_as_plain_ones",
+    "ops/test_memory_read_backward_cpu.py::test_fewer_readable_tokens_than_k",
+    "ops/test_memory_read_backward_cpu.py::test_upstream_gradients_of_any_strides",
+    "ops/test_memory_read_backward_cpu.py::test_only_what_is_wanted_is_computed",
 )
 # The tests of each op that are quick, and would notice wrong results; the others are `make test`'s.
 TESTS: dict[str, Mapping[str, tuple[str, ...]]] = {
@@ -42,26 +42,29 @@ TESTS: dict[str, Mapping[str, tuple[str, ...]]] = {
         "train-dense": _GRADIENTS,
         "backward": _GRADIENTS,
         "backward-dense": _GRADIENTS,
-        "consolidate": ("test_consolidate_segments.py::test_segments_are_one_memory",),
-        "select": ("test_select_prototypes.py::test_matches_the_oracle", "test_select_prototypes.py::test_many_ties"),
-        "evict": ("test_evict_lfu.py::test_matches_the_oracle", "test_evict_lfu.py::test_many_ties"),
+        "consolidate": ("ops/test_consolidate_segments.py::test_segments_are_one_memory",),
+        "select": (
+            "ops/test_select_prototypes.py::test_matches_the_oracle",
+            "ops/test_select_prototypes.py::test_many_ties",
+        ),
+        "evict": ("ops/test_evict_lfu.py::test_matches_the_oracle", "ops/test_evict_lfu.py::test_many_ties"),
         "frame": _READ,
         "memory-frame": _READ,
         "video": _READ,
     },
     "cuda": {
-        "read": ("test_gpu_read.py::test_memory_read",),
-        "dense": ("test_gpu_read.py::test_memory_read",),
-        "train": ("test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",),
-        "train-dense": ("test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",),
-        "backward": ("test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",),
-        "backward-dense": ("test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",),
-        "consolidate": ("test_gpu_selection.py",),
-        "select": ("test_gpu_selection.py",),
-        "evict": ("test_gpu_selection.py",),
-        "frame": ("test_gpu_read.py::test_memory_read",),
-        "memory-frame": ("test_gpu_read.py::test_memory_read",),
-        "video": ("test_gpu_read.py::test_memory_read",),
+        "read": ("kernels/test_gpu_read.py::test_memory_read",),
+        "dense": ("kernels/test_gpu_read.py::test_memory_read",),
+        "train": ("kernels/test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",),
+        "train-dense": ("kernels/test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",),
+        "backward": ("kernels/test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",),
+        "backward-dense": ("kernels/test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",),
+        "consolidate": ("kernels/test_gpu_selection.py",),
+        "select": ("kernels/test_gpu_selection.py",),
+        "evict": ("kernels/test_gpu_selection.py",),
+        "frame": ("kernels/test_gpu_read.py::test_memory_read",),
+        "memory-frame": ("kernels/test_gpu_read.py::test_memory_read",),
+        "video": ("kernels/test_gpu_read.py::test_memory_read",),
     },
 }
 

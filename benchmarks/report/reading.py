@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from xmemk.benchmarks.peers.workloads import WORKLOADS
 from xmemk.benchmarks.report import words as w
-from xmemk.benchmarks.workloads import WORKLOADS
 
 KINDS = ("ops", "scaling", "length", "claims")
 NO_USAGE = "(no usage)"  # in the name of a peer whose result lacks it

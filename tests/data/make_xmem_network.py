@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import fixed_network as fixed
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)

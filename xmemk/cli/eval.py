@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..evaluation.layouts import Dataset, Video
     from ..evaluation.metrics import Judgement
     from ..evaluation.run import Cost
-    from ..inference import Tracker
+    from ..video.tracker import Tracker
 
 
 def evaluate(
@@ -122,8 +122,8 @@ def _run(
     import torch
 
     from ..evaluation.run import Settings, run
+    from ..network.network import XMem
     from ..reference.config import MemoryConfig
-    from ..reference.network import XMem
     from .segment import device_named
 
     device = device_named(device)

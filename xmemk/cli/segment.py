@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..inference import Tracker
-    from ..segment import Report
+    from ..video.segment import Report
+    from ..video.tracker import Tracker
 
 
 def segment(
@@ -49,16 +49,16 @@ def segment(
     import torch
 
     try:
-        from ..data.given import find_masks
+        from ..data.mask_files import find_masks
         from ..data.overlay import write_overlay
         from ..data.source import open_source
-        from ..demo.peak import resident_bytes
-        from ..segment import Job, expect_out
-        from ..segment import segment as run
+        from ..measure.peak import resident_bytes
+        from ..video.segment import Job, expect_out
+        from ..video.segment import segment as run
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"segment needs {missing.name}: pip install 'xmemk[video]'") from missing
+    from ..network.network import XMem
     from ..reference.config import MemoryConfig
-    from ..reference.network import XMem
 
     device = device_named(device)
     half = device.startswith("cuda") if half is None else half

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import api, reference
+from ..measure.peak import Peak
 from ..testing import Comparison, Inputs, compare_close, compare_consolidate, compare_read
 from . import original
-from .peak import Peak
 
 
 @dataclass

@@ -18,10 +18,10 @@ from ..data import BUNNY
 from ..data.masks import MaskError, read_object_mask, write_mask
 from ..data.overlay import overlay
 from ..data.video import VideoInfo, VideoWriter, probe, read_frames
+from ..measure import machine
 from ..memory import Memory
 from ..reference.config import MemoryConfig
 from ..version import __version__
-from . import machine
 from .measure import MeasuredOps, Totals, Upkeep, totals
 from .page import write_page
 from .pictures import Spread, contact_sheet, plots

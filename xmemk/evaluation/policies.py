@@ -1,6 +1,6 @@
 """The paper's baselines as memories of one and the same tracker: what is kept of a video, and how it is read.
 
-A policy has the form of :class:`xmemk.inference.FeatureMemory`. All but XMem's own are the oracle's stores
+A policy has the form of :class:`xmemk.video.tracker.FeatureMemory`. All but XMem's own are the oracle's stores
 (:class:`xmemk.reference.Memory`) on other stateless functions, so that a baseline differs from XMem in what it is
 named for and in nothing else. The network stays XMem's: the figures of other networks are not reproduced by these.
 """
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from .. import api
-from ..inference import FeatureMemory
 from ..memory import Memory
 from ..reference import Memory as Stores
 from ..reference.config import MemoryConfig
+from ..video.tracker import FeatureMemory
 from .thinned import ThinnedMemory
 
 Segments = Tensor | Sequence[Tensor]

@@ -15,12 +15,12 @@ from torch import Tensor
 from ..data.masks import MaskError, read_colours, read_mask
 from ..data.source import AHEAD, Source, ahead, open_source, read_image
 from ..data.video import VideoError
-from ..demo.peak import Peak, resident_bytes
-from ..inference import Tracker
+from ..measure.peak import Peak, resident_bytes
+from ..measure.stopwatch import Stopwatch
+from ..network.network import XMem
 from ..reference.config import MemoryConfig
-from ..reference.network import XMem
-from ..segment import scale_of, step_labels, weights_digest, write_labels
-from ..stopwatch import Stopwatch
+from ..video.segment import scale_of, step_labels, weights_digest, write_labels
+from ..video.tracker import Tracker
 from .layouts import Dataset, DatasetError, Shot, Video
 from .policies import make_memory
 

@@ -1,0 +1,1 @@
+"""What is compared: workloads, the peers that serve them, and the verdict on a result."""

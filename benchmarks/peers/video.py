@@ -1,0 +1,187 @@
+"""Whole frames and whole videos: the network and its memory together, with ours, the original's and STCN's memory.
+
+    python benchmarks/run.py --op frame memory-frame video [--network small full] [--save FILE]
+
+frame: one image through key encoder, memory read and decoder, with full memory (T_max - 1 frames, some 10,000
+long-term tokens), at 480p by default. memory-frame: the same, and the frame is remembered, T_min to T_max - 1 frames
+being in working memory, so that nothing is consolidated (which is an op of its own). video: the bundled clip from its
+annotated frame on, 60 frames, at a height of 240 by default. Random weights, one object; between the peers only the
+memory differs.
+
+``make_video_case(op, network, height=, frames=)`` is the case, ``VIDEO_PEERS`` are
+:class:`xmemk.benchmarks.peers.registry.Peer` whose ``prepare(case)`` gives the call, and
+``video_verdict(case, result)`` judges a result: probabilities within 1e-3 of those with the
+original's memory. STCN's is another method: its call returns None, which is not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from xmemk.benchmarks.peers.memories import METHODS, hurry
+from xmemk.benchmarks.peers.random_network import calibrate, features
+from xmemk.benchmarks.peers.registry import Call, Peer
+
+import xmemk
+from xmemk.data import BUNNY
+from xmemk.network.network import NetworkConfig
+from xmemk.reference import MemoryConfig
+from xmemk.testing import Comparison
+from xmemk.video.tracker import STRIDE, Tracker
+
+OPS = ("frame", "memory-frame", "video")
+NETWORKS = {
+    "small": NetworkConfig(value_dim=128, width=16, key_blocks=(1, 1, 1), value_blocks=(1, 1, 1), decoder_dim=32),
+    "full": NetworkConfig(),
+}
+ALLOWED = 1e-3  # of a probability
+STCN_FRAMES = 50  # in its memory for "frame", the most that the paper gives it on long videos
+START = 40  # the annotated frame of the clip
+
+
+@dataclass(frozen=True)
+class VideoCase:
+    """One op on one network. images: uint8 [3, H, W], one for a frame; mask: labels [H, W] of the first."""
+
+    op: str
+    network_name: str
+    network: xmemk.XMem
+    images: list[Tensor]
+    mask: Tensor
+    config: MemoryConfig
+    memo: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mask.device
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens of a frame: h, w."""
+        height, width = self.mask.shape
+        return -(-height // STRIDE), -(-width // STRIDE)
+
+    def wanted(self) -> Tensor:
+        """The probabilities with the original's memory, computed once."""
+        if "wanted" not in self.memo:
+            next(peer for peer in VIDEO_PEERS if peer.name == "original").prepare(self)()
+        return self.memo["wanted"]
+
+
+def make_video_case(
+    op: str,
+    network: str = "small",
+    *,
+    height: int | None = None,
+    frames: int = 60,
+    config: MemoryConfig | None = None,
+    device: torch.device | str = "cpu",
+) -> VideoCase:
+    """The same images, mask and weights for every peer. ValueError for an op or a network that there is not."""
+    from xmemk.data.masks import read_mask
+    from xmemk.data.video import read_frames
+
+    if op not in OPS or network not in NETWORKS:
+        raise ValueError(f"op, network: wanted one of {OPS} and of {tuple(NETWORKS)}, got {op!r} and {network!r}")
+    height = height or (240 if op == "video" else 480)
+    labels = read_mask(BUNNY / f"{START:05}.png")
+    width = round(height * labels.shape[1] / labels.shape[0])
+    count = frames if op == "video" else 1
+    images = []
+    for image in read_frames(BUNNY / "clip.mp4", (width, height), START):
+        images.append(image.permute(2, 0, 1).contiguous().to(device))
+        if len(images) == count:
+            break
+    torch.manual_seed(0)
+    net = xmemk.XMem(NETWORKS[network]).to(device)
+    shown = images[0][:, : height // STRIDE * STRIDE, : width // STRIDE * STRIDE]
+    calibrate(net, shown.float() / 255)  # as if trained; beyond it the original's softmax gives NaN
+    mask = F.interpolate(labels[None, None], (height, width))[0, 0].to(device)
+    # The bookkeeping of one group of objects is the same in both; ties of an eviction are the original's.
+    config = config or MemoryConfig(hidden_dim=net.config.hidden_dim, groups="xmem")
+    return VideoCase(op, network, net, images, mask, config)
+
+
+def filled(case: VideoCase, name: str) -> Any:
+    """A memory in mid-video, of made-up features of the case's size: long-term memory all but full."""
+    method = METHODS[name]
+    memory: Any = method.make(case.config)
+    config, (h, w) = case.config, case.grid
+    made = features(h, w, 1, case.network.config.value_dim)
+    hurry(memory, True)
+    working = config.max_mid_term_frames - 1 if case.op == "frame" else config.min_mid_term_frames
+    consolidations = (config.max_long_term_elements - config.num_prototypes) // config.num_prototypes + 1
+    done = False
+    added = 0
+    while not done:
+        key, shrinkage, selection, value = (x.to(case.device) for x in next(made))
+        if added == 0:
+            memory.sensory.create([1], key)
+        elif method.bounded and memory.working_size == (config.max_mid_term_frames - 1) * h * w:
+            memory.read(key, selection)  # which gives the candidates their usage
+        memory.add(key, shrinkage, value, [1], selection if memory.config.enable_long_term else None)
+        added += 1
+        if method.bounded:
+            done = memory.consolidations == consolidations and memory.working_size == working * h * w
+        else:
+            done = added == STCN_FRAMES
+    hurry(memory, False)
+    return memory
+
+
+def _peer(name: str) -> Peer:
+    def prepare(case: VideoCase) -> Call:
+        run = _video(case, name) if case.op == "video" else _frame(case, name)
+
+        def call() -> Tensor | None:
+            probabilities = run()
+            if name == "original":
+                case.memo.setdefault("wanted", probabilities)
+            return None if name == "STCN" else probabilities
+
+        return call
+
+    shown = f"{name} (another method)" if name == "STCN" else name
+    return Peer(shown, prepare, ours=METHODS[name].ours)  # type: ignore[arg-type]
+
+
+VIDEO_PEERS = [_peer(name) for name in ("xmemk", "original", "STCN")]
+
+
+def _video(case: VideoCase, name: str) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        tracker = Tracker(case.network, memory=METHODS[name].make(case.config))
+        found = [tracker.step(image, case.mask if t == 0 else None) for t, image in enumerate(case.images)]
+        return torch.stack(found)
+
+    return run
+
+
+def _frame(case: VideoCase, name: str) -> Callable[[], Tensor]:
+    """Each call is the frame after a memory frame, or the next memory frame: the loop's counter is set back."""
+    tracker = Tracker(case.network, memory=filled(case, name))
+    every = case.config.mem_every
+    before = 1000 if case.op == "frame" else 1000 + every - 1
+    state = {"frame": before, "last_memory": 1000, "last_deep": 1000, "size": None}
+
+    def run() -> Tensor:
+        tracker.restore(tracker.memory, state)
+        return tracker.step(case.images[0])[None]
+
+    return run
+
+
+def video_verdict(case: VideoCase, result: Tensor | None) -> Comparison | None:
+    """The largest difference of a probability from those with the original's memory; None for what is not checked."""
+    if result is None:
+        return None
+    wanted = case.wanted()
+    if result.shape != wanted.shape:
+        return Comparison(f"probabilities of shape {list(result.shape)}", float("inf"), float("inf"))
+    error = float((result - wanted).abs().amax())
+    return Comparison("probabilities", error, error / ALLOWED)

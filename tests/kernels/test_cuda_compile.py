@@ -1,0 +1,90 @@
+"""csrc/cuda compiled for real GPUs by nvcc, where there is one; nothing is run. What the assembler says must hold."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CUDA = ROOT / "csrc" / "cuda"
+ARCHITECTURES = ["80", "90", "100"]
+ROW_KERNELS = ("select_prototypes_kernel", "evict_lfu_kernel")
+
+
+def find_nvcc():
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin" if home else "/usr/local/cuda/bin")
+
+
+NVCC = find_nvcc()
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """What ptxas says of each kernel: {(architecture, mangled name): its lines}."""
+    said = {}
+    folder = tmp_path_factory.mktemp("fatbin")
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    for source in sorted(CUDA.glob("*.cu")):
+        command = [NVCC, "-std=c++17", "-O3", "-Werror=all-warnings", "-Xptxas=-v", "-fatbin", *targets]
+        done = subprocess.run(
+            [*command, "-o", folder / f"{source.stem}.fatbin", source], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        pieces = re.split(r"Compiling entry function '(\w+)' for 'sm_(\d+)'", done.stderr)
+        for name, architecture, text in zip(pieces[1::3], pieces[2::3], pieces[3::3]):
+            said[architecture, name] = text
+    return said
+
+
+def number(pattern, text):
+    return int(re.search(pattern, text)[1])
+
+
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_is_there_for_every_dtype(report, architecture):
+    names = [name for a, name in report if a == architecture]
+    for kernel in ROW_KERNELS:
+        assert sum(kernel in name for name in names) == 4
+    assert sum("gather_tokens_kernel" in name for name in names) == 3
+    assert len(names) == 11
+
+
+@needs_nvcc
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_spills_no_local_memory_and_room_for_a_block(report, architecture):
+    for (a, name), text in report.items():
+        if a != architecture:
+            continue
+        assert re.search(r"\b0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", text), (name, text)
+        threads = 1024 if any(kernel in name for kernel in ROW_KERNELS) else 256
+        assert number(r"Used (\d+) registers", text) * threads <= 65536, (name, text)
+        assert number(r"(\d+) bytes smem", text) <= 48 * 1024, (name, text)
+
+
+@needs_nvcc
+def test_the_binding_compiles_against_torch(tmp_path):
+    """Compiled, not linked: a torch without CUDA has the headers, but not the libraries."""
+    include = Path(torch.__file__).parent / "include"
+    for wanted in ("c10/cuda/CUDAStream.h", "c10/cuda/CUDAGuard.h"):
+        if not (include / wanted).exists():
+            pytest.skip(f"this torch has no header {wanted}")
+    # By nvcc, which finds CUDA's own headers; -x c++ is the host's compiler.
+    command = [NVCC, "-x", "c++", "-std=c++20", "-c", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", "-Xcompiler=-Wall,-fPIC"]
+    command += ["-isystem", include, "-isystem", include / "torch" / "csrc" / "api" / "include"]
+    done = subprocess.run(
+        [*command, "-o", tmp_path / "operators.o", CUDA / "operators.cpp"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "csrc/cuda" not in done.stderr, done.stderr  # no warning either
+
+
+def test_kernels_need_no_torch():
+    for path in [*CUDA.glob("*.cu"), *CUDA.glob("*.cuh"), *CUDA.glob("*.h")]:
+        assert not re.search(r"#include\s*[<\"](ATen|c10|torch|\.\./)", path.read_text()), path.name

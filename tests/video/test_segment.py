@@ -1,0 +1,364 @@
+"""A whole video: masks on disk, interruption and going on, and input that does not fit."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+from fractions import Fraction
+from pathlib import Path
+
+import fixed_network as fixed
+import pytest
+import torch
+from PIL import Image
+
+from xmemk import MemoryConfig
+from xmemk.cli import main
+from xmemk.data.mask_files import find_masks, mask_for
+from xmemk.data.masks import MaskError, read_mask, write_mask
+from xmemk.data.source import open_source
+from xmemk.data.video import VideoError, VideoWriter
+from xmemk.network.network import NetworkConfig, XMem
+from xmemk.video.segment import Job, labels_of, segment
+from xmemk.video.tracker import Tracker
+
+SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
+CONFIG = MemoryConfig(
+    hidden_dim=4, mem_every=2, max_mid_term_frames=4, min_mid_term_frames=2, num_prototypes=4, max_long_term_elements=12
+)
+COUNT = 21
+
+
+@pytest.fixture(scope="module")
+def network():
+    made = XMem(SMALL)
+    made.load_state_dict(fixed.fixed_weights(made.state_dict()))
+    return made
+
+
+@pytest.fixture
+def video(tmp_path):
+    folder = tmp_path / "video"
+    folder.mkdir()
+    for i, frame in enumerate(fixed.frames()[:COUNT]):
+        pixels = (frame * 255).round().to(torch.uint8).permute(1, 2, 0)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i:05d}.png")
+    return folder
+
+
+@pytest.fixture
+def mask(tmp_path):
+    write_mask(tmp_path / "first.png", fixed.first_mask().to(torch.uint8))
+    return tmp_path / "first.png"
+
+
+def results(out):
+    return {p.name: read_mask(p) for p in sorted((out / "masks").iterdir())}
+
+
+def equal(a, b):
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_every_frame_has_a_mask_and_they_are_the_trackers(network, video, mask, tmp_path):
+    calls = []
+    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG)
+    report = segment(network, job, lambda done, total, tracker: calls.append((done, total)))
+    assert report.frames == COUNT and report.resumed == 0 and report.objects == (1, 2)
+    assert calls == [(i + 1, COUNT) for i in range(COUNT)]
+    assert "memory read" in report.seconds and "evictions=0" not in report.memory
+    tracker = Tracker(network, CONFIG)
+    for name, got in results(tmp_path / "out").items():
+        number = int(name[:5])
+        image = torch.from_numpy(__import__("numpy").array(Image.open(video / name))).permute(2, 0, 1)
+        probability = tracker.step(image, fixed.first_mask() if number == 0 else None, end=number == COUNT - 1)
+        assert torch.equal(got, probability.argmax(0).to(torch.uint8))
+    assert not (tmp_path / "out" / "resume").exists()
+
+
+def test_later_masks_bring_in_objects(network, video, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    write_mask(masks / "00000.png", torch.zeros(fixed.HEIGHT, fixed.WIDTH, dtype=torch.uint8))
+    write_mask(masks / "00002.png", fixed.first_mask().to(torch.uint8))
+    write_mask(masks / "00008.png", fixed.late_mask().to(torch.uint8) * 50)
+    report = segment(network, Job(video, masks, tmp_path / "out", size=0, config=CONFIG))
+    got = results(tmp_path / "out")
+    assert report.objects == (1, 2, 150) and next(iter(got)) == "00002.png" and len(got) == COUNT - 2
+    assert torch.equal(got["00008.png"] == 150, fixed.late_mask() == 3)
+
+
+def test_another_size_for_the_network_and_masks_of_the_videos(network, video, mask, tmp_path):
+    segment(network, Job(video, mask, tmp_path / "out", size=32, config=CONFIG))
+    got = results(tmp_path / "out")
+    assert {m.shape for m in got.values()} == {(fixed.HEIGHT, fixed.WIDTH)}
+    assert (got["00000.png"] == fixed.first_mask()).float().mean() > 0.95
+
+
+def test_labels_are_those_of_the_largest_row_and_of_equal_ones_the_first():
+    probability = torch.randint(0, 4, (5, 30, 40), generator=torch.Generator().manual_seed(3)) / 4
+    names = (0, 7, 3, 255, 12)
+    got = labels_of(probability, names)
+    assert got.dtype == torch.uint8
+    assert torch.equal(got, torch.tensor(names, dtype=torch.uint8)[probability.argmax(0)])
+
+
+def test_a_mask_of_the_videos_shape_is_scaled(video, tmp_path):
+    small = torch.zeros(11, 14, dtype=torch.uint8)  # 48 x 60 at about a quarter: 11 x 13.75
+    small[4:8, 2:9] = 200
+    write_mask(tmp_path / "small.png", small)
+    source = open_source(video)
+    mask = mask_for(source, find_masks(tmp_path / "small.png", source)[0])
+    assert mask.shape == (fixed.HEIGHT, fixed.WIDTH) and mask.unique().tolist() == [0, 200]
+    inside = mask.nonzero()
+    found = [*inside.amin(0).tolist(), *inside.amax(0).tolist()]
+    wanted = [4 / 11 * 48, 2 / 14 * 60, 8 / 11 * 48 - 1, 9 / 14 * 60 - 1]  # top, left, bottom, right
+    assert all(abs(a - b) <= 1 for a, b in zip(found, wanted)), (found, wanted)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(count):
+    def progress(done, total, tracker):
+        if done == count:
+            raise Stop
+
+    return progress
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_masks(network, video, mask, tmp_path, monkeypatch, lost):
+    whole = Job(video, mask, tmp_path / "whole", size=0, config=CONFIG)
+    segment(network, whole)
+    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=4)
+    with monkeypatch.context() as killed:
+        if lost:  # as when the process is killed: no state is saved at the end
+            saves = []
+            from xmemk.video import segment as module
+
+            save = module._Saved.save
+
+            def only_in_time(self, tracker, done):
+                if done % 4 == 0:
+                    saves.append(done)
+                    save(self, tracker, done)
+
+            killed.setattr(module._Saved, "save", only_in_time)
+        with pytest.raises(Stop):
+            segment(network, job, stop_at(14))
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "masks").iterdir()}
+    report = segment(network, job)
+    assert report.resumed == (12 if lost else 14) and report.frames == COUNT
+    assert equal(results(tmp_path / "out"), results(tmp_path / "whole"))
+    untouched = [name for name, then in before.items() if (tmp_path / "out/masks" / name).stat().st_mtime_ns == then]
+    assert len(untouched) == report.resumed
+
+
+@pytest.mark.parametrize("change", ["config", "mask", "weights", "lost mask", "damaged state"])
+def test_a_state_of_another_job_is_not_gone_on_with(network, video, mask, tmp_path, change):
+    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG)
+    with pytest.raises(Stop):
+        segment(network, job, stop_at(5))
+    if change == "config":
+        job.config = MemoryConfig(**{**CONFIG.__dict__, "top_k": 3})
+    elif change == "mask":
+        write_mask(mask, fixed.first_mask().roll(3, 1).to(torch.uint8))
+    elif change == "weights":
+        network = XMem(SMALL)
+    elif change == "lost mask":
+        (tmp_path / "out/masks/00001.png").unlink()
+    else:
+        next((tmp_path / "out/resume").glob("memory-*")).write_bytes(b"?")
+    if change in ("config", "mask", "weights"):
+        before = results(tmp_path / "out")
+        with pytest.raises(ValueError, match="has masks of another video, first mask, weights or settings"):
+            segment(network, job)
+        assert equal(results(tmp_path / "out"), before)
+        shutil.rmtree(tmp_path / "out/masks")
+    assert segment(network, job).resumed == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "the disk is full; masks written so far are kept"),
+        (errno.EDQUOT, "the disk quota is used up; masks written so far are kept"),
+        (errno.EFBIG, "the file is larger than files may be here; masks written so far are kept"),
+    ],
+)
+def test_a_full_disk_keeps_what_is_finished(network, video, mask, tmp_path, monkeypatch, uninterrupted, number, said):
+    from xmemk.video import segment as module
+
+    written = []
+
+    def full(path, labels):
+        if len(written) == 5:
+            Path(path).write_bytes(b"half")
+            raise OSError(number, "No space left on device")
+        written.append(path)
+        write_mask(path, labels)
+
+    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=3)
+    with monkeypatch.context() as disk:
+        disk.setattr(module, "write_mask", full)
+        with pytest.raises(OSError, match=said):
+            segment(network, job)
+    assert list(results(tmp_path / "out")) == [f"{i:05d}.png" for i in range(5)]
+    assert segment(network, job).resumed == 3  # the tracker was ahead of the masks
+    assert equal(results(tmp_path / "out"), uninterrupted)
+
+
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to SIGINT, which a process that was started in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("by", ["an error", "Ctrl-C", "Ctrl-C twice", "a thread's Ctrl-C"])
+def test_a_run_that_is_stopped_within_a_frame(ctrl_c, network, video, mask, tmp_path, monkeypatch, uninterrupted, by):
+    calls = []
+    encode = type(network).encode_value
+
+    def stopped(self, *a, **o):
+        made = encode(self, *a, **o)
+        calls.append(1)
+        if len(calls) == 5:  # of frame 8
+            if by in ("an error", "a thread's Ctrl-C"):
+                raise KeyboardInterrupt if "Ctrl" in by else RuntimeError("no memory")
+            for _ in range(2 if "twice" in by else 1):
+                os.kill(os.getpid(), signal.SIGINT)
+        return made
+
+    before = signal.getsignal(signal.SIGINT)
+    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=6)
+    with monkeypatch.context() as network_:
+        network_.setattr(type(network), "encode_value", stopped)
+        with pytest.raises(RuntimeError if by == "an error" else KeyboardInterrupt):
+            segment(network, job)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert segment(network, job).resumed == (9 if by == "Ctrl-C" else 6)
+    assert equal(results(tmp_path / "out"), uninterrupted)
+
+
+def test_the_state_is_saved_by_time_too(network, video, mask, tmp_path, monkeypatch, uninterrupted):
+    from xmemk.video import segment as module
+
+    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG)
+    with monkeypatch.context() as clock:
+        clock.setattr(module, "SAVE_SECONDS", 0.0)
+        clock.setattr(type(network), "encode_value", _fails_at(type(network).encode_value, 5))
+        with pytest.raises(RuntimeError, match="no memory"):
+            segment(network, job)
+    assert segment(network, job).resumed == 8
+    assert equal(results(tmp_path / "out"), uninterrupted)
+
+
+def _fails_at(function, count):
+    calls = []
+
+    def failing(*a, **o):
+        calls.append(1)
+        if len(calls) == count:
+            raise RuntimeError("no memory")
+        return function(*a, **o)
+
+    return failing
+
+
+@pytest.fixture
+def uninterrupted(network, video, mask, tmp_path):
+    segment(network, Job(video, mask, tmp_path / "whole", size=0, config=CONFIG))
+    return results(tmp_path / "whole")
+
+
+def test_what_fails_after_the_last_frame_does_not_redo_frames(network, video, mask, tmp_path):
+    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG)
+    with pytest.raises(Stop):
+        segment(network, job, then=lambda masks, first: stop_at(1)(1, None, None))
+    written = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/masks").iterdir()}
+    called = []
+    report = segment(network, job, then=lambda *a: called.append(a))
+    assert called == [(tmp_path / "out/masks", 0)] and report.resumed == report.frames == COUNT
+    assert written == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/masks").iterdir()}
+    assert report.objects == (1, 2) and not (tmp_path / "out/resume").exists()
+
+
+def test_input_is_not_written_over(network, video, mask, tmp_path):
+    for folder in ("masks", "resume"):
+        out = tmp_path / f"with {folder}"
+        out.mkdir()
+        shutil.copytree(video, out / folder)
+        before = {p.name: p.read_bytes() for p in (out / folder).iterdir()}
+        for job in (
+            Job(out / folder, mask, out),
+            Job(video, out / folder, out),
+            Job(video, out / folder / "0.png", out),
+        ):
+            with pytest.raises(ValueError, match=rf"wanted a folder for results, got .*, whose {folder} is input"):
+                segment(network, job)
+        assert {p.name: p.read_bytes() for p in (out / folder).iterdir()} == before
+        assert [p.name for p in out.iterdir()] == [folder]
+    (tmp_path / "link").symlink_to(tmp_path / "with masks")
+    with pytest.raises(ValueError, match="whose masks is input"):
+        segment(network, Job(tmp_path / "with masks/masks", mask, tmp_path / "link"))
+    with VideoWriter(tmp_path / "overlay.mp4", 60, 48, Fraction(10)) as writer:
+        writer.write(torch.zeros(48, 60, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"whose overlay.mp4 is input"):
+        segment(network, Job(tmp_path / "overlay.mp4", mask, tmp_path))
+    with pytest.raises(ValueError, match=r"out: wanted a folder for results, got .*first.png, which is a file"):
+        segment(network, Job(video, mask, mask))
+
+
+def test_input_that_does_not_fit(network, video, mask, tmp_path):
+    source = open_source(video)
+    empty = tmp_path / "empty.png"
+    write_mask(empty, torch.zeros(fixed.HEIGHT, fixed.WIDTH, dtype=torch.uint8))
+    with pytest.raises(MaskError, match="has no object"):
+        find_masks(empty, source)
+    small = tmp_path / "small.png"
+    write_mask(small, torch.ones(4, 7, dtype=torch.uint8))
+    with pytest.raises(MaskError, match=r"small.png: is 7x4, which is not the shape of the video, 60x48"):
+        find_masks(small, source)
+    with pytest.raises(MaskError, match="the video has 21 frames, so there is no frame 21 to start with"):
+        find_masks(mask, source, 21)
+    named = tmp_path / "named"
+    named.mkdir()
+    with pytest.raises(MaskError, match="a folder without masks"):
+        find_masks(named, source)
+    write_mask(named / "00099.png", fixed.first_mask().to(torch.uint8))
+    with pytest.raises(MaskError, match="the video has no frame of that name"):
+        find_masks(named, source)
+    (video / "00007.png").write_bytes(b"torn")
+    with pytest.raises(VideoError, match=r"00007.png: not an image that can be read"):
+        segment(network, Job(video, mask, tmp_path / "out", size=0, config=CONFIG))
+    assert len(results(tmp_path / "out")) == 6  # the seventh waits for what comes after it
+
+
+def test_the_command(network, video, mask, tmp_path, capsys, monkeypatch):
+    weights = tmp_path / "small.pth"
+    torch.save(network.state_dict(), weights)
+    words = ["segment", str(video), "--mask", str(mask), "--weights", str(weights), "--out", str(tmp_path / "out")]
+    words += ["--size", "0", "--mem-every", "2"]
+    assert run(words + ["--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["frames"] == COUNT and report["objects"] == [1, 2] and report["frames_per_second"] > 0
+    assert (tmp_path / "out" / "overlay.mp4").stat().st_size > 1000
+    assert sum(report["seconds"].values()) <= report["wall"] and report["calls"]["decoder"] == COUNT - 1
+    assert run(words + ["--account", "--no-overlay"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    for stage in ("preparing", "key encoder", "memory read", "decoder", "value encoder", "memory add", "writing"):
+        assert any(line.startswith(stage) and line.endswith(" %") for line in said), stage
+    assert run(["segment", str(video), "--mask", str(mask), "--weights", str(mask)]) == 1
+    assert "first.png: not a file of parameters" in capsys.readouterr().err
+
+
+def run(words):
+    from xmemk.cli.app import run as command
+
+    assert callable(main)
+    return command(words)

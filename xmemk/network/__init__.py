@@ -1,0 +1,1 @@
+"""XMem's network: encoders, decoder, checkpoints, and a copy tuned for inference."""

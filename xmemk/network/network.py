@@ -1,0 +1,340 @@
+"""The XMem network (Sec. 2.2 to 2.4 and the appendix): encoders, sensory updates, decoder, aggregation.
+
+Parameter names and shapes are those of the released checkpoints, so that they load strictly. Everything here is plain
+PyTorch and works in whatever type the parameters have, but the aggregation, which needs float32.
+B batch, O objects, H x W the image (multiples of 16), h x w = H/16 x W/16, CK, CV and CH the channels of key, value
+and hidden state.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .backbone import BasicBlock, KeyTrunk, conv3x3, stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Sizes; the defaults are those of the released files. ``hidden_dim=0``: no sensory memory.
+
+    width: channels of the first stage of both encoders. key_blocks, value_blocks: blocks of their three stages.
+    decoder_dim: channels of the decoder at 1/8 and 1/4.
+    """
+
+    key_dim: int = 64
+    value_dim: int = 512
+    hidden_dim: int = 64
+    width: int = 64
+    key_blocks: tuple[int, int, int] = (3, 4, 6)
+    value_blocks: tuple[int, int, int] = (2, 2, 2)
+    decoder_dim: int = 256
+
+    def __post_init__(self) -> None:
+        if self.value_dim < 16:
+            raise ValueError(
+                f"value_dim: wanted at least 16, which the channel attention divides by, got {self.value_dim}"
+            )
+        for name in ("key_dim", "width", "decoder_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
+        if self.hidden_dim < 0 or min(*self.key_blocks, *self.value_blocks) < 1:
+            raise ValueError(f"wanted hidden_dim >= 0 and at least one block in each stage, got {self}")
+
+
+class XMem(nn.Module):
+    """The network. It is made in evaluation mode; ``train()`` leaves the batch normalisations as they are."""
+
+    def __init__(self, config: NetworkConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or NetworkConfig()
+        self.key_encoder = KeyTrunk(config.width, config.key_blocks)
+        self.key_proj = KeyProjection(16 * config.width, config.key_dim)
+        self.value_encoder = ValueEncoder(config)
+        self.decoder = Decoder(config)
+        self.eval()
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> XMem:
+        """The network of an official file (``XMem.pth``, its stages, the one without sensory memory) or of one saved
+        from here; see :func:`xmemk.network.checkpoint.load`, which also says what is wrong with any other."""
+        from .checkpoint import load
+
+        return load(path, device)
+
+    def tuned(self, *, compile: bool = False) -> XMem:
+        """A copy for inference alone, equal to rounding and faster: see :func:`xmemk.network.tuned.tuned`."""
+        from .tuned import tuned
+
+        return tuned(self, compile=compile)
+
+    def train(self, mode: bool = True) -> XMem:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def encode_key(
+        self, image: Tensor, *, need_shrinkage: bool = True, need_selection: bool = True
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, Tensor, Tensor]]:
+        """image [B, 3, H, W], normalised -> key [B, CK, h, w], shrinkage [B, 1, h, w] (>= 1) and selection
+        [B, CK, h, w] (0 to 1) where needed, else None; features at 1/16, 1/8 and 1/4.
+        """
+        features = self.key_encoder(image)
+        key, shrinkage, selection = self.key_proj(features[0], need_shrinkage, need_selection)
+        return key, shrinkage, selection, features
+
+    def encode_value(
+        self, image: Tensor, f16: Tensor, hidden: Tensor | None, masks: Tensor, *, deep_update: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """image [B, 3, H, W], f16, hidden [B, O, CH, h, w], masks [B, O, H, W] of probabilities -> value
+        [B, O, CV, h, w] and the hidden state, renewed from the value where ``deep_update`` (Sec. 2.4).
+        """
+        others = masks.sum(1, keepdim=True) - masks
+        return self.value_encoder(image, f16, hidden, torch.stack([masks, others], 2), deep_update)
+
+    def segment(
+        self,
+        features: tuple[Tensor, Tensor, Tensor],
+        readout: Tensor,
+        hidden: Tensor | None,
+        *,
+        selector: Tensor | None = None,
+        update_hidden: bool = True,
+    ) -> tuple[Tensor | None, Tensor]:
+        """features of :meth:`encode_key`, readout [B, O, CV, h, w], hidden [B, O, CH, h, w] -> the hidden state after
+        this frame (None unless ``update_hidden``), probabilities [B, 1 + O, H, W], background first.
+
+        selector [B, O]: objects that are not there (0) get probability 0.
+        """
+        hidden, logits = self.decoder(features, readout, hidden, update_hidden)
+        probability = torch.sigmoid(logits.float())
+        if selector is not None:
+            probability = probability * selector[..., None, None]
+        return hidden, aggregate(probability)
+
+
+def aggregate(probability: Tensor) -> Tensor:
+    """Soft aggregation: p [B, O, H, W] of each object by itself -> [B, 1 + O, H, W] that sum to 1, in float32.
+
+    The background is what no object claims; odds p / (1 - p) are normalised over all.
+    """
+    p = probability.float()
+    p = torch.cat([(1 - p).prod(1, keepdim=True), p], 1).clamp(1e-7, 1 - 1e-7)
+    return torch.log(p / (1 - p)).softmax(1)
+
+
+class KeyProjection(nn.Module):
+    """Key, shrinkage s = x^2 + 1 and selection e = sigmoid(x) from the features at 1/16 (Sec. 2.2)."""
+
+    def __init__(self, channels_in: int, key_dim: int) -> None:
+        super().__init__()
+        self.key_proj = conv3x3(channels_in, key_dim)
+        self.d_proj = conv3x3(channels_in, 1)
+        self.e_proj = conv3x3(channels_in, key_dim)
+        nn.init.orthogonal_(self.key_proj.weight)
+        nn.init.zeros_(self.key_proj.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, f16: Tensor, need_shrinkage: bool, need_selection: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        shrinkage = self.d_proj(f16) ** 2 + 1 if need_shrinkage else None
+        selection = torch.sigmoid(self.e_proj(f16)) if need_selection else None
+        return self.key_proj(f16), shrinkage, selection
+
+
+class ValueEncoder(nn.Module):
+    """ResNet-18 over image, the object's mask and the sum of all others', fused with f16; the deep update."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        w = config.width
+        self.conv1, self.bn1 = nn.Conv2d(5, w, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(w)
+        self.layer1 = stage(BasicBlock, w, w, config.value_blocks[0], 1)
+        self.layer2 = stage(BasicBlock, w, 2 * w, config.value_blocks[1], 2)
+        self.layer3 = stage(BasicBlock, 2 * w, 4 * w, config.value_blocks[2], 2)
+        self.fuser = Fusion(16 * w + 4 * w, config.value_dim)
+        if config.hidden_dim > 0:
+            self.hidden_reinforce = HiddenReinforcer(config.value_dim, config.hidden_dim)
+
+    def forward(
+        self, image: Tensor, f16: Tensor, hidden: Tensor | None, masks: Tensor, deep_update: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        o = masks.shape[1]
+        x = torch.cat([image.unsqueeze(1).expand(-1, o, -1, -1, -1), masks.to(image.dtype)], 2).flatten(0, 1)
+        x = F.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
+        g = self.layer3(self.layer2(self.layer1(x)))
+        value = self.fuser(f16, g.unflatten(0, (-1, o)))
+        if deep_update and hidden is not None:
+            hidden = self.hidden_reinforce(value, hidden)
+        return value, hidden
+
+
+class ResidualBlock(nn.Module):
+    """conv(relu(conv(relu(x)))) around a short cut, which is a convolution where the channels change."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.downsample = conv3x3(channels_in, channels_out) if channels_in != channels_out else None
+        self.conv1 = conv3x3(channels_in, channels_out)
+        self.conv2 = conv3x3(channels_out, channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(torch.relu(self.conv1(torch.relu(x))))
+        return y + (x if self.downsample is None else self.downsample(x))
+
+    def shared(self, x: Tensor, g: Tensor) -> Tensor:
+        """:meth:`forward` of x [B, C, h, w], joined to each object's g [B, O, C', h, w], as [B O, *, h, w]; the
+        convolutions' part of x, which all objects share, is computed once.
+        """
+        assert self.downsample is not None
+        y = self.conv2(torch.relu(_conv_shared(self.conv1, torch.relu(x), torch.relu(g))))
+        return y + _conv_shared(self.downsample, x, g)
+
+
+def _conv_shared(conv: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
+    """The convolution of [x, g] along channels, by linearity: x's share of the weights, plus each object's."""
+    ours, theirs = conv.weight.split([x.shape[1], g.shape[2]], 1)
+    y = F.conv2d(g.flatten(0, 1), theirs, None, conv.stride, conv.padding).unflatten(0, g.shape[:2])
+    return (y + F.conv2d(x, ours, conv.bias, conv.stride, conv.padding).unsqueeze(1)).flatten(0, 1)
+
+
+class Fusion(nn.Module):
+    """Features of the image, shared by all objects, with those of each object: [B, C, h, w], [B, O, C', h, w] ->
+    [B, O, CV, h, w].
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.block1 = ResidualBlock(channels_in, channels_out)
+        self.attention = CBAM(channels_out)
+        self.block2 = ResidualBlock(channels_out, channels_out)
+
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        z = self.block1.shared(x, g)
+        z = self.block2(z + self.attention(z))
+        return z.unflatten(0, g.shape[:2])
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention (Woo et al., ECCV 2018): a gate per channel, then one per place."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.ChannelGate = ChannelGate(channels, reduction)
+        self.SpatialGate = SpatialGate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.SpatialGate(self.ChannelGate(x))
+
+
+class ChannelGate(nn.Module):
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        inner = channels // reduction
+        self.mlp = nn.Sequential(nn.Flatten(), nn.Linear(channels, inner), nn.ReLU(), nn.Linear(inner, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))
+        return x * torch.sigmoid(gate)[..., None, None]
+
+
+class SpatialGate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spatial = nn.ModuleDict({"conv": nn.Conv2d(2, 1, 7, padding=3)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+        return x * torch.sigmoid(self.spatial["conv"](pooled))
+
+
+def _gru(transform: nn.Conv2d, g: Tensor, hidden: Tensor) -> Tensor:
+    """h' = f h (1 - u) + u n (Sec. 2.4; n does not see the forget gate f). g [B, O, *, h, w], hidden [B, O, CH, h,
+    w].
+    """
+    b, o = hidden.shape[:2]
+    f, u, n = transform(torch.cat([g, hidden], 2).flatten(0, 1)).unflatten(0, (b, o)).chunk(3, 2)
+    f, u = torch.sigmoid(f), torch.sigmoid(u)
+    return f * hidden * (1 - u) + u * torch.tanh(n)
+
+
+class HiddenReinforcer(nn.Module):
+    """The deep update: the hidden state renewed from the value of a memory frame."""
+
+    def __init__(self, value_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.transform = conv3x3(value_dim + hidden_dim, 3 * hidden_dim)
+        nn.init.xavier_normal_(self.transform.weight)
+
+    def forward(self, value: Tensor, hidden: Tensor) -> Tensor:
+        return _gru(self.transform, value, hidden)
+
+
+class HiddenUpdater(nn.Module):
+    """The update of every frame: from the decoder's features at all its scales."""
+
+    def __init__(self, value_dim: int, decoder_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.g16_conv = nn.Conv2d(value_dim, decoder_dim, 1)
+        self.g8_conv = nn.Conv2d(decoder_dim, decoder_dim, 1)
+        self.g4_conv = nn.Conv2d(decoder_dim + 1, decoder_dim, 1)
+        self.transform = conv3x3(decoder_dim + hidden_dim, 3 * hidden_dim)
+        nn.init.xavier_normal_(self.transform.weight)
+
+    def forward(self, g16: Tensor, g8: Tensor, g4: Tensor, hidden: Tensor) -> Tensor:
+        """g16, g8, g4 [B O, *, ...], g4 with the logits; hidden [B, O, CH, h, w]."""
+        g8 = F.interpolate(g8, scale_factor=1 / 2, mode="area")
+        g4 = F.interpolate(g4, scale_factor=1 / 4, mode="area")
+        g = self.g16_conv(g16) + self.g8_conv(g8) + self.g4_conv(g4)
+        return _gru(self.transform, g.unflatten(0, hidden.shape[:2]), hidden)
+
+
+class UpsampleBlock(nn.Module):
+    """Twice the size, plus what the image's features at that size add."""
+
+    def __init__(self, skip_dim: int, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.skip_conv = conv3x3(skip_dim, channels_in)
+        self.out_conv = ResidualBlock(channels_in, channels_out)
+
+    def forward(self, skip: Tensor, g: Tensor) -> Tensor:
+        """skip [B, *, 2h, 2w], g [B O, *, h, w]."""
+        skip = self.skip_conv(skip)
+        g = F.interpolate(g, scale_factor=2, mode="bilinear", align_corners=False)
+        g = (g.unflatten(0, (skip.shape[0], -1)) + skip.unsqueeze(1)).flatten(0, 1)
+        return self.out_conv(g)
+
+
+class Decoder(nn.Module):
+    """Readout and hidden state to a logit per pixel and object, with the image's features on the way (Sec. 2.4)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        w, cv, ch, dim = config.width, config.value_dim, config.hidden_dim, config.decoder_dim
+        self.fuser = Fusion(16 * w + cv + ch, cv)
+        if ch > 0:
+            self.hidden_update = HiddenUpdater(cv, dim, ch)
+        self.up_16_8 = UpsampleBlock(8 * w, cv, dim)
+        self.up_8_4 = UpsampleBlock(4 * w, dim, dim)
+        self.pred = conv3x3(dim, 1)
+
+    def forward(
+        self, features: tuple[Tensor, Tensor, Tensor], readout: Tensor, hidden: Tensor | None, update_hidden: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        f16, f8, f4 = features
+        b, o = readout.shape[:2]
+        g16 = self.fuser(f16, readout if hidden is None else torch.cat([readout, hidden.to(readout.dtype)], 2))
+        g16 = g16.flatten(0, 1)
+        g8 = self.up_16_8(f8, g16)
+        g4 = self.up_8_4(f4, g8)
+        logits = self.pred(torch.relu(g4))
+        if hidden is not None:
+            hidden = self.hidden_update(g16, g8, torch.cat([g4, logits], 1), hidden) if update_hidden else None
+        logits = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+        return hidden, logits[:, 0].unflatten(0, (b, o))

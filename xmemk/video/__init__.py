@@ -1,0 +1,1 @@
+"""The frame loop, and a whole video: frames in, masks out."""

@@ -1,0 +1,299 @@
+"""The frame loop (Sec. 2.1 and the released code's rules): image by image in, probabilities per object out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..measure.stopwatch import Stopwatch
+from ..memory import Memory
+from ..network.network import XMem, aggregate
+from ..reference.config import MemoryConfig
+
+STRIDE = 16  # an image is padded to a multiple of it
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+class FeatureMemory(Protocol):
+    """What the tracker needs of a memory: :class:`xmemk.Memory`, the oracle's, or a policy of one's own."""
+
+    config: MemoryConfig
+
+    @property
+    def objects(self) -> tuple[int, ...]: ...
+    @property
+    def sensory(self) -> Any: ...
+    def add(
+        self, key: Tensor, shrinkage: Tensor, value: Tensor, objects: Sequence[int], selection: Tensor | None = None
+    ) -> None: ...
+    def read(self, query_key: Tensor, selection: Tensor | None = None) -> Tensor: ...
+    def remove(self, objects: Sequence[int]) -> None: ...
+
+
+class Tracker:
+    """Follows the objects of one video.
+
+    network: the XMem network, whose device and floating type are used. config: the memory's rules and how often frames
+    are remembered. memory: an empty memory to use instead of a new one made from ``config``. autocast: float16 or
+    bfloat16 for the network's convolutions, None for the network's own type. stopwatch: told how long each stage of a
+    frame takes; waits for the device at each.
+
+    >>> tracker = Tracker(XMem.from_checkpoint("XMem.pth"))                                # doctest: +SKIP
+    >>> probability = tracker.step(first_image, mask=labels)                               # doctest: +SKIP
+    >>> for image in images: probability = tracker.step(image)                             # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        network: XMem,
+        config: MemoryConfig | None = None,
+        *,
+        memory: FeatureMemory | None = None,
+        autocast: torch.dtype | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
+        if memory is not None and config is not None and memory.config != config:
+            raise ValueError("memory, config: wanted one of them, or a memory of this config")
+        if memory is None:
+            config = config or MemoryConfig(hidden_dim=network.config.hidden_dim)
+            memory = Memory(config)
+        if memory.config.hidden_dim != network.config.hidden_dim:
+            raise ValueError(
+                f"config: wanted hidden_dim = {network.config.hidden_dim} as the network has, "
+                f"got {memory.config.hidden_dim}"
+            )
+        if autocast not in (None, torch.float16, torch.bfloat16):
+            raise ValueError(f"autocast: wanted float16, bfloat16 or None, got {autocast}")
+        self.network = network
+        self.memory: FeatureMemory = memory
+        self.config = memory.config
+        self.autocast = autocast
+        self._watch = stopwatch or Stopwatch(enabled=False)
+        parameter = next(network.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._mean = torch.tensor(_MEAN, device=self.device).view(3, 1, 1)
+        self._std = torch.tensor(_STD, device=self.device).view(3, 1, 1)
+        self._frame = -1  # of the frames since the first with an object
+        self._last_memory = 0
+        self._last_deep = -self.config.deep_update_every
+        self._size: tuple[int, int] | None = None
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """The labels followed; row 1 + i of a result belongs to ``objects[i]``."""
+        return self.memory.objects
+
+    @torch.inference_mode()
+    def step(
+        self, image: Tensor, mask: Tensor | None = None, objects: Sequence[int] | None = None, *, end: bool = False
+    ) -> Tensor:
+        """The next frame.
+
+        image: RGB [3, H, W], uint8 or floating in 0 to 1.
+        mask: what is known of this frame: labels [H, W] of an integer type, 0 for background, or one row per object
+            [O, H, W] of probabilities. Objects that it does not speak of are predicted as on any frame.
+        objects: the labels that the mask speaks of: row i of an [O, H, W] mask belongs to ``objects[i]``; of a label
+            mask, by default, all its labels but 0. New ones join. A label that the mask speaks of without a pixel is
+            known to be absent from this frame.
+        end: the last frame: nothing is remembered.
+
+        Returns probabilities [1 + O, H, W] float32 that sum to 1: background, then the objects in the order of
+        :attr:`objects`. Before the first mask, and after all objects have left, background alone.
+
+        Raises ValueError or TypeError for input that does not fit, or a frame of another size than the first; then
+        nothing has changed.
+        """
+        self._check_image(image)
+        given, labels = self._given(mask, objects, image.shape[1:])
+        if not self.objects and not labels:
+            return torch.ones(1, *image.shape[1:], device=self.device)
+        frame = self._frame + 1
+        config = self.config
+        remembered = (frame - self._last_memory >= config.mem_every or given is not None) and not end
+        in_step = config.deep_update_every < 0
+        deep = not end and (remembered if in_step else frame - self._last_deep >= config.deep_update_every)
+        shallow = not end and not (in_step and deep)
+        known = self.objects
+        predicts = bool(known) and not set(known) <= set(labels)
+
+        with self._watch("preparing"):
+            padded, padding = pad(self._normalised(image))
+        with self._arithmetic(), self._watch("key encoder"):
+            key, shrinkage, selection, features = self.network.encode_key(
+                padded[None],
+                need_shrinkage=remembered,
+                need_selection=predicts or config.enable_long_term,
+            )
+        probability = None
+        if predicts:
+            with self._watch("memory read"):
+                readout = self.memory.read(key, selection)
+            hidden = self._hidden()
+            with self._arithmetic(), self._watch("decoder"):
+                hidden, probability = self.network.segment(features, readout, hidden, update_hidden=shallow)
+            if hidden is not None:
+                self._keep_hidden(hidden)
+        if given is not None:
+            with self._watch("preparing"):
+                probability = self._merged(probability, pad(given)[0], labels)
+        assert probability is not None
+        followed = (*known, *(label for label in labels if label not in known))
+        if remembered:
+            self._remember(frame, padded, (key, shrinkage, selection), features[0], probability, followed, deep)
+        self._frame = frame
+        self._size = (image.shape[1], image.shape[2])
+        return unpad(probability[0], padding)
+
+    def state(self) -> dict[str, Any]:
+        """Where the loop is, as JSON has it; with the memory, all that a later :meth:`restore` needs."""
+        return {
+            "frame": self._frame,
+            "last_memory": self._last_memory,
+            "last_deep": self._last_deep,
+            "size": None if self._size is None else list(self._size),
+        }
+
+    def restore(self, memory: FeatureMemory, state: Mapping[str, Any]) -> None:
+        """Goes on where a tracker of the same network was, with its memory and its :meth:`state`. ValueError for a
+        memory of another configuration."""
+        if memory.config != self.config:
+            raise ValueError(f"memory: wanted the configuration {self.config}, got {memory.config}")
+        self.memory = memory
+        self._frame, self._last_memory = int(state["frame"]), int(state["last_memory"])
+        self._last_deep = int(state["last_deep"])
+        self._size = None if state["size"] is None else (int(state["size"][0]), int(state["size"][1]))
+
+    def remove(self, objects: Sequence[int]) -> None:
+        """Objects leave; the others are followed as before. ValueError for a label that is not followed."""
+        self.memory.remove(objects)
+
+    def _check_image(self, image: Tensor) -> None:
+        if not isinstance(image, Tensor):
+            raise TypeError(f"image: wanted a tensor, got {type(image).__name__}")
+        if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise ValueError(f"image: wanted RGB of shape [3, H, W], got {list(image.shape)}")
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise TypeError(f"image: wanted uint8 or a floating type, got {image.dtype}")
+        if self._size is not None and tuple(image.shape[1:]) != self._size:
+            height, width = self._size
+            raise ValueError(
+                f"image: wanted H, W = {height}, {width} as all frames before, got {image.shape[1]}, {image.shape[2]}; "
+                "resize it, or start a new Tracker"
+            )
+
+    def _given(
+        self, mask: Tensor | None, objects: Sequence[int] | None, size: torch.Size
+    ) -> tuple[Tensor | None, tuple[int, ...]]:
+        """The mask as rows [O, H, W] float32 on the device, and their labels."""
+        if mask is None:
+            if objects is not None:
+                raise ValueError("objects: wanted None without a mask")
+            return None, ()
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"mask: wanted a tensor, got {type(mask).__name__}")
+        if tuple(mask.shape[-2:]) != tuple(size) or mask.dim() not in (2, 3):
+            raise ValueError(f"mask: wanted H, W = {size[0]}, {size[1]} as the image, got shape {list(mask.shape)}")
+        mask = mask.to(self.device)
+        if mask.dim() == 3:
+            if objects is None:
+                raise ValueError("objects: wanted the labels of the mask's rows, got None")
+            labels = _labels(objects)
+            if len(labels) != mask.shape[0]:
+                raise ValueError(f"mask: wanted {len(labels)} rows as objects has labels, got {mask.shape[0]}")
+            rows = mask.float()
+            if not bool(((rows >= 0) & (rows <= 1)).all()):
+                raise ValueError("mask: wanted probabilities, from 0 to 1")
+            return rows, labels
+        if mask.is_floating_point() or mask.dtype == torch.bool:
+            raise TypeError(f"mask: wanted labels of an integer type, or rows [O, H, W], got {mask.dtype}")
+        found = [int(label) for label in mask.unique() if label != 0]
+        labels = tuple(found) if objects is None else _labels(objects)
+        unknown = sorted(set(found) - set(labels))
+        if unknown:
+            raise ValueError(f"mask: wanted labels among objects = {list(labels)} and 0, got {unknown}")
+        if not labels:
+            return None, ()
+        return torch.stack([mask == label for label in labels]).float(), labels
+
+    def _merged(self, predicted: Tensor | None, given: Tensor, labels: tuple[int, ...]) -> Tensor:
+        """Where the mask has an object, no predicted one is; objects it does not speak of are as predicted."""
+        known = self.objects
+        followed = (*known, *(label for label in labels if label not in known))
+        rows = given.new_zeros(len(followed), *given.shape[1:])
+        if predicted is not None:
+            rows[: len(known)] = predicted[0, 1:] * (given.sum(0) <= 0.5)
+        for i, label in enumerate(labels):
+            rows[followed.index(label)] = given[i]
+        return aggregate(rows[None])
+
+    def _remember(
+        self,
+        frame: int,
+        image: Tensor,
+        projected: tuple[Tensor, Tensor | None, Tensor | None],
+        f16: Tensor,
+        probability: Tensor,
+        followed: tuple[int, ...],
+        deep: bool,
+    ) -> None:
+        key, shrinkage, selection = projected
+        assert shrinkage is not None
+        if self.network.config.hidden_dim > 0:
+            self.memory.sensory.create(followed, key)
+        with self._arithmetic(), self._watch("value encoder"):
+            value, hidden = self.network.encode_value(
+                image[None], f16, self._hidden(), probability[:, 1:], deep_update=deep
+            )
+        with self._watch("memory add"):
+            self.memory.add(key, shrinkage, value, followed, selection if self.config.enable_long_term else None)
+        self._last_memory = frame
+        if deep:
+            if hidden is not None:
+                self._keep_hidden(hidden)
+            self._last_deep = frame
+
+    def _hidden(self) -> Tensor | None:
+        if self.network.config.hidden_dim == 0:
+            return None
+        hidden: Tensor = self.memory.sensory.get()
+        return hidden
+
+    def _keep_hidden(self, hidden: Tensor) -> None:
+        self.memory.sensory.set(hidden)
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        image = image.to(self.device)
+        image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        return ((image - self._mean) / self._std).to(self.dtype)
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
+
+
+def _labels(objects: Sequence[int]) -> tuple[int, ...]:
+    labels = tuple(int(label) for label in objects)
+    if len(set(labels)) != len(labels) or any(label < 1 for label in labels):
+        raise ValueError(f"objects: wanted each label once, from 1, got {list(objects)}")
+    return labels
+
+
+def pad(x: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """[..., H, W] -> zeros around it up to multiples of 16, and how many: left, right, above, below."""
+    height, width = x.shape[-2:]
+    more_h, more_w = -height % STRIDE, -width % STRIDE
+    padding = (more_w // 2, more_w - more_w // 2, more_h // 2, more_h - more_h // 2)
+    return (F.pad(x, padding) if more_h or more_w else x), padding
+
+
+def unpad(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """What :func:`pad` made larger, as it was."""
+    left, right, above, below = padding
+    return x[..., above : x.shape[-2] - below, left : x.shape[-1] - right]
