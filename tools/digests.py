@@ -151,10 +151,8 @@ def memory_run(groups: str, stored: str | None, backend: str | None) -> Any:
     import xmemk
     from xmemk import reference
 
-    config = xmemk.MemoryConfig(
-        top_k=8, max_mid_term_frames=5, min_mid_term_frames=2, num_prototypes=8, max_long_term_elements=40,
-        groups=groups, **({} if stored is None else {"value_dtype": stored}),
-    )  # fmt: skip
+    sizes: dict[str, Any] = {"max_mid_term_frames": 5, "min_mid_term_frames": 2, "num_prototypes": 8}
+    config = xmemk.MemoryConfig(top_k=8, max_long_term_elements=40, groups=groups, value_dtype=stored, **sizes)
     memory: Any = xmemk.Memory(config, backend=backend) if backend else reference.Memory(config)
     g = torch.Generator().manual_seed(3)
     out: list[Any] = []
@@ -182,11 +180,12 @@ def tracker_run() -> Any:
     sys.path.insert(0, str(ROOT / folder))
     import fixed_network as fixed
 
+    config: dict[str, Any] = fixed.MEMORY
     network = xmemk.XMem().eval()
     network.load_state_dict(fixed.fixed_weights(network.state_dict()), strict=True)
     out = []
     for used in (network, network.tuned()):
-        tracker = xmemk.Tracker(used, xmemk.MemoryConfig(**fixed.MEMORY))
+        tracker = xmemk.Tracker(used, xmemk.MemoryConfig(**config))
         mask = torch.zeros(fixed.HEIGHT, fixed.WIDTH, dtype=torch.int64)
         mask[8:30, 10:30] = 1
         for t, image in enumerate(fixed.frames()[:30]):
