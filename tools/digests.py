@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,8 @@ def upkeep_cases(backend: str) -> Iterator[Case]:
         g = torch.Generator().manual_seed(n)
         usage = torch.rand(2, n, generator=g).mul(50).round().to(dtype)
         count = max(1, n // 7)
-        yield (
-            f"select_prototypes {backend} N={n} {dtype}",
-            lambda u=usage, c=count: xmemk.select_prototypes(u, c, backend=backend),
-        )
-        yield f"evict_lfu {backend} N={n} {dtype}", lambda u=usage, c=count: xmemk.evict_lfu(u, c, backend=backend)
+        for op in (xmemk.select_prototypes, xmemk.evict_lfu):
+            yield f"{op.__name__} {backend} N={n} {dtype}", partial(op, usage, count, backend=backend)
 
 
 def other_cases() -> Iterator[Case]:
@@ -128,20 +126,15 @@ def other_cases() -> Iterator[Case]:
             reference.evict_lfu(x.usage, 20),
         ],
     )
-    weight, index = xmemk.affinity_topk(x.mk, x.ms, x.qk, x.qe, top_k=8)
+    weight, index = xmemk.affinity_topk(x.mk, x.ms, x.qk, x.qe, top_k=8)[:2]
     codes = (x.mv * 20).to(torch.int8)
     scale = torch.rand(1, 2, 3, 200, generator=torch.Generator().manual_seed(1))
     for backend in ("cpu", "torch"):
-        yield (
-            f"readout_topk scaled {backend}",
-            lambda b=backend: xmemk.readout_topk(codes, weight, index, scale=scale, backend=b),
-        )
+        read = partial(xmemk.readout_topk, codes, weight, index, scale=scale, backend=backend)
+        yield f"readout_topk scaled {backend}", read
     for groups, stored, backend in itertools.product(("exact", "xmem"), (None, "int8"), ("cpu", "torch")):
         if groups == "exact" or stored is None:
-            yield (
-                f"Memory {groups} {stored} {backend}",
-                lambda g=groups, s=stored, b=backend: memory_run(g, s, b),
-            )
+            yield f"Memory {groups} {stored} {backend}", partial(memory_run, groups, stored, backend)
     yield "reference Memory", lambda: memory_run("exact", None, None)
     yield "Tracker", tracker_run
 
