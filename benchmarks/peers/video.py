@@ -29,7 +29,7 @@ from xmemk.benchmarks.peers.registry import Call, Peer
 
 import xmemk
 from xmemk.data import BUNNY
-from xmemk.network.network import NetworkConfig
+from xmemk.network import NetworkConfig
 from xmemk.reference import MemoryConfig
 from xmemk.testing import Comparison
 from xmemk.video.tracker import STRIDE, Tracker

@@ -11,7 +11,7 @@ from xmemk.benchmarks.report import reading
 
 import xmemk
 from xmemk import backends
-from xmemk.network.network import NetworkConfig
+from xmemk.network import NetworkConfig
 from xmemk.testing import compare_close, make_inputs
 
 ROOT = Path(__file__).parents[2]

@@ -19,8 +19,9 @@ from xmemk.data.mask_files import find_masks, mask_for
 from xmemk.data.masks import MaskError, read_mask, write_mask
 from xmemk.data.source import open_source
 from xmemk.data.video import VideoError, VideoWriter
-from xmemk.network.network import NetworkConfig, XMem
-from xmemk.video.segment import Job, labels_of, segment
+from xmemk.network import NetworkConfig, XMem
+from xmemk.video.labels import labels_of
+from xmemk.video.segment import Job, segment
 from xmemk.video.tracker import Tracker
 
 SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
@@ -137,16 +138,16 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_masks(network, video,
     with monkeypatch.context() as killed:
         if lost:  # as when the process is killed: no state is saved at the end
             saves = []
-            from xmemk.video import segment as module
+            from xmemk.video.resume import SavedState
 
-            save = module._Saved.save
+            save = SavedState.save
 
             def only_in_time(self, tracker, done):
                 if done % 4 == 0:
                     saves.append(done)
                     save(self, tracker, done)
 
-            killed.setattr(module._Saved, "save", only_in_time)
+            killed.setattr(SavedState, "save", only_in_time)
         with pytest.raises(Stop):
             segment(network, job, stop_at(14))
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "masks").iterdir()}
@@ -190,7 +191,7 @@ def test_a_state_of_another_job_is_not_gone_on_with(network, video, mask, tmp_pa
     ],
 )
 def test_a_full_disk_keeps_what_is_finished(network, video, mask, tmp_path, monkeypatch, uninterrupted, number, said):
-    from xmemk.video import segment as module
+    from xmemk.video import labels as module
 
     written = []
 

@@ -122,7 +122,7 @@ def _run(
     import torch
 
     from ..evaluation.run import Settings, run
-    from ..network.network import XMem
+    from ..network import XMem
     from ..reference.config import MemoryConfig
     from .segment import device_named
 

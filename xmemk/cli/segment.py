@@ -57,7 +57,7 @@ def segment(
         from ..video.segment import segment as run
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"segment needs {missing.name}: pip install 'xmemk[video]'") from missing
-    from ..network.network import XMem
+    from ..network import XMem
     from ..reference.config import MemoryConfig
 
     device = device_named(device)

@@ -17,9 +17,10 @@ from ..data.source import AHEAD, Source, ahead, open_source, read_image
 from ..data.video import VideoError
 from ..measure.peak import Peak, resident_bytes
 from ..measure.stopwatch import Stopwatch
-from ..network.network import XMem
+from ..network import XMem
 from ..reference.config import MemoryConfig
-from ..video.segment import scale_of, step_labels, weights_digest, write_labels
+from ..video.labels import scale_of, step_labels, write_labels
+from ..video.resume import weights_digest
 from ..video.tracker import Tracker
 from .layouts import Dataset, DatasetError, Shot, Video
 from .policies import make_memory

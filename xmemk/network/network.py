@@ -9,41 +9,15 @@ and hidden state.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import checkpoint
 from .backbone import BasicBlock, KeyTrunk, conv3x3, stage
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    """Sizes; the defaults are those of the released files. ``hidden_dim=0``: no sensory memory.
-
-    width: channels of the first stage of both encoders. key_blocks, value_blocks: blocks of their three stages.
-    decoder_dim: channels of the decoder at 1/8 and 1/4.
-    """
-
-    key_dim: int = 64
-    value_dim: int = 512
-    hidden_dim: int = 64
-    width: int = 64
-    key_blocks: tuple[int, int, int] = (3, 4, 6)
-    value_blocks: tuple[int, int, int] = (2, 2, 2)
-    decoder_dim: int = 256
-
-    def __post_init__(self) -> None:
-        if self.value_dim < 16:
-            raise ValueError(
-                f"value_dim: wanted at least 16, which the channel attention divides by, got {self.value_dim}"
-            )
-        for name in ("key_dim", "width", "decoder_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
-        if self.hidden_dim < 0 or min(*self.key_blocks, *self.value_blocks) < 1:
-            raise ValueError(f"wanted hidden_dim >= 0 and at least one block in each stage, got {self}")
+from .config import NetworkConfig
+from .tuned import tuned
 
 
 class XMem(nn.Module):
@@ -60,17 +34,35 @@ class XMem(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> XMem:
-        """The network of an official file (``XMem.pth``, its stages, the one without sensory memory) or of one saved
-        from here; see :func:`xmemk.network.checkpoint.load`, which also says what is wrong with any other."""
-        from .checkpoint import load
+        """The network of a released file (``XMem.pth``, its stages, the one without sensory memory), or
+        of one that ``torch.save(network.state_dict(), path)`` wrote. No code in the file is run.
 
-        return load(path, device)
+        The sizes are read from the shapes. A value encoder of 4 input channels (one object at a time)
+        gets a fifth of zeros. FileNotFoundError where there is no file; ValueError, which names the file
+        and says what is wrong, for any other.
+        """
+        state = checkpoint.read(path)
+        try:
+            config = checkpoint.config_of(state)
+            with torch.device("meta"):
+                network = cls(config)
+            checkpoint.check(state, network.state_dict())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        network.load_state_dict(state, strict=True, assign=True)
+        return network.requires_grad_(False).to(device)
 
     def tuned(self, *, compile: bool = False) -> XMem:
-        """A copy for inference alone, equal to rounding and faster: see :func:`xmemk.network.tuned.tuned`."""
-        from .tuned import tuned
+        """A copy for inference alone, equal to rounding and faster (:mod:`xmemk.network.tuned`).
 
-        return tuned(self, compile=compile)
+        compile: its three stages by torch.compile. That takes a minute at the first frames, and again
+        where the size or, once, the number of objects changes.
+        """
+        copied = tuned(self)
+        if compile:
+            for stage_name in ("encode_key", "encode_value", "segment"):
+                setattr(copied, stage_name, torch.compile(getattr(copied, stage_name)))
+        return copied
 
     def train(self, mode: bool = True) -> XMem:
         super().train(mode)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..measure.stopwatch import Stopwatch
 from ..memory import Memory
-from ..network.network import XMem, aggregate
+from ..network import XMem, aggregate
 from ..reference.config import MemoryConfig
 
 STRIDE = 16  # an image is padded to a multiple of it
