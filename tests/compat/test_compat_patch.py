@@ -17,7 +17,7 @@ from test_compat_xmem import CONFIG, follow, frames
 
 import xmemk
 from xmemk.compat import UnknownHost, VerificationError, signatures, xmem
-from xmemk.compat.report import Report
+from xmemk.compat.report import PatchReport
 from xmemk.compat.verify import Judge
 
 HOST = "hosts.xmem_like"
@@ -382,7 +382,7 @@ def test_a_judge_settles_by_float64_and_only_what_is_right():
         Judge("read 4").close("short", rough[..., 1:], rough)
     with pytest.raises(VerificationError, match="2 of 4 numbers differ"):
         Judge("add 5").equal("key", torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 2, 4, 3]))
-    report = Report()
+    report = PatchReport()
     judge.report_to(report, "read")
     assert report.steps["read"].settled == 1
 

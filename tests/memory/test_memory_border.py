@@ -264,7 +264,9 @@ def test_a_removal_that_fails_leaves_the_memory_as_it_was(monkeypatch):
     assert same(numbers(memory), before)
 
 
-@pytest.mark.parametrize("broken", ["xmemk.memory.sensory.Sensory.remove", "xmemk.memory.exact.ExactGroups.remove"])
+@pytest.mark.parametrize(
+    "broken", ["xmemk.memory.sensory.SensoryMemory.remove", "xmemk.memory.exact.SeparateGroups.remove"]
+)
 def test_a_removal_takes_the_sensory_rows_along_or_nothing(broken, monkeypatch):
     memory = Memory(small())
     run(memory, 0, 6, JOINS)
@@ -275,7 +277,7 @@ def test_a_removal_takes_the_sensory_rows_along_or_nothing(broken, monkeypatch):
         raise MemoryError("of the device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(broken, fail)
+        patch.setattr(f"xmemk.memory.{broken}", fail)
         with pytest.raises(MemoryError):
             memory.remove([1])
     assert same(numbers(memory), before) and sensory.objects == (1, 2, 3)

@@ -11,7 +11,8 @@ from memory_videos import CK, frame, numbers, query, run, same, small
 
 import xmemk
 from xmemk import Memory
-from xmemk.memory import graph
+from xmemk.memory import cuda_graphs, graph
+from xmemk.memory.cuda_graphs import CudaGraphs
 
 BOTH = pytest.mark.parametrize("groups", ["exact", "xmem"])
 JOINS = {1: 0, 2: 0, 3: 4, 5: 9, 8: 13}
@@ -30,7 +31,7 @@ class Recorded:
     def ready(self, like):
         return self.is_ready
 
-    def serves(self, qk, qe, mv, top_k, backend):
+    def serves(self, queries, mv, top_k, backend):
         return self.is_served
 
     def fits(self, tokens, top_k):
@@ -43,14 +44,14 @@ class Recorded:
         self.placed += 1
         table.copy_(torch.tensor(segments))
 
-    def read(self, mk, ms, mv, table, capacity, qk, qe, top_k, return_usage):
+    def read(self, memory, table, capacity, queries, top_k, return_usage):
         self.reads += 1
         parts = [], [], []
         for i, (tokens, in_keys, in_values) in enumerate(table.tolist()):
             if tokens > 0:
-                for part, given, first in zip(parts, (mk, ms, mv), (in_keys, in_keys, in_values), strict=True):
-                    part.append(given[i][..., first : first + tokens])
-        readout, usage = xmemk.memory_read(*parts, qk, qe, top_k=top_k, return_usage=True)
+                for part, segments, first in zip(parts, memory, (in_keys, in_keys, in_values), strict=True):
+                    part.append(segments[i][..., first : first + tokens])
+        readout, usage = xmemk.memory_read(*parts, *queries, top_k=top_k, return_usage=True)
         padded = torch.nn.functional.pad(usage, (0, capacity - usage.shape[1]), value=float("nan"))
         return readout, padded if return_usage else None
 
@@ -72,9 +73,9 @@ class Recorded:
 
 @pytest.fixture
 def recorded(monkeypatch):
-    made = Recorded()
-    monkeypatch.setattr(graph, "CUDA", made)
-    return made
+    graphs = Recorded()
+    monkeypatch.setattr(cuda_graphs, "CUDA", graphs)
+    return graphs
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +219,7 @@ def test_copies_pickles_and_files_make_their_own(recorded, tmp_path):
     assert recorded.captures == captures + 8
     agree([memory, plain], 17, 24)  # whose graphs are still there
     assert recorded.captures == captures + 8
-    held = graph.ReadGraph(graph.Captures(graph.CudaGraphs()))
+    held = graph.ReadGraph(graph.Captures(CudaGraphs()))
     assert not pickle.loads(pickle.dumps(held)).captured
 
 
@@ -289,97 +290,23 @@ def test_without_cuda_all_is_as_it_was():
         Memory(cuda_graphs="yes")
 
 
-class FakeCuda:
-    """What :class:`xmemk.memory.graph.CudaGraphs` calls of torch.cuda, written down."""
-
-    def __init__(self, monkeypatch):
-        self.calls = []
-        for name in ("device_of", "stream"):
-            monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: self._context(name))
-        monkeypatch.setattr(torch.cuda, "Stream", lambda: self)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self)
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
-
-    def _context(self, name):
-        import contextlib
-
-        return contextlib.nullcontext()
-
-    def wait_stream(self, other):
-        self.calls.append("wait")
-
-    def capture_begin(self, capture_error_mode):
-        assert capture_error_mode == "thread_local"  # another thread may allocate meanwhile
-        self.calls.append("begin")
-
-    def capture_end(self):
-        self.calls.append("end")
-
-    def replay(self):
-        self.calls.append("replay")
-
-
-def test_a_capture_is_ended_whatever_happens(monkeypatch):
-    cuda = FakeCuda(monkeypatch)
-    result, replay = graph.CudaGraphs().capture(lambda: cuda.calls.append("call"), torch.zeros(1))
-    replay()
-    assert result is None
-    assert cuda.calls == ["wait", "begin", "call", "end", "wait", "replay"]
-    cuda.calls.clear()
-    with pytest.raises(ZeroDivisionError):
-        graph.CudaGraphs().capture(lambda: 1 / 0, torch.zeros(1))
-    assert cuda.calls == ["wait", "begin", "end"]
-    assert graph._UNENDED == []
-
-
-def test_a_graph_whose_capture_cuda_gave_up_is_kept(monkeypatch):
-    cuda = FakeCuda(monkeypatch)
-    monkeypatch.setattr(graph, "_UNENDED", [])
-
-    def invalidated():
-        raise RuntimeError("operation failed due to a previous error during capture")
-
-    cuda.capture_end = invalidated
-    with pytest.raises(RuntimeError, match="previous error"):
-        graph.CudaGraphs().capture(lambda: None, torch.zeros(1))
-    with pytest.raises(ZeroDivisionError):  # what was wrong in the first place
-        graph.CudaGraphs().capture(lambda: 1 / 0, torch.zeros(1))
-    assert [cuda] * 4 == graph._UNENDED  # a second capture each was to succeed
-
-
-def test_after_a_capture_that_fails_one_succeeds(monkeypatch):
-    cuda = FakeCuda(monkeypatch)
-    monkeypatch.setattr(graph, "_UNENDED", [])
-
-    def invalidated_once():
-        cuda.calls.append("end")
-        if cuda.calls.count("end") == 1:
-            raise RuntimeError("operation failed due to a previous error during capture")
-
-    cuda.capture_end = invalidated_once
-    with pytest.raises(RuntimeError, match="previous error"):
-        graph.CudaGraphs().capture(lambda: cuda.calls.append("call"), torch.zeros(1))
-    assert cuda.calls == ["wait", "begin", "call", "end", "begin", "end"]
-    assert [cuda] == graph._UNENDED
-
-
 class Interpreted(Recorded):
     """The kernels themselves, under Triton's interpreter."""
 
-    fits, table = graph.CudaGraphs.fits, graph.CudaGraphs.table
-    place, read = graph.CudaGraphs.place, graph.CudaGraphs.read
+    fits, table = CudaGraphs.fits, CudaGraphs.table
+    place, read = CudaGraphs.place, CudaGraphs.read
 
 
 @interpreted
 def test_the_kernels_follow_the_table():
-    recorded, before = Interpreted(), graph.CUDA
-    graph.CUDA = recorded
+    recorded, before = Interpreted(), cuda_graphs.CUDA
+    cuda_graphs.CUDA = recorded
     try:
         config = small(top_k=1, max_mid_term_frames=4, num_prototypes=2, max_long_term_elements=4)
         memories = [Memory(config, backend="triton", cuda_graphs=graphs) for graphs in (True, False)]
         agree(memories, 0, 9, {1: 0}, h=2, w=9)
     finally:
-        graph.CUDA = before
+        cuda_graphs.CUDA = before
     assert memories[0].evictions > 0
     assert recorded.captures == 1
     assert recorded.replays > 4

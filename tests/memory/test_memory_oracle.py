@@ -85,7 +85,7 @@ def assert_same_state(ours, oracle, groups, tolerance):
                 continue
             if store.size == 0:
                 continue
-            mk, ms = arena.keys(runs)
+            mk, ms, _ = arena.keys(runs)
             assert torch.equal(torch.cat(mk, 2), store.key)
             torch.testing.assert_close(torch.cat(ms, 2), store.shrinkage, rtol=0, atol=tolerance)
             if store.use is not None:
