@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 import sys
 import threading
@@ -16,7 +15,7 @@ from hosts.xmem_like import inference_core, kv_memory_store, memory_manager, mem
 from test_compat_xmem import CONFIG, follow, frames
 
 import xmemk
-from xmemk.compat import UnknownHost, VerificationError, signatures, xmem
+from xmemk.compat import UnknownHost, VerificationError, patching, signatures, xmem
 from xmemk.compat.report import PatchReport
 from xmemk.compat.verify import Judge
 
@@ -28,7 +27,7 @@ MODULES = (inference_core, memory_manager, memory_util, kv_memory_store)
 def _one_thread(threads):
     threads(1)
     yield
-    for handle in [x for x in gc.get_objects() if isinstance(x, xmemk.compat.Patch)]:
+    for handle in list(patching._active):
         handle.undo()
 
 

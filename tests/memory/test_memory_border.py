@@ -264,9 +264,7 @@ def test_a_removal_that_fails_leaves_the_memory_as_it_was(monkeypatch):
     assert same(numbers(memory), before)
 
 
-@pytest.mark.parametrize(
-    "broken", ["xmemk.memory.sensory.SensoryMemory.remove", "xmemk.memory.exact.SeparateGroups.remove"]
-)
+@pytest.mark.parametrize("broken", ["sensory.SensoryMemory.remove", "exact.SeparateGroups.remove"])
 def test_a_removal_takes_the_sensory_rows_along_or_nothing(broken, monkeypatch):
     memory = Memory(small())
     run(memory, 0, 6, JOINS)
