@@ -25,7 +25,7 @@ def expect_tensor(
 ) -> None:
     """TypeError for anything but a floating tensor of these types.
 
-    ValueError for its shape or device.
+    ValueError for another shape or device.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: wanted a tensor, got {type(x).__name__}")
@@ -62,7 +62,7 @@ def expect_finite(name: str, x: Tensor | None, largest: float = math.inf) -> Non
 def check_labels(name: str, objects: Sequence[int]) -> tuple[int, ...]:
     """Labels as a tuple.
 
-    TypeError unless whole numbers; ValueError for none, one below 1, or one twice.
+    TypeError for anything but whole numbers; ValueError for none, one below 1, or one twice.
     """
     if isinstance(objects, (str, bytes)) or not isinstance(objects, Sequence):
         raise TypeError(f"{name}: wanted a sequence of labels, got {type(objects).__name__}")
@@ -139,8 +139,8 @@ class FrameLayout:
         shape = (self.batch, len(objects), self.value_channels, *frame)
         expect_tensor("value", value, shape=shape, dtypes=(self.value_dtype,), device=self.device)
         if (selection is not None) != self.has_selection:
-            wanted, came = ("one", "None") if self.has_selection else ("None", "one")
-            raise ValueError(f"selection: wanted {wanted}, as with the first frame, got {came}")
+            first, this = ("one", "None") if self.has_selection else ("None", "one")
+            raise ValueError(f"selection: wanted {first}, as with the first frame, got {this}")
         if selection is not None:
             self._check_key("selection", selection)
         if finite:
