@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_tracked_objects():
-    """Hides older objects from the garbage collector, which every patch runs and searches for managers."""
+    """Hides older objects from the garbage collector, which every patch runs and searches."""
     gc.collect()
     gc.freeze()
     yield

@@ -1,4 +1,4 @@
-"""rf-cutie itself, patched and unpatched, with random weights: equal probabilities, masks, memories and usage."""
+"""rf-cutie, patched and unpatched, with random weights: equal probabilities, masks and memories."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALL_MODEL = {"pixel_dim": 16, "value_dim": 16, "sensory_dim": 16, "embed_dim":
 
 
 def configuration(**changes):
-    """rf-cutie's own configuration with a smaller network and lower limits; "a.b" is written a__b."""
+    """rf-cutie's own configuration with a smaller network and lower limits; "a.b" is a__b here."""
     folder = Path(cutie.__path__[0]) / "config"
     config = OmegaConf.load(folder / "eval_config.yaml")
     del config["hydra"], config["defaults"]
@@ -86,8 +86,9 @@ def remembering(encode_image):
 
 
 class Parked:
-    """A core to go on with later, any number of times. No memory manager exists meanwhile: patch refuses
-    where one of the host's holds objects.
+    """A core to copy any number of times. It has no memory manager meanwhile.
+
+    A patch refuses where a manager of the host's holds objects.
     """
 
     def __init__(self, core):
@@ -146,7 +147,7 @@ def follow(network, config, frames=44, joining=None, permanent=(), leaving=None,
 
 
 def differences(ours, theirs):
-    """The largest difference of a probability; masks must be equal wherever the host itself is sure."""
+    """The largest difference of a probability. Masks must agree where the host itself is sure."""
     assert [x.shape for x in ours] == [x.shape for x in theirs]
     for a, b in zip(ours, theirs):
         best = b.topk(2, dim=0).values if len(b) > 1 else None

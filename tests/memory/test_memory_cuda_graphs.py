@@ -1,4 +1,4 @@
-"""Capturing on CUDA, with torch.cuda replaced by a recorder: captures end whatever happens in them."""
+"""Captures on CUDA, with torch.cuda replaced by a recorder: they end whatever happens in them."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""Reads from a captured graph, on graphs that a test makes: results are those of a memory without, to the bit."""
+"""Reads from graphs that a test makes on the CPU: bit-exact with a memory without graphs."""
 
 import copy
 import pickle
@@ -19,7 +19,7 @@ JOINS = {1: 0, 2: 0, 3: 4, 5: 9, 8: 13}
 
 
 class Recorded:
-    """Graphs on the CPU: a replay calls the captured function again, which sees its buffers and the table alone."""
+    """Graphs on the CPU: a replay calls the function, which sees buffers and the table alone."""
 
     def __init__(self):
         self.captures = self.replays = self.placed = self.reads = 0
@@ -127,15 +127,15 @@ def test_every_kind_of_memory(recorded, groups, changes, options):
 def test_results_are_not_written_over(recorded):
     memory = Memory(small(), cuda_graphs=True)
     run(memory, 0, 8, {1: 0, 2: 0})
-    asked = [query(t) for t in range(3)]
-    first = [memory.look_up(x["query_key"], x["selection"]) for x in asked]
+    queries = [query(t) for t in range(3)]
+    first = [memory.look_up(x["query_key"], x["selection"]) for x in queries]
     kept = [(readout.clone(), usage.clone()) for readout, _, (usage,) in first]
     assert recorded.captures == 1
-    for (readout, _, (usage,)), (wanted, wanted_usage) in zip(first, kept, strict=True):
-        assert torch.equal(readout, wanted)
-        assert torch.equal(usage, wanted_usage)
+    for (readout, _, (usage,)), (expected, expected_usage) in zip(first, kept, strict=True):
+        assert torch.equal(readout, expected)
+        assert torch.equal(usage, expected_usage)
         readout.fill_(7)  # the caller's to change
-    again = memory.look_up(asked[2]["query_key"], asked[2]["selection"])[0]
+    again = memory.look_up(queries[2]["query_key"], queries[2]["selection"])[0]
     assert torch.equal(again, kept[2][0])
 
 
@@ -219,8 +219,8 @@ def test_copies_pickles_and_files_make_their_own(recorded, tmp_path):
     assert recorded.captures == captures + 8
     agree([memory, plain], 17, 24)  # whose graphs are still there
     assert recorded.captures == captures + 8
-    held = graph.ReadGraph(graph.Captures(CudaGraphs()))
-    assert not pickle.loads(pickle.dumps(held)).captured
+    read_graph = graph.ReadGraph(graph.Captures(CudaGraphs()))
+    assert not pickle.loads(pickle.dumps(read_graph)).captured
 
 
 @BOTH
@@ -237,10 +237,10 @@ def test_where_a_capture_fails_the_memory_goes_on_without_and_says_so_once(recor
     )
     memories = pair(groups)
     words = "cuda_graphs: this memory reads without them from now on, OutOfMemoryError: CUDA out of memory.$"
-    with pytest.warns(RuntimeWarning, match=words) as said:
+    with pytest.warns(RuntimeWarning, match=words) as caught:
         agree(memories, 0, 20)
-    assert len(said) == 1
-    assert Path(said[0].filename).name == "memory_videos.py"  # where the memory is asked
+    assert len(caught) == 1
+    assert Path(caught[0].filename).name == "memory_videos.py"  # where the memory is asked
     assert recorded.replays == 0
     monkeypatch.undo()
     other = copy.deepcopy(memories[0])

@@ -42,7 +42,7 @@ class Film:
 
 
 class Grid(Film):
-    """Keys with four whole-number channels: similarities are exact in float32, and many are equal."""
+    """Keys of four whole-number channels: similarities are exact in float32, and many are equal."""
 
     def __call__(self, t):
         key, _, selection, values = super().__call__(t)
@@ -65,7 +65,7 @@ def random_config(draw, groups, **changes):
 
 
 def stores(memory, groups):
-    """The buckets or the shared groups of a memory, the product's and the oracle's in the same order."""
+    """The buckets or the shared groups of a memory, in the order that product and oracle share."""
     if memory.groups is None:
         return []
     if groups == EXACT:
@@ -74,7 +74,10 @@ def stores(memory, groups):
 
 
 def assert_close(ours, oracle, atol, rtol=0.0):
-    """As torch.testing.assert_close, which takes much longer; it is called thousands of times here."""
+    """As torch.testing.assert_close, which takes much longer.
+
+    It is called thousands of times here.
+    """
     assert (ours.shape, ours.dtype) == (oracle.shape, oracle.dtype)
     assert torch.allclose(ours, oracle, rtol=rtol, atol=atol), f"{(ours - oracle).abs().max()} > {atol}"
 

@@ -1,4 +1,4 @@
-"""The sensory memory of xmemk.Memory: zeros for new objects, rows kept for the others, the oracle's errors."""
+"""The sensory memory of xmemk.Memory against the oracle's: states, rows and errors."""
 
 import copy
 
@@ -17,7 +17,7 @@ def both():
 
 
 def step(pair, act):
-    """The same call on ours and the oracle's: the same state, or the same error and the state of before."""
+    """One call on ours and the oracle's: the same state, or the same error and no change."""
     before, state = pair[0].objects, pair[0]._hidden
     outcomes = []
     for sensory in pair:

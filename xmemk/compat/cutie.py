@@ -41,10 +41,7 @@ def get_similarity(mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None,
 
 
 def manager(original: Any, report: PatchReport | None = None) -> Any:
-    """The class MemoryManager that replaces ``original``.
-
-    With a report, one that verifies itself.
-    """
+    """The class MemoryManager that replaces ``original``, and verifies itself into a ``report``."""
     from .cutie_verify import verified
 
     base = type("MemoryManager", (CutieMemory, original), {"__module__": __name__})

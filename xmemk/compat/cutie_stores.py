@@ -22,7 +22,7 @@ _NOTHING = [Run(1, 0, 0)]  # what torch.cat joins where there are no tokens
 class _View:
     """The attributes of Cutie's KeyValueMemoryStore that are read from outside.
 
-    Bucket -> tensor for all but values, which are object -> tensor.
+    Each is a dict: bucket -> tensor, and for values object -> tensor.
     """
 
     def __init__(self, buckets: HostBuckets, save_usage: bool) -> None:

@@ -1,9 +1,10 @@
 """XMem's four functions, with the hosts' signatures and results, for code that calls them in a row.
 
 Without gradients, similarity and affinity are lazy (:mod:`xmemk.compat.lazy`): they are computed
-only when their numbers are used. ``readout(do_softmax(get_similarity(mk, ms, qk, qe), top_k=30),
-mv)`` is therefore a read without an N x Q matrix. Peculiarities of the hosts are kept where they
-show in results. Fewer than ``top_k`` tokens mean all tokens, where the hosts stop with an error.
+only when their numbers are used. A chain
+``readout(do_softmax(get_similarity(mk, ms, qk, qe), top_k=30), mv)`` is therefore a read without an
+N x Q matrix. Peculiarities of the hosts are kept where they show in results. Fewer than ``top_k``
+tokens mean all tokens, where the hosts stop with an error.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def do_softmax(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """W [B, N, Q], the softmax of S [B, N, Q] over N, or over each query's ``top_k`` largest.
 
-    Lazy if S is.
+    W is lazy if S is.
 
     return_usage: also returns usage [B, N], the sum over queries. inplace: a top-k softmax may
     write into S.

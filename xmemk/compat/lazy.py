@@ -115,10 +115,7 @@ class LazyAffinity(Lazy):
     """W [B, N, Q] of Eq. 1."""
 
     def product(self, values: Tensor) -> Tensor | None:
-        """``values @ W`` for values [B, CV, N] or, with B = 1, [O, CV, N] or [CV, N].
-
-        None for others.
-        """
+        """``values @ W`` for values [B, CV, N] or, with B = 1, [O, CV, N] or [CV, N]; else None."""
         b, n = self.shape[:2]
         if isinstance(values, Lazy) or values.shape[-1:] != (n,):
             return None

@@ -204,10 +204,7 @@ class MemoryManager:
             self.max_long_elements = self._config.max_long_term_elements
 
     def _memory_dtypes(self, key: torch.dtype, value: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
-        """The stored types of keys and values, which the first frame fixes.
-
-        Before it, these types.
-        """
+        """The stored types of keys and values, which the first frame fixes; before it, these."""
         groups = self.memory.groups
         return (key, value) if groups is None else (groups.rules.layout.key_dtype, groups.rules.layout.value_dtype)
 

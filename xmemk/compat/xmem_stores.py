@@ -137,10 +137,7 @@ class StoreView:
         return use / life
 
     def get_all_sliced(self, start: int, end: int) -> tuple[Tensor | None, ...]:
-        """Keys, shrinkage, selection and usage of tokens ``start`` to ``end``.
-
-        0 is the last one.
-        """
+        """Keys, shrinkage, selection and usage of tokens ``start`` to ``end``; 0 for the last."""
         tensors = (self.key, self.shrinkage, self.selection, self.get_usage())
         return tuple(None if x is None else x[..., start : end or None] for x in tensors)
 

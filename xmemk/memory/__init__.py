@@ -1,7 +1,4 @@
-"""The memory that never grows.
-
-XMem's three stores on the public functions, in preallocated storage.
-"""
+"""The memory that never grows: XMem's three stores in preallocated storage."""
 
 from .arena import Arena, Prototypes
 from .batch import read_batch

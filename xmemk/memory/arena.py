@@ -67,8 +67,7 @@ class Prototypes(NamedTuple):
 class Arena:
     """The tokens of some objects; see the head of this file.
 
-    functions: the stateless functions to run on, the public ones unless others are given. graphs:
-    captures of reads (:mod:`.graph`); None for none.
+    functions: the stateless functions to run on. graphs: captures of reads (:mod:`.graph`) or None.
     """
 
     def __init__(self, spec: Spec, functions: Any = PUBLIC, graphs: Captures | None = None) -> None:
@@ -155,10 +154,7 @@ class Arena:
         return_usage: bool = True,
         backend: str = "auto",
     ) -> tuple[Tensor, Tensor | None]:
-        """Eq.
-
-        1 over all tokens: readout [B, O, CV, Q], and usage [B, N] for :meth:`record` or None.
-        """
+        """Eq. 1 over all tokens: readout [B, O, CV, Q], usage [B, N] for :meth:`record` or None."""
         runs = self.table.runs()
         options: dict[str, Any] = {"top_k": top_k, "return_usage": return_usage, "backend": backend}
         if self.graph is not None:
@@ -191,10 +187,7 @@ class Arena:
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def pick(self, bank: Bank, runs: Sequence[Run], index: Tensor) -> Tensor:
-        """[B, C, n] of a bank.
-
-        The tokens ``index`` [B, n], counted within ``runs`` of one block.
-        """
+        """[B, C, n]: the tokens ``index`` [B, n] of a bank, counted in ``runs`` of one block."""
         position = torch.cat([torch.arange(run.start, run.stop, device=index.device) for run in runs])
         rows = position[index].unsqueeze(2).expand(-1, -1, *bank.channels)
         return bank.blocks[runs[0].block].gather(1, rows).transpose(1, 2)
@@ -228,9 +221,9 @@ class Arena:
             return self.usage([Run(LONG_TERM, 0, self.long_term)])
 
     def scratch(self, tokens: int, ascending: bool = True, others: Sequence[Values] = ()) -> Tensor:
-        """uint8 buffer with which :meth:`keep` moves so many tokens, and those of ``others``.
+        """The uint8 buffer with which :meth:`keep` moves so many tokens.
 
-        others: values that share these keys.
+        others: further values that share these keys and move with them.
         """
         banks = [*self.banks.values(), *(bank for values in others for bank in values.banks)]
         size = max(bank.moving_bytes(tokens, ascending) for bank in banks)

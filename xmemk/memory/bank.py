@@ -25,9 +25,9 @@ class Bank:
         self.blocks: list[Tensor] = []
 
     def empty(self, tokens: int) -> Tensor:
-        """A new block, never an inference tensor.
+        """A new block.
 
-        Those cannot be written to outside of inference mode.
+        Never an inference tensor, which could not be written to outside of inference mode.
         """
         with torch.inference_mode(False):
             return torch.empty(self.batch, tokens, *self.channels, dtype=self.dtype, device=self.device)

@@ -21,10 +21,7 @@ Result = tuple[Tensor, Tensor | None]  # readout [B, O, CV, Q], usage [B, capaci
 
 
 class GraphDevice(Protocol):
-    """What a :class:`.graph.ReadGraph` needs of a device.
-
-    A read with its sizes on it, and graphs.
-    """
+    """What :class:`.graph.ReadGraph` needs of a device: a read with sizes on it, and graphs."""
 
     def ready(self, like: Tensor) -> bool:
         """Whether a read could be captured or replayed now. Asked at every read."""
@@ -53,10 +50,7 @@ class GraphDevice(Protocol):
         """Reads the tokens of ``memory`` that ``table`` names: readout, and usage [B, capacity]."""
 
     def capture(self, call: Callable[[], Result], like: Tensor) -> tuple[Result, Callable[[], None]]:
-        """A graph of ``call``: the buffers of its results, valid after each replay.
-
-        And the replay.
-        """
+        """Captures ``call``: the buffers of its results, valid after a replay, and the replay."""
 
 
 class CudaGraphs:

@@ -59,7 +59,7 @@ class Storage(Protocol):
 class Captures:
     """The graphs of all arenas of one memory.
 
-    ``given_up``: a capture failed, and none is tried again.
+    given_up: whether a capture has failed, after which none is tried again.
     """
 
     graphs: GraphDevice = field(default_factory=lambda: cuda_graphs.CUDA)

@@ -116,9 +116,9 @@ class Memory:
     def read(self, query_key: Tensor, selection: Tensor | None = None) -> Tensor:
         """Reads the memory (Eq. 1) for every token of a frame, and records usage.
 
-        query_key [B, CK, H, W], selection [B, CK, H, W] or None (all ones). Returns [B, O, CV, H,
-        W] in the values' type, objects in the order of :attr:`objects`. Every read adds 1 to the
-        life of each token it covers, and the mass that the token received to its use.
+        query_key [B, CK, H, W], selection [B, CK, H, W] or None (all ones). Returns
+        [B, O, CV, H, W] in the values' type, objects in the order of :attr:`objects`. Every read
+        adds 1 to the life of each token it covers, and the mass that it received to its use.
 
         Raises RuntimeError when there is nothing to read, ValueError or TypeError for a query that
         does not fit.
@@ -128,9 +128,9 @@ class Memory:
         return readout
 
     def look_up(self, query_key: Tensor, selection: Tensor | None) -> tuple[Tensor, Groups, list[Tensor | None]]:
-        """:meth:`read` without recording.
+        """:meth:`read` without recording usage.
 
-        The readout, the groups, and the usage for their ``record``.
+        Returns the readout, the groups, and the usage for the ``record`` of the groups.
         """
         if self._layout is None or self._groups is None:
             raise RuntimeError("the memory is empty: call add before read")

@@ -35,9 +35,9 @@ class MemoryRules:
     graphs: Captures | None = None
 
     def spec(self, objects: int) -> Spec:
-        """The room for so many objects, however long the video is.
+        """The room for so many objects.
 
-        Without long-term memory, the room to start with.
+        It suffices however long the video is. Without long-term memory it is the room at the start.
         """
         config, layout = self.config, self.layout
         return Spec(

@@ -55,10 +55,7 @@ class LateGroup:
 
 @dataclass
 class SharedChange:
-    """What a memory frame does: computed, not yet committed.
-
-    Lists have an entry per later group.
-    """
+    """What a memory frame does: computed, not committed. Lists have an entry per later group."""
 
     slot: Slot
     late_slots: list[Slot]

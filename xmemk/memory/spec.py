@@ -50,8 +50,5 @@ class Spec:
 
     @property
     def value_scales(self) -> int:
-        """Scales per 8-bit value: one per started group of SCALE_GROUP channels.
-
-        0 for other types.
-        """
+        """Scales per value: one per started group of SCALE_GROUP channels, 0 unless of 8 bits."""
         return -(-self.value_channels // SCALE_GROUP) if self.stored_value_dtype in LARGEST_CODE else 0

@@ -145,9 +145,9 @@ def _fill_arena(saved: Mapping[str, Any], arena: Arena, name: str, file: Any) ->
 
 
 def _table_as_json(table: Table, bank: Bank) -> dict[str, Any]:
-    """Positions and room.
+    """Positions, and the room of ``bank``, which may be larger than the limits of the rules.
 
-    The room is that of ``bank``: limits may have changed since (:mod:`xmemk.compat`).
+    :mod:`xmemk.compat` changes limits while a video runs.
     """
     room = bank.blocks[LONG_TERM].shape[1]
     frames = [list(slot) for slot in table.frames]

@@ -85,9 +85,9 @@ class XMemGroups:
         return memory._evict()._consolidate(working) if self.rules.is_full(working) else memory
 
     def read(self, qk: Tensor, qe: Tensor | None) -> tuple[Tensor, XMemGroups]:
-        """The readout [1, O, CV, Q] of all groups.
+        """The readout [1, O, CV, Q] of all groups, and the groups with usage recorded.
 
-        The groups with the first one's usage recorded.
+        Usage is that of the first group.
         """
         stores = [store for store in (self.long_term, self.working) if store is not None]
         readouts, usage = [], None
