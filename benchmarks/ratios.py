@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from xmemk.benchmarks.peers.registry import peers_of
+from xmemk.benchmarks.peers.catalogue import peers_of
 from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case
 
 from xmemk.measure.machine import describe

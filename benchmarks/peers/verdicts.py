@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from xmemk.benchmarks.peers.registry import CHECKED_QUERIES, readout_gradient
-from xmemk.benchmarks.peers.workloads import Case
+from xmemk.benchmarks.peers.catalogue import CHECKED_QUERIES, readout_gradient
+from xmemk.benchmarks.peers.workloads import READS, UPKEEP, OpCase
 
 from xmemk import reference
 from xmemk.testing import Comparison, Inputs, compare_consolidate, compare_read
@@ -21,12 +21,12 @@ from xmemk.testing import Comparison, Inputs, compare_consolidate, compare_read
 WORST_ROUNDING = 0.1
 
 
-def verdict(case: Case, result: Any) -> Comparison | None:
+def verdict(case: OpCase, result: Any) -> Comparison | None:
     """How far a peer's result is from float64; None for one that has no result of its own."""
     if result is None:
         return None
     x = case.inputs
-    if case.op in ("read", "dense"):
+    if case.op in READS:
         readout, usage = result
         compared = compare_read(_some(x), readout[..., checked_queries(x)], top_k=case.top_k)
         if usage is None:
@@ -35,24 +35,24 @@ def verdict(case: Case, result: Any) -> Comparison | None:
         return compared if missing <= 1e-5 else Comparison("sum of usage", missing, missing / 1e-5)
     if case.op == "consolidate":
         return compare_consolidate(x, case.workload.prototypes, *result)
-    if case.op in ("select", "evict"):
+    if case.op in UPKEEP:
         return _compare_choice(case, result)
     return _compare_gradients(case, result)
 
 
-def relative_error(case: Case, result: Any) -> float:
+def relative_error(case: OpCase, result: Any) -> float:
     """Of the readout, the prototypes' values or the gradients of the queries, in the Frobenius norm; infinite for
     prototypes or survivors other than the right ones.
     """
     x = case.inputs
-    if case.op in ("read", "dense"):
+    if case.op in READS:
         wanted = [reference.memory_read(*_some(x).double().read, top_k=case.top_k)]
         got = [result[0][..., checked_queries(x)]]
     elif case.op == "consolidate":
         exact = x.double()
         arguments = (exact.mk, exact.ms, exact.me, exact.mv, exact.usage)
         wanted, got = list(reference.consolidate(*arguments, case.workload.prototypes)), list(result)
-    elif case.op in ("select", "evict"):
+    elif case.op in UPKEEP:
         return 0.0 if _compare_choice(case, result).passed else math.inf
     else:
         wanted, got = _wanted_gradients(case), [g[..., checked_queries(x)] for g in result[-2:]]
@@ -82,18 +82,18 @@ def _some(x: Inputs) -> Inputs:
     return Inputs(x.mk, x.ms, x.mv, x.qk[..., picked], None if x.qe is None else x.qe[..., picked], x.me, x.usage)
 
 
-def _compare_choice(case: Case, index: Tensor) -> Comparison:
+def _compare_choice(case: OpCase, index: Tensor) -> Comparison:
     """The same usage was chosen; which of equals, other implementations leave open."""
     usage, p = case.usage.cpu(), case.workload.prototypes
     wanted = reference.select_prototypes(usage, p)
-    if case.op == "evict":
+    if case.op == "evict_lfu":
         wanted = reference.evict_lfu(usage, usage.shape[1] - p)
     got = usage.gather(1, index.cpu()).sort(1).values
     same = torch.equal(got, usage.gather(1, wanted).sort(1).values)
     return Comparison("choice", 0.0 if same else 1.0, 0.0 if same else float("inf"))
 
 
-def _wanted_gradients(case: Case) -> list[Tensor]:
+def _wanted_gradients(case: OpCase) -> list[Tensor]:
     """Of qk and qe, in float64, on the checked queries."""
     exact = _some(case.inputs.double())
     read = [None if t is None else t.detach().requires_grad_() for t in exact.read]
@@ -102,7 +102,7 @@ def _wanted_gradients(case: Case) -> list[Tensor]:
     return list(torch.autograd.grad(readout, [t for t in read[-2:] if t is not None], given))
 
 
-def _compare_gradients(case: Case, gradients: tuple[Tensor, ...]) -> Comparison:
+def _compare_gradients(case: OpCase, gradients: tuple[Tensor, ...]) -> Comparison:
     """Query gradients against float64's on some queries: memory gradients add up all queries, and are left to the
     tests.
 

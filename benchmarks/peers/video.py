@@ -1,15 +1,15 @@
 """Whole frames and whole videos: the network and its memory together, with ours, the original's and STCN's memory.
 
-    python benchmarks/run.py --op frame memory-frame video [--network small full] [--save FILE]
+    python benchmarks/run.py --op frame memory_frame video [--network small full] [--save FILE]
 
 frame: one image through key encoder, memory read and decoder, with full memory (T_max - 1 frames, some 10,000
-long-term tokens), at 480p by default. memory-frame: the same, and the frame is remembered, T_min to T_max - 1 frames
+long-term tokens), at 480p by default. memory_frame: the same, and the frame is remembered, T_min to T_max - 1 frames
 being in working memory, so that nothing is consolidated (which is an op of its own). video: the bundled clip from its
 annotated frame on, 60 frames, at a height of 240 by default. Random weights, one object; between the peers only the
 memory differs.
 
 ``make_video_case(op, network, height=, frames=)`` is the case, ``VIDEO_PEERS`` are
-:class:`xmemk.benchmarks.peers.registry.Peer` whose ``prepare(case)`` gives the call, and
+:class:`xmemk.benchmarks.peers.catalogue.Peer` whose ``prepare(case)`` gives the call, and
 ``video_verdict(case, result)`` judges a result: probabilities within 1e-3 of those with the
 original's memory. STCN's is another method: its call returns None, which is not checked.
 """
@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from xmemk.benchmarks.peers.memories import METHODS, hurry
 from xmemk.benchmarks.peers.random_network import calibrate, features
-from xmemk.benchmarks.peers.registry import Call, Peer
+from xmemk.benchmarks.peers.catalogue import Call, Peer
+from xmemk.benchmarks.peers.workloads import FRAME_OPS
 
 import xmemk
 from xmemk.data import BUNNY
@@ -34,7 +35,6 @@ from xmemk.reference import MemoryConfig
 from xmemk.testing import Comparison
 from xmemk.video.tracker import STRIDE, Tracker
 
-OPS = ("frame", "memory-frame", "video")
 NETWORKS = {
     "small": NetworkConfig(value_dim=128, width=16, key_blocks=(1, 1, 1), value_blocks=(1, 1, 1), decoder_dim=32),
     "full": NetworkConfig(),
@@ -86,8 +86,8 @@ def make_video_case(
     from xmemk.data.masks import read_mask
     from xmemk.data.video import read_frames
 
-    if op not in OPS or network not in NETWORKS:
-        raise ValueError(f"op, network: wanted one of {OPS} and of {tuple(NETWORKS)}, got {op!r} and {network!r}")
+    if op not in FRAME_OPS or network not in NETWORKS:
+        raise ValueError(f"op, network: wanted one of {FRAME_OPS} and of {tuple(NETWORKS)}, got {op!r} and {network!r}")
     height = height or (240 if op == "video" else 480)
     labels = read_mask(BUNNY / f"{START:05}.png")
     width = round(height * labels.shape[1] / labels.shape[0])

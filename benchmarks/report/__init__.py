@@ -1,1 +1,1 @@
-"""The page and the words that come from result files."""
+"""Result files, and what is made of them: tables in the terminal, the page, the README's figures."""

@@ -24,7 +24,7 @@ from xmemk.benchmarks.harness.child import Child
 from xmemk.benchmarks.harness.measure import peak_of
 from xmemk.benchmarks.peers.clip import KEY_CHANNELS, VALUE_CHANNELS, ClipFeatures
 from xmemk.benchmarks.peers.memories import METHODS, held_bytes, hurry
-from xmemk.benchmarks.peers.registry import peers_of
+from xmemk.benchmarks.peers.catalogue import peers_of
 from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case
 
 import xmemk

@@ -6,7 +6,7 @@ BENCH="-k read --benchmark-autosave --benchmark-compare"` keeps a run and compar
 
 import pytest
 import torch
-from xmemk.benchmarks.peers import registry as known
+from xmemk.benchmarks.peers import catalogue as known
 from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case
 
 CASES = [

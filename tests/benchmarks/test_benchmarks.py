@@ -15,7 +15,7 @@ import torch
 from xmemk.benchmarks import run
 from xmemk.benchmarks.harness import costs, measure, ops, stopwatch, suites, tables
 from xmemk.benchmarks.harness.child import Child
-from xmemk.benchmarks.peers.registry import Peer, Unavailable, peers_of
+from xmemk.benchmarks.peers.catalogue import Peer, Unavailable, peers_of
 from xmemk.benchmarks.peers.verdicts import relative_error, status, verdict
 from xmemk.benchmarks.peers.workloads import OPS, WORKLOADS, make_case
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from xmemk.benchmarks.harness import measure
-from xmemk.benchmarks.peers import registry as peers
-from xmemk.benchmarks.peers.registry import peers_of
+from xmemk.benchmarks.peers import catalogue as peers
+from xmemk.benchmarks.peers.catalogue import peers_of
 from xmemk.benchmarks.peers.verdicts import verdict
 from xmemk.benchmarks.peers.workloads import Workload, make_case
 

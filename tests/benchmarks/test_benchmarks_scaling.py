@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("rich")
 
 from xmemk.benchmarks.harness.measure import Row
-from xmemk.benchmarks.peers.registry import Peer, peers_of
+from xmemk.benchmarks.peers.catalogue import Peer, peers_of
 from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case
 from xmemk.benchmarks.studies import scaling
 

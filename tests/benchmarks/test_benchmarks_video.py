@@ -9,7 +9,7 @@ pytest.importorskip("rich")
 from xmemk.benchmarks.harness.measure import time_peers
 from xmemk.benchmarks.peers import video
 from xmemk.benchmarks.peers.memories import held_tokens
-from xmemk.benchmarks.peers.registry import Peer
+from xmemk.benchmarks.peers.catalogue import Peer
 from xmemk.benchmarks.report import reading
 
 from xmemk import MemoryConfig

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from xmemk.benchmarks import run
 from xmemk.benchmarks.harness import costs, measure, ops, sweeps, tested
-from xmemk.benchmarks.peers.registry import Peer, peers_of
+from xmemk.benchmarks.peers.catalogue import Peer, peers_of
 
 ERROR = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported later"
 

@@ -1,51 +1,47 @@
-"""A process of ours that answers in lines: what it says on the side cannot block it, and how it ended is a reason."""
+"""A process of ours that answers in lines: its messages cannot block it, and how it ended is a reason."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import queue
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
-REMEMBERED = 200  # lines of standard error
+REMEMBERED = 20_000  # bytes of standard error, its end
 LONGEST_REASON = 300
 
 
-class Child:
-    """Both of its outputs are read by threads. ``command`` runs in ``cwd``; use it as a context to end it for sure."""
+class LineProcess:
+    """``command`` in ``cwd``. Use it as a context, so that it is ended for sure."""
 
     def __init__(self, command: Sequence[str], cwd: Path | str | None = None) -> None:
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, text=True, cwd=cwd, stdin=pipe, stdout=pipe, stderr=pipe)
+        self._messages = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            command, text=True, cwd=cwd, stdin=pipe, stdout=pipe, stderr=self._messages
+        )
         self._answers: queue.Queue[str | None] = queue.Queue()
-        self._said: collections.deque[str] = collections.deque(maxlen=REMEMBERED)
-        assert self._process.stdout is not None and self._process.stderr is not None
-        self._readers = [
-            threading.Thread(target=self._read_answers, args=(self._process.stdout,), daemon=True),
-            threading.Thread(target=self._said.extend, args=(self._process.stderr,), daemon=True),
-        ]
-        for reader in self._readers:
-            reader.start()
+        self._reader = threading.Thread(target=self._read_answers, daemon=True)
+        self._reader.start()
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> LineProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def _read_answers(self, lines: IO[str]) -> None:
-        for line in lines:
+    def _read_answers(self) -> None:
+        for line in self._process.stdout or ():
             self._answers.put(line)
         self._answers.put(None)
 
     def write(self, line: str) -> None:
-        """A line on its standard input. That it is not there any more, :meth:`read` will tell."""
+        """A line on its standard input. Where the process has ended, :meth:`read` returns None."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(line + "\n")
@@ -62,7 +58,7 @@ class Child:
         return line
 
     def lines(self, seconds: float) -> Iterator[str]:
-        """Its standard output to the end. Raises TimeoutError where that is not reached after ``seconds`` in all."""
+        """Its standard output to the end. Raises TimeoutError where that takes more than ``seconds`` in all."""
         until = time.monotonic() + seconds
         while True:
             try:
@@ -76,22 +72,21 @@ class Child:
     def end(self) -> tuple[int, str]:
         """Waits for it: its exit code, and in words how it failed; no words where it did not."""
         code = self._process.wait()
-        for reader in self._readers:
-            reader.join(timeout=5)  # a grandchild may hold the pipe
-        return code, ending(code, list(self._said))
+        self._messages.seek(0, 2)
+        self._messages.seek(max(0, self._messages.tell() - REMEMBERED))
+        return code, ending(code, self._messages.read().decode(errors="replace").splitlines())
 
     def kill(self) -> None:
         """Ends it, if it has not ended, and frees what it held."""
         self._process.kill()
         self._process.wait()
-        for reader in self._readers:
-            reader.join(timeout=5)
+        self._reader.join(timeout=5)  # a grandchild may hold the pipe
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
 
 
-def ending(code: int, said: Sequence[str]) -> str:
+def ending(code: int, messages: Sequence[str]) -> str:
     """How a process ended, by its exit code and the lines of its standard error; "" for 0."""
     if code == 0:
         return ""
@@ -100,16 +95,13 @@ def ending(code: int, said: Sequence[str]) -> str:
         how = f"its process was killed by {name}" + (", as when memory runs out" if name == "SIGKILL" else "")
     else:
         how = f"its process failed with {code}"
-    last = "; ".join(last_words(said))
+    last = "; ".join(last_words(messages))
     return (f"{how}: {last}" if last else how)[:LONGEST_REASON]
 
 
-def last_words(said: Sequence[str]) -> list[str]:
+def last_words(messages: Sequence[str]) -> list[str]:
     """Of standard error: the exception without its traceback, else the last three lines."""
-    lines = [line.rstrip() for line in said if line.strip()]
-    traced = max((i for i, line in enumerate(lines) if line.startswith("Traceback (")), default=None)
-    if traced is not None:
-        raised = next((i for i in range(traced + 1, len(lines)) if not lines[i].startswith(" ")), None)
-        if raised is not None:
-            return [line.strip() for line in lines[raised : raised + 3]]
-    return [line.strip() for line in lines[-3:]]
+    lines = [line.rstrip() for line in messages if line.strip()]
+    traced = max((i for i, line in enumerate(lines) if line.startswith("Traceback (")), default=len(lines))
+    raised = next((i for i in range(traced + 1, len(lines)) if not lines[i].startswith(" ")), len(lines) - 3)
+    return [line.strip() for line in lines[max(0, raised) :][:3]]
