@@ -26,7 +26,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-
 from xmemk.benchmarks.harness import arguments, case_setup, op_tests, record, restart, revisions, sweeps
 from xmemk.benchmarks.harness.case_setup import DTYPES, NETWORKS
 from xmemk.benchmarks.harness.suites import SUITES, Suite, SuiteItem
@@ -34,6 +33,7 @@ from xmemk.benchmarks.peers.workloads import ALL_OPS, FRAME_OPS, UPKEEP, WORKLOA
 from xmemk.benchmarks.report import terminal
 from xmemk.benchmarks.report.result_files import append
 from xmemk.benchmarks.report.terminal import tell
+
 from xmemk.measure.machine import describe
 
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-
 from xmemk.benchmarks.harness.costs import OpCost, cost_of, product_shape
 from xmemk.benchmarks.peers.catalogue import Peer, backends_of_ours, peers_of
 from xmemk.benchmarks.peers.verdicts import verdict
 from xmemk.benchmarks.peers.workloads import FRAME_OPS, WORKLOADS, make_case, sizes_of
+
 from xmemk.testing import Comparison
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

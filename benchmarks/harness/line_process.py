@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import queue
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 REMEMBERED = 20_000  # bytes of standard error, its end
 LONGEST_REASON = 300
+NO_RESULT = "its process ended without a result"
 
 
 class LineProcess:
@@ -22,9 +26,7 @@ class LineProcess:
     def __init__(self, command: Sequence[str], cwd: Path | str | None = None) -> None:
         pipe = subprocess.PIPE
         self._messages = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            command, text=True, cwd=cwd, stdin=pipe, stdout=pipe, stderr=self._messages
-        )
+        self._process = subprocess.Popen(command, text=True, cwd=cwd, stdin=pipe, stdout=pipe, stderr=self._messages)
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read_answers, daemon=True)
         self._reader.start()
@@ -84,6 +86,23 @@ class LineProcess:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
+
+
+def ask(module: str, order: Any, seconds: float, take: Callable[[Any], None] = lambda _: None) -> tuple[Any, str]:
+    """The last answer of `python -m MODULE --order JSON`, which prints answers as lines of JSON; and how it failed.
+
+    The answer is None where there was none. ``take`` gets each answer as it comes.
+    """
+    answer: Any = None
+    with LineProcess([sys.executable, "-m", module, "--order", json.dumps(order)]) as process:
+        try:
+            for line in process.lines(seconds):
+                with contextlib.suppress(ValueError):
+                    answer = json.loads(line)
+                    take(answer)
+        except TimeoutError as late:
+            return answer, f"it {late}"
+        return answer, process.end()[1] or ("" if answer else NO_RESULT)
 
 
 def ending(code: int, messages: Sequence[str]) -> str:

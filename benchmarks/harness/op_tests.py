@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-
 from xmemk.benchmarks.harness.timing import Tell, silent
 from xmemk.benchmarks.peers.workloads import FRAME_OPS, GRADIENTS, READS
 

@@ -1,5 +1,4 @@
-"""The peak of memory of one call, in this process or in a fresh one:
-`python -m xmemk.benchmarks.harness.peaks ARGUMENTS`, which prints what was measured as JSON.
+"""The peak of memory of one call, in this process or in a fresh one: `python -m ...peaks --order JSON`.
 
 So a peer that hangs, is killed for its memory or crashes takes nothing with it.
 """
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from xmemk.benchmarks.harness import case_setup
-from xmemk.benchmarks.harness.line_process import LineProcess
+from xmemk.benchmarks.harness.line_process import NO_RESULT, ask
 from xmemk.benchmarks.harness.round_timer import first_line, synchronize
 from xmemk.benchmarks.peers.catalogue import Peer, Unavailable
 from xmemk.benchmarks.peers.workloads import WORKLOADS, OpCase, make_case
@@ -23,7 +22,6 @@ from xmemk.measure.peak import Peak
 MODULE = "xmemk.benchmarks.harness.peaks"
 # What a trial in a process of its own measured: the peak beyond the inputs in bytes, or why there is none.
 Trial = tuple["int | None", str]
-NO_RESULT = "its process ended without a result"
 
 
 def peak_of(case: OpCase, peer: Peer) -> int | None:
@@ -42,23 +40,14 @@ def peak_of(case: OpCase, peer: Peer) -> int | None:
 
 def in_fresh_process(arguments: dict[str, Any], timeout: float) -> Trial:
     """:func:`peak_of` in a new process. ``arguments``: those of case_setup.make, threads, peer."""
-    with LineProcess([sys.executable, "-m", MODULE, json.dumps(arguments)]) as process:
-        try:
-            lines = list(process.lines(timeout))
-        except TimeoutError as late:
-            return None, f"it {late}"
-        code, how = process.end()
-    if code:
-        return None, how
-    try:
-        answer = json.loads(lines[-1])
+    answer, reason = ask(MODULE, arguments, timeout)
+    if not reason and isinstance(answer, dict) and answer.keys() == {"extra_bytes", "reason"}:
         return answer["extra_bytes"], answer["reason"]
-    except (IndexError, KeyError, TypeError, ValueError):
-        return None, NO_RESULT
+    return None, reason or NO_RESULT
 
 
 def main() -> None:
-    arguments = json.loads(sys.argv[1])
+    arguments = json.loads(sys.argv[2])
     torch.set_num_threads(arguments["threads"])
     torch.backends.cuda.matmul.allow_tf32 = False
     name, extra_bytes, reason = arguments["peer"], None, ""

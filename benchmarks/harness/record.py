@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import xmemk
 from xmemk.benchmarks.report.result_files import append
 from xmemk.benchmarks.report.schema import Run
+
+import xmemk
 from xmemk.measure.machine import describe
 
 ROOT = Path(__file__).resolve().parents[2]

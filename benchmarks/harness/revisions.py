@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
 from xmemk.benchmarks.harness import case_setup
 from xmemk.benchmarks.harness.line_process import LineProcess
 from xmemk.benchmarks.harness.op_tests import ROOT

@@ -16,7 +16,6 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-
 from xmemk.benchmarks.harness import case_setup
 from xmemk.benchmarks.harness.case_setup import CaseSetup
 from xmemk.benchmarks.harness.costs import OpCost, Roof, measure_roof

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from xmemk.benchmarks.harness.peaks import Trial
 from xmemk.benchmarks.harness.round_timer import RoundTimer, TimedCall, first_line, order, synchronize
 from xmemk.benchmarks.peers.catalogue import Peer, Unavailable, missing
 from xmemk.benchmarks.peers.verdicts import relative_error, status, verdict
 from xmemk.benchmarks.peers.workloads import OpCase
 from xmemk.benchmarks.report.schema import NOT_REACHED, Measurement
+
 from xmemk.measure.peak import Peak
 from xmemk.testing import Comparison
 
@@ -26,6 +26,10 @@ MATRICES = 6  # N x Q numbers in float32 that a formulation may hold at once
 
 def silent(_: str) -> None:
     """Tells nobody."""
+
+
+def printed(text: str) -> None:
+    print(text, flush=True)
 
 
 class DeviceLost(Exception):

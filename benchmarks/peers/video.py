@@ -23,9 +23,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from xmemk.benchmarks.peers.catalogue import Call, Peer
 from xmemk.benchmarks.peers.memories import METHODS, hurry
 from xmemk.benchmarks.peers.random_network import calibrate, features
-from xmemk.benchmarks.peers.catalogue import Call, Peer
 from xmemk.benchmarks.peers.workloads import FRAME_OPS
 
 import xmemk

@@ -12,7 +12,6 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
 from xmemk.benchmarks.report import tables
 from xmemk.benchmarks.report.formatting import duration, figure, size, times
 from xmemk.benchmarks.report.schema import CaseResult, VideoTrack
@@ -55,7 +54,7 @@ def bars(name: str, case: CaseResult) -> str:
 
 
 def curves(name: str, cases: Sequence[CaseResult], unit: str) -> str:
-    """"seconds" or "bytes" of every peer over the values of an axis; "" where nobody has it.
+    """ "seconds" or "bytes" of every peer over the values of an axis; "" where nobody has it.
 
     Both scales are logarithmic. Times that were extrapolated, not measured, are dotted.
     """
@@ -124,9 +123,7 @@ def _lines(
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     columns = 2 if len(axis.lines) > 2 else max(1, len(axis.lines))
-    plot.legend(
-        loc="outside lower left", ncols=columns, frameon=False, fontsize=7.5, labelcolor=INK, handlelength=2.6
-    )
+    plot.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=7.5, labelcolor=INK, handlelength=2.6)
     text = {"seconds": duration, "bytes": size}.get(unit, times)
     ends = (f"{peer} from {text(points[0][1])} to {text(points[-1][1])}" for peer, (_, points) in lines.items())
     dotted = [f"{peer} to {text(points[-1][1])}" for peer, points in beyond.items() if len(points) > 1]

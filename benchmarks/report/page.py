@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
-
-import xmemk
 from xmemk.benchmarks.report import charts, tables
 from xmemk.benchmarks.report.formatting import counted, duration, size, times
 from xmemk.benchmarks.report.result_files import MachineResults
 from xmemk.benchmarks.report.schema import CaseResult, VideoTrack
+
+import xmemk
 
 
 class Plot(NamedTuple):

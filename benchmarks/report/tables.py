@@ -69,9 +69,7 @@ def sizes(case: CaseResult) -> str:
 def main_case(machine: MachineResults) -> CaseResult | None:
     """The case nearest to MAIN_CASE that has our time and another's."""
     usable = [case for case in machine.cases if case.ours and case.rivals]
-    return max(
-        usable, key=lambda c: [a == b for a, b in zip((c.op, c.workload, c.objects), MAIN_CASE)], default=None
-    )
+    return max(usable, key=lambda c: [a == b for a, b in zip((c.op, c.workload, c.objects), MAIN_CASE)], default=None)
 
 
 def compared(case: CaseResult, row: Measurement | None) -> str:
@@ -245,20 +243,29 @@ def _limits(machine: MachineResults) -> Iterator[tuple[str, str]]:
     if on_amd(machine):
         yield "products", ON_AMD
     if any(case.op not in FRAME_OPS for case in both):
-        yield "inputs", (
-            "Random numbers, the same for all peers. Real features have ties and clusters, which can change the time "
-            "of a selection."
+        yield (
+            "inputs",
+            (
+                "Random numbers, the same for all peers. Real features have ties and clusters, which can change the time "
+                "of a selection."
+            ),
         )
     if any(track.protocol == "fig5" for track in machine.tracks):
-        yield "quality", (
-            "J along a video is that of the demo's hand-made features on the bundled clip: it shows what the rules of "
-            "the memories do to the same features, not what XMem scores."
+        yield (
+            "quality",
+            (
+                "J along a video is that of the demo's hand-made features on the bundled clip: it shows what the rules of "
+                "the memories do to the same features, not what XMem scores."
+            ),
         )
     timed = [(row, case) for case in cases for row in case.timed]
     if timed:
         rounds = [len(row.seconds) for row, _ in timed]
         chain = "each the mean of a chain of calls (on a CPU the median of three chains of short calls)"
-        yield "rounds", f"Medians of {min(rounds)} to {max(rounds)}, {chain}; fewer than five: {sum(n < 5 for n in rounds)}"
+        yield (
+            "rounds",
+            f"Medians of {min(rounds)} to {max(rounds)}, {chain}; fewer than five: {sum(n < 5 for n in rounds)}",
+        )
     spread = [(row.spread, row.peer, title(case)) for row, case in timed if len(row.seconds) >= FEWEST_FOR_SPREAD]
     if spread:
         share, peer, where = max(spread)

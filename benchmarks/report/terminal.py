@@ -10,7 +10,6 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
 from xmemk.benchmarks.report import tables
 from xmemk.benchmarks.report.formatting import duration, percent, size, times
 from xmemk.benchmarks.report.result_files import MachineResults, runs_of

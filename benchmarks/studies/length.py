@@ -21,32 +21,28 @@ Fig. 5: quality over the length of the video, see quality.py.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-
 from xmemk.benchmarks.harness import record
-from xmemk.benchmarks.harness.arguments import Parser, count, positive, result_file
-from xmemk.benchmarks.harness.line_process import LineProcess
-from xmemk.benchmarks.harness.peaks import NO_RESULT
-from xmemk.benchmarks.harness.timing import Tell
+from xmemk.benchmarks.harness.arguments import StudyParser, positive
+from xmemk.benchmarks.harness.line_process import NO_RESULT, ask
+from xmemk.benchmarks.harness.timing import Tell, printed
 from xmemk.benchmarks.peers.clip import FRAMES, KEY_CHANNELS, VALUE_CHANNELS, ClipFeatures, checkpoints
 from xmemk.benchmarks.peers.memories import METHODS, held_bytes, held_tokens, hurry
 from xmemk.benchmarks.report.formatting import duration, size
 from xmemk.benchmarks.report.schema import NOT_REACHED, VideoTrack
 from xmemk.benchmarks.studies import quality
+
 from xmemk.measure.peak import Peak, resident_bytes
 from xmemk.reference import MemoryConfig
 
+MODULE = "xmemk.benchmarks.studies.length"
 COMPARED = ("xmemk", "original", "STCN")
 RATE = 24  # frames a second, as Fig. 1 assumes
 FAR = 100_000  # how far a method that had to stop is computed
@@ -198,20 +194,16 @@ def in_fresh_process(
     them whatever happens here.
     """
     track = track or blank(name, film)
-    orders = {"method": name, "film": asdict(film), "limits": asdict(limits), "threads": torch.get_num_threads()}
-    longest = 4 * film.seconds + 60 if seconds is None else seconds
-    ended, reason = False, ""
-    with LineProcess([sys.executable, str(Path(__file__)), "--play", json.dumps(orders)]) as process:
-        try:
-            for line in process.lines(longest):
-                answer = json.loads(line)
-                ended = answer["ended"]
-                vars(track).update(answer["track"] | ({} if ended else {"reason": INTERRUPTED}))
-            reason = process.end()[1]
-        except TimeoutError as late:
-            reason = f"it {late}"
-        except (KeyError, TypeError, ValueError):
-            pass
+    order = {"method": name, "film": asdict(film), "limits": asdict(limits), "threads": torch.get_num_threads()}
+    ended = False
+
+    def take(answer: Any) -> None:
+        nonlocal ended
+        if isinstance(answer, dict):
+            ended = answer["ended"]
+            vars(track).update(answer["track"] | ({} if ended else {"reason": INTERRUPTED}))
+
+    _, reason = ask(MODULE, order, 4 * film.seconds + 60 if seconds is None else seconds, take)
     if not ended:
         track.reason = reason or NO_RESULT
         if track.points and not METHODS[name].bounded:
@@ -225,7 +217,7 @@ def measure(
     quick: bool = False,
     limits: MethodLimits | None = None,
     budget: float | None = None,
-    tell: Tell = partial(print, flush=True),
+    tell: Tell = printed,
     results: list[VideoTrack] | None = None,
 ) -> list[VideoTrack]:
     """The curves of these protocols, also put into ``results`` as they come; ``tell`` gets lines for each.
@@ -273,29 +265,23 @@ def text_of(track: VideoTrack) -> str:
     return "\n".join([*lines, *([f"  {track.reason}"] if track.reason else [])])
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = Parser(__doc__)
+def main(words: list[str] | None = None) -> None:
+    parser = StudyParser(__doc__, "the first 200 frames at 480p, 2,000 small ones")
     parser.add_argument("--protocol", nargs="+", choices=("fig1", "fig5"), default=["fig1", "fig5"])
-    parser.add_argument("--quick", action="store_true", help="the first 200 frames at 480p, 2,000 small ones")
     parser.add_argument("--budget", type=positive, metavar="SECONDS", help="end within so many; say what is left out")
     parser.add_argument("--gb", type=positive, default=4.0, help="a method stops that would take more")
     parser.add_argument("--frame-seconds", type=positive, default=5.0, help="a method stops whose frame takes longer")
-    parser.add_argument("--threads", type=count)
-    parser.add_argument("--save", type=result_file, metavar="FILE", help="append the results to a file, a line of JSON")
-    parser.add_argument("--play", type=json.loads, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.play:
-        orders = options.play
-        torch.set_num_threads(orders["threads"])
+    options = parser.parse(words)
+    if options.order:
+        order = options.order
+        torch.set_num_threads(order["threads"])
 
         def tell(track: VideoTrack, ended: bool = False) -> None:
             print(json.dumps({"track": track.to_json(), "ended": ended}), flush=True)
 
-        film, limits = Film(**orders["film"]), MethodLimits(**orders["limits"])
-        tell(play(orders["method"], film, limits, tell=tell), ended=True)
+        film, limits = Film(**order["film"]), MethodLimits(**order["limits"])
+        tell(play(order["method"], film, limits, tell=tell), ended=True)
         return
-    if options.threads:
-        torch.set_num_threads(options.threads)
     limits = MethodLimits(options.gb * 1e9, options.frame_seconds)
     with record.recorded("length", options.save) as results:
         measure(options.protocol, quick=options.quick, limits=limits, budget=options.budget, results=results)

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from xmemk.benchmarks.peers.clip import there_and_back
 from xmemk.benchmarks.peers.memories import held_bytes, held_tokens
 from xmemk.benchmarks.report.schema import NOT_REACHED, VideoTrack
+
 from xmemk.data import BUNNY
 from xmemk.evaluation import policies
 from xmemk.reference import MemoryConfig

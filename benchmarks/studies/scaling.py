@@ -24,21 +24,20 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
-
-from xmemk import ops
 from xmemk.benchmarks.harness import record
-from xmemk.benchmarks.harness.arguments import Parser, count, positive, result_file
+from xmemk.benchmarks.harness.arguments import StudyParser, positive
 from xmemk.benchmarks.harness.peaks import peak_of
 from xmemk.benchmarks.harness.round_timer import CHAIN_SECONDS
-from xmemk.benchmarks.harness.timing import Tell, available_bytes, time_peers
+from xmemk.benchmarks.harness.timing import Tell, available_bytes, printed, time_peers
 from xmemk.benchmarks.peers.catalogue import CHECKED_QUERIES, Call, Peer, peers_of
 from xmemk.benchmarks.peers.workloads import READS, WORKLOADS, OpCase, Workload, make_case, sizes_of
 from xmemk.benchmarks.report.formatting import duration, percent, size
 from xmemk.benchmarks.report.schema import NOT_REACHED, CaseResult, Measurement
+
+from xmemk import ops
 from xmemk.testing import Inputs
 
 BASES = {"N": "480p-full", "Q": "480p-full", "O": "480p-early", "k": "480p-full", "threads": "480p-full"}
@@ -160,9 +159,7 @@ def predicted(point: Point, past: Past) -> float:
     return took * point.value / at if point.axis in "NQ" else took
 
 
-def measured(
-    point: Point, limits: PointLimits, past: dict[str, Past], until: float | None = None
-) -> list[Measurement]:
+def measured(point: Point, limits: PointLimits, past: dict[str, Past], until: float | None = None) -> list[Measurement]:
     """The rows of one point; ``past``: of each peer what it took at smaller values of this axis, which is added to.
 
     ``until`` (of time.monotonic): a peer that would not be done by then is not begun, and what is under way is left.
@@ -282,7 +279,7 @@ def measure(
     *,
     quick: bool = False,
     budget: float | None = None,
-    tell: Tell = partial(print, flush=True),
+    tell: Tell = printed,
     results: list[CaseResult] | None = None,
 ) -> list[CaseResult]:
     """The results along these axes, also put into ``results`` as they come; ``tell`` gets a line for each row.
@@ -322,21 +319,18 @@ def line(point: Point, row: Measurement) -> str:
     place = f"{point.op:17} {point.axis} = {point.value:>9,}  {row.peer:14}"
     if row.median is None:
         return f"{place} {row.reason}"
-    return f"{place} {duration(row.median):>8} +- {percent(row.spread):5} {size(row.extra_bytes)}  {row.reason}".rstrip()
+    return (
+        f"{place} {duration(row.median):>8} +- {percent(row.spread):5} {size(row.extra_bytes)}  {row.reason}".rstrip()
+    )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = Parser(__doc__)
+def main(words: list[str] | None = None) -> None:
+    parser = StudyParser(__doc__, "the top-k read alone, from a small memory")
     parser.add_argument("--axis", nargs="+", choices=list(BASES), default=list(BASES))
-    parser.add_argument("--quick", action="store_true", help="the top-k read alone, from a small memory")
     parser.add_argument("--budget", type=positive, metavar="SECONDS", help="end within so many; say what is left out")
     parser.add_argument("--gb", type=positive, help="most memory of a point; by default half of what is free")
     parser.add_argument("--seconds", type=positive, help="a point is left out whose call would take longer")
-    parser.add_argument("--threads", type=count)
-    parser.add_argument("--save", type=result_file, metavar="FILE", help="append the results to a file, a line of JSON")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parser.parse(words)
     limits = PointLimits(options.gb * 1e9 if options.gb else default_bytes())
     if options.quick:
         limits = replace(limits, seconds=1.2, rounds=3, budget=0.25)

@@ -8,8 +8,8 @@ pytest.importorskip("rich")
 
 from xmemk.benchmarks.harness.measure import time_peers
 from xmemk.benchmarks.peers import video
-from xmemk.benchmarks.peers.memories import held_tokens
 from xmemk.benchmarks.peers.catalogue import Peer
+from xmemk.benchmarks.peers.memories import held_tokens
 from xmemk.benchmarks.report import reading
 
 from xmemk import MemoryConfig
