@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from xmemk.benchmarks.harness.arguments import Parser
@@ -74,17 +74,18 @@ def figures(machine: MachineResults) -> Iterator[str]:
             f"equal to rounding. {tables.ON_AMD + ' ' if tables.on_amd(machine) else ''}The last column says the "
             "file and line of [benchmarks/results](benchmarks/results) that a row is from.",
             width=100,
+            break_on_hyphens=False,
         )
         yield from markdown(tables.summary(shown))
-    for table, hidden in ((tables.claims(machine.claims), "how"), (tables.tracks(machine.tracks), "")):
+    for table, hidden in ((tables.claims(machine.claims), "how"), (tables.tracks(machine.tracks), None)):
         yield from markdown(table, hidden)
     yield ""
 
 
-def markdown(table: Table, hidden: str = "") -> Iterator[str]:
+def markdown(table: Table, hidden: str | None = None) -> Iterator[str]:
     """The lines of a table, without the column ``hidden``; none where it has no rows."""
     columns = [i for i, name in enumerate(table.columns) if name != hidden]
-    head = [table.columns, tuple("---:" if align == "r" else "---" for align in table.align)]
+    head: list[Sequence[str]] = [table.columns, tuple("---:" if align == "r" else "---" for align in table.align)]
     if table.rows:
         yield ""
         yield from (f"| {' | '.join(row[i] for i in columns)} |" for row in (*head, *table.rows))

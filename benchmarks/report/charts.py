@@ -12,7 +12,6 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from xmemk.benchmarks.report import tables
 from xmemk.benchmarks.report.formatting import duration, figure, size, times
 from xmemk.benchmarks.report.schema import CaseResult, VideoTrack
 
@@ -27,30 +26,6 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 3)
 USUAL = ("tidy PyTorch", "original")  # they look the same in every plot
 
 Points = list[tuple[float, float]]
-
-
-def bars(name: str, case: CaseResult) -> str:
-    """Time of everybody on one case, the fastest above; what does less than the whole is hatched."""
-    rows = sorted(case.timed, key=lambda row: row.median or 0.0)
-    seconds = [row.median or 0.0 for row in rows]
-    figure, axis = _figure(3.5, 0.35 + 0.27 * len(rows))
-    for at, (row, time) in enumerate(zip(rows, seconds)):
-        colour = OURS if row is case.ours else OURS_TOO if row.ours else OTHERS[4]
-        part = not row.ours and not row.whole
-        look = {"color": "none", "hatch": "////"} if part else {"color": colour}
-        axis.barh(at, time, height=0.62, edgecolor=colour, linewidth=0.8, **look)
-        text = duration(time) if row is case.ours else tables.compared(case, row).replace(")", "x)")
-        axis.text(time + 0.015 * seconds[-1], at, text, va="center", color=INK, fontsize=8)
-    axis.set_yticks(range(len(rows)), [row.peer for row in rows])
-    for label, row in zip(axis.get_yticklabels(), rows):
-        label.set(color=INK, weight="bold" if row is case.ours else "normal")
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1.5 * seconds[-1])
-    axis.set_xticks([])
-    axis.spines[["top", "right", "bottom"]].set_visible(False)
-    axis.tick_params(left=False)
-    alt = ", ".join(f"{row.peer} {duration(time)}" for row, time in zip(rows, seconds))
-    return _svg(figure, name, f"Bars of time: {alt}")
 
 
 def curves(name: str, cases: Sequence[CaseResult], unit: str) -> str:
@@ -98,10 +73,9 @@ def _lines(
         else:
             at = others.index(peer) % len(OTHERS)
             colour, shape, dash = OTHERS[at], SHAPES[at], DASHES[at]
-        look: dict[str, Any] = {"color": colour, "marker": shape, "ls": dash, "zorder": 3 if ours else 2}
-        look["lw"] = 2.4 if peer == first_of_ours else 1.3
-        few = max(1, len(points) // 12)
-        axis.plot(*zip(*points), markersize=4 if ours else 3.4, markevery=few, label=peer, **look)
+        look = {"color": colour, "marker": shape, "ls": dash, "lw": 2.4 if peer == first_of_ours else 1.3}
+        look |= {"zorder": 3 if ours else 2, "markersize": 4 if ours else 3.4, "markevery": max(1, len(points) // 12)}
+        axis.plot(*zip(*points), label=peer, **look)
         if len(beyond.get(peer, ())) > 1:
             axis.plot(*zip(*beyond[peer]), color=colour, lw=1.2, ls=":", marker="", label=f"{peer}, {how}")
     axis.set_xscale("log")
@@ -159,7 +133,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 def _svg(figure: Figure, name: str, alt: str) -> str:
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "hatch.linewidth": 0.7}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

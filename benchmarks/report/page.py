@@ -34,7 +34,7 @@ def write_page(path: Path, machines: list[MachineResults], passed_over: list[str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(t=tables, cards=_cards, bars=_bars, scaling=_scaling, length=_length)
+    environment.globals.update(t=tables, cards=_cards, scaling=_scaling, length=_length)
     page = environment.get_template("page.html").render(
         machines=machines, passed_over=passed_over, commands=commands, version=xmemk.__version__
     )
@@ -56,13 +56,6 @@ def _cards(machine: MachineResults) -> Iterator[tuple[str, str]]:
     if case.ours.extra_bytes is not None:
         others = [f"{row.peer} {size(row.extra_bytes)}" for row in beside if row.extra_bytes]
         yield size(case.ours.extra_bytes), "; ".join(["memory beyond its inputs", *others])
-
-
-def _bars(machine: MachineResults) -> Iterator[Plot]:
-    for number, case in enumerate(machine.cases):
-        if case.timed:
-            caption = f"{tables.sizes(case)}{_dated(machine, [case])}"
-            yield Plot(tables.title(case), _drawn(charts.bars, machine, ("bars", number), case), caption)
 
 
 def _dated(machine: MachineResults, parts: Sequence[CaseResult | VideoTrack]) -> str:

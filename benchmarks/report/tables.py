@@ -34,14 +34,15 @@ ON_AMD = (
 
 
 class Table(NamedTuple):
-    """align: a letter a column, l or r. ours: the rows to be emphasised."""
+    """align: a letter a column, l or r. ours: rows to be emphasised. bars: of each row, for its second cell, a share."""
 
     title: str
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     align: str
-    rows: list[tuple[str, ...]]
+    rows: Sequence[Sequence[str]]
     about: str = ""
-    ours: frozenset[int] = frozenset()
+    ours: Sequence[int] = ()
+    bars: Sequence[float] = ()
 
 
 def label(op: str) -> str:
@@ -137,17 +138,19 @@ def figures(case: CaseResult) -> Table:
     columns += ["spread", "rounds", "times ours", "of the roof", "extra memory", "error", "result"]
     rows = []
     for row in case.timed:
-        whole = row.whole or row.ours
         cells = [row.peer, duration(row.median)]
         cells += [duration(row.cold_seconds), duration(row.host_seconds)] if on_gpu else []
-        cells += [percent(row.spread) if row.spread else "", str(len(row.seconds)), times(case.ratio(row))]
-        cells += [percent(case.of_roof(row)) if whole else "", size(row.extra_bytes), exponent(row.error), row.kind]
-        rows.append(tuple(cells))
-    work = [sizes(case), f"{figure(case.flops / 1e9)} GFLOP" if case.flops else ""]
-    work += [f"{size(case.bytes)} at least to be moved" if case.bytes else "", place(case.source)]
-    work += [case.source.run.date, case.source.run.commit] if case.source else []
-    ours = frozenset(i for i, row in enumerate(case.timed) if row is case.ours)
-    return Table(title(case), tuple(columns), "l" + "r" * (len(columns) - 2) + "l", rows, _joined(work), ours)
+        cells += [percent(row.spread or None), str(len(row.seconds)), times(case.ratio(row))]
+        cells += [percent(case.of_roof(row)) if row.whole or row.ours else "", size(row.extra_bytes)]
+        rows.append([*cells, exponent(row.error), row.kind])
+    about = [sizes(case), f"{figure(case.flops / 1e9)} GFLOP" if case.flops else ""]
+    about += [f"{size(case.bytes)} at least to be moved" if case.bytes else "", place(case.source)]
+    about += [case.source.run.date, case.source.run.commit] if case.source else []
+    ours = [i for i, row in enumerate(case.timed) if row is case.ours]
+    slowest = max((row.median or 0.0 for row in case.timed), default=0.0) or 1.0
+    bars = [(row.median or 0.0) / slowest for row in case.timed]
+    align = "l" + "r" * (len(columns) - 2) + "l"
+    return Table(title(case), columns, align, rows, ", ".join(filter(None, about)), ours, bars)
 
 
 def growth(machine: MachineResults) -> Table:
@@ -173,33 +176,32 @@ def slope(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def curve_points(machine: MachineResults) -> Table:
-    rows, ours = [], set()
+    rows: list[list[str]] = []
+    ours = []
     for case in machine.scaling:
         for row in case.rows:
-            at = (AXES.get(case.axis, case.axis), label(case.op), number(case.value), row.peer)
+            cells = [AXES.get(case.axis, case.axis), label(case.op), number(case.value), row.peer]
+            ours += [len(rows)] if row is case.ours else []
             if row.seconds:
-                ours |= {len(rows)} if row is case.ours else set()
-                cells = (duration(row.median), percent(row.spread) if row.spread else "", times(case.ratio(row)))
-                rows.append((*at, *cells, size(row.extra_bytes), exponent(row.error), ""))
+                cells += [duration(row.median), percent(row.spread or None), times(case.ratio(row))]
+                rows.append([*cells, size(row.extra_bytes), exponent(row.error), ""])
             elif row.extrapolated_seconds:
                 remark = f"extrapolated, not measured: {row.reason}"
-                rows.append((*at, duration(row.extrapolated_seconds), "", "", "", "", remark))
+                rows.append([*cells, duration(row.extrapolated_seconds), "", "", "", "", remark])
     columns = ("axis", "function", "value", "who", "median", "spread", "times ours", "extra memory", "error", "")
-    return Table("All points of the curves", columns, "llrlrrrrrl", rows, "", frozenset(ours))
+    return Table("All points of the curves", columns, "llrlrrrrrl", rows, ours=ours)
 
 
 def track_points(machine: MachineResults) -> Table:
-    rows, ours = [], set()
-    for track in machine.tracks:
-        for p in track.points:
-            ours |= {len(rows)} if track.ours else set()
-            quality = figure(p["quality"]) if p.get("quality") else ""
-            tokens = f"{p['tokens']:,}" if p.get("tokens") else ""
-            cells = (duration(p.get("seconds")), size(p.get("bytes")), size(p.get("peak_bytes")), tokens, quality)
-            rows.append((track.protocol, track.method, track.grid, f"{p['frame']:,}", *cells))
+    rows = [
+        [track.protocol, track.method, track.grid, f"{p['frame']:,}", duration(p.get("seconds")), size(p.get("bytes")),
+         size(p.get("peak_bytes")), f"{p.get('tokens', 0):,}", figure(p["quality"]) if p.get("quality") else ""]
+        for track in machine.tracks for p in track.points
+    ]  # fmt: skip
+    ours = [i for i, row in enumerate(rows) if row[1] == "xmemk"]
     columns = ("protocol", "method", "tokens of a frame", "frame", "time of a frame", "memory")
     columns += ("more at the peak of a read", "tokens", "J")
-    return Table("All points along a video", columns, "llrrrrrrr", rows, "", frozenset(ours))
+    return Table("All points along a video", columns, "llrrrrrrr", rows, ours=ours)
 
 
 def reasons(machine: MachineResults) -> Table:
@@ -304,7 +306,3 @@ def _limits(machine: MachineResults) -> Iterator[tuple[str, str]]:
 def on_amd(machine: MachineResults) -> bool:
     on_cpu = any(case.device == "cpu" for case in (*machine.cases, *machine.scaling))
     return on_cpu and "AMD" in machine.machine.get("processor", "")
-
-
-def _joined(parts: Iterable[str]) -> str:
-    return ", ".join(filter(None, parts))

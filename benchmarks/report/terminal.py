@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from xmemk.benchmarks.report import tables
-from xmemk.benchmarks.report.formatting import duration, percent, size, times
 from xmemk.benchmarks.report.result_files import MachineResults, runs_of
 from xmemk.benchmarks.report.schema import CaseResult, Run
 
@@ -24,49 +25,32 @@ def tell(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
+def grid_of(table: tables.Table, hidden: Sequence[str] = ()) -> Table:
+    """The table for the terminal, without the columns ``hidden``. Names are broken between words alone."""
+    grid = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    shown = [i for i, name in enumerate(table.columns) if name not in hidden]
+    for i in shown:
+        number = table.align[i] == "r"
+        words = [] if number else [len(word) for row in table.rows for word in row[i].split()]
+        justify = "right" if number else "left"
+        grid.add_column(table.columns[i], justify=justify, no_wrap=number, min_width=max(words, default=None))
+    for row in table.rows:
+        grid.add_row(*(escape(row[i]) for i in shown))
+    return grid
+
+
 def show(case: CaseResult) -> None:
     """The table of one case, and below it the reasons and remarks of its rows."""
-    figures = tables.figures(case)
-    grid = Table(title=figures.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, align in zip(figures.columns, figures.align):
-        grid.add_column(name, justify="right" if align == "r" else "left", no_wrap=align == "r")
-    for row in figures.rows:
-        grid.add_row(*row)
-    console.print(grid)
-    for one in case.rows:
-        if one.reason:
-            tell(f"  {one.peer}: {one.reason}")
+    console.print(grid_of(tables.figures(case)))
+    for row in case.rows:
+        if row.reason:
+            tell(f"  {row.peer}: {row.reason}")
 
 
 def summary(machine: MachineResults) -> Table:
-    """A case a line, or a few lines in 80 columns: our time, the fastest other way, and the original.
-
-    Names are broken between words alone. A ratio below one is red.
-    """
-    grid = Table(
-        title=f"medians on {machine.name}", title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    grid.add_column("case")
-    for name in ("xmemk", "+-", "fastest other", "x", "original\nx", "memory", "theirs"):
-        words = name == "fastest other"
-        grid.add_column(name, justify="left" if words else "right", no_wrap=not words)
-    for case in machine.cases:
-        ours, other = case.ours, next(iter(case.rivals), None)
-        ratios = [case.ratio(row) if row else None for row in (other, case.row("original"))]
-        x, original = (f"[red]{times(r)}[/]" if r and r < 1 / tables.SAME else times(r) for r in ratios)
-        grid.add_row(
-            f"{tables.label(case.op)} {case.workload}" + (f", {case.objects} obj." if case.objects != 1 else ""),
-            duration(ours.median) if ours else "-",
-            percent(ours.spread) if ours and ours.spread else "",
-            other.peer if other else "",
-            x,
-            original,
-            *(size(row.extra_bytes) if row else "" for row in (ours, other)),
-        )
-    for column in grid.columns:
-        if not column.no_wrap:
-            column.min_width = max((len(word) for cell in column.cells for word in str(cell).split()), default=0)
-    return grid
+    """A case a line, or a few lines in 80 columns."""
+    table = tables.summary(machine.cases)
+    return grid_of(table._replace(title=f"medians on {machine.name}"), ("line", "tidy"))
 
 
 def write(run: Run, folder: Path, name: str) -> None:
@@ -108,7 +92,7 @@ def disagreements(a: Run, b: Run) -> list[tuple[float, str, float, float]]:
     """
 
     def ratios(run: Run) -> dict[tuple[Any, ...], float]:
-        found = {}
+        found: dict[tuple[Any, ...], float] = {}
         for case in run.results:
             base = next((row for row in case.rows if row.ours and row.ratio), None)
             found |= {(*case.key, row.peer): row.ratio for row in case.rows if row.ratio and row is not base}
