@@ -1,7 +1,8 @@
-"""`xmemk bench`: runs the benchmarks of this package one after the other, and puts their results on a page.
+"""`xmemk bench`: runs the benchmarks of this package one after the other, and puts their results on
+a page.
 
-Each step is a program of its own, as it is run by hand. So a step that fails leaves the others alone,
-and the page can name the command that repeats it.
+Each step is a program of its own, as it is run by hand. So a step that fails leaves the others
+alone, and the page can name the command that repeats it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""The drop-in against a real checkout, patched and unpatched: time, extra memory, largest difference.
+"""The drop-in against a real checkout, patched and unpatched: time, extra memory, largest
+difference.
 
     python benchmarks/dropin.py PATH_TO_A_CHECKOUT [--size 480p|720p|1080p] [--objects 1]
         [--clip-only | --memory-only] [--patched-only]
 
-The checkout is XMem (https://github.com/hkchengrex/XMem), Track-Anything, Cutie, or another folder with
-their memory code; "rf-cutie" stands for the installed package. Two parts, each run in fresh processes,
-without the drop-in and with:
+The checkout is XMem (https://github.com/hkchengrex/XMem), Track-Anything, Cutie, or another folder
+with their memory code; "rf-cutie" stands for the installed package. Two parts, each run in fresh
+processes, without the drop-in and with:
 
 * memory: the host's memory manager alone, on synthetic features, filled to 9 frames and 10,000 long-term
   tokens; then reads, and memory frames that end in an eviction and a consolidation. Times are medians.
@@ -29,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-import xmemk
 from xmemk.benchmarks.peers.checkouts import LIMITS, core_of, locate, network_of
 from xmemk.benchmarks.peers.random_network import calibrate, features
+
+import xmemk
 from xmemk.measure.peak import Peak
 
 SIZES = {"tiny": (6, 9), "480p": (30, 54), "720p": (45, 80), "1080p": (68, 120)}  # at stride 16
@@ -117,7 +118,8 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         host.add(*next(frames))
         while host.long_term < full:
             key, shrinkage, selection, value = next(frames)
-            # The frame that fills working memory; a read before it gives the candidates their usage.
+            # The frame that fills working memory; a read before it gives the candidates their
+            # usage.
             if host.working + 1 >= limits["max_mid_term_frames"]:
                 readouts.append(host.read(key, selection))
             host.add(key, shrinkage, selection, value)
@@ -148,7 +150,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def clip(args: argparse.Namespace) -> dict[str, Any]:
-    """Probabilities of the whole host over a small clip; {"missing": why} where its network cannot be loaded."""
+    """Probabilities over a small clip; {"missing": why} where the network cannot be loaded."""
     family, prefix = locate(args.checkout)
     if family == "cutie":
         return {"missing": "its network is run by tests/compat/test_compat_cutie.py"}
@@ -198,7 +200,8 @@ def report(args: argparse.Namespace) -> None:
         print(f"memory manager at {args.size}, {args.objects} object(s), {host['tokens']} tokens, float32")
         print(f"| {'':24} | unpatched | patched | ratio |\n|{'-' * 26}|---|---|---|")
         for x in (host, ours):
-            # A cycle at full memory: one consolidation per T_max - T_min = 5 memory frames, r = 5 reads for each.
+            # A cycle at full memory: one consolidation per T_max - T_min = 5 memory frames, r = 5
+            # reads for each.
             x["cycle"] = x["consolidate"] + 4 * x["add"] + 25 * x["read"]
         labels = {
             "read": "read, s",

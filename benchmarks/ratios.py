@@ -1,14 +1,16 @@
-"""How many times our time a tidy PyTorch takes, measured so that a busy machine gives the same answer: what CI holds.
+"""How many times our time a tidy PyTorch takes, measured so that a busy machine gives the same
+answer: what CI holds.
 
     python benchmarks/ratios.py                                # the ratios here, beside their floors
     python benchmarks/ratios.py --runs 20 --write quiet        # measure anew, under that name, and set the floors
 
-Seconds differ from machine to machine and from minute to minute. The ratio of two ways to do the same work
-hardly does on one thread, if the time is the CPU time of that thread and the shortest of many calls counts:
-other programs take calls away, not CPU time of ours. Two threads have to be timed by the clock, which is
-coarser: on a busy machine the peer, whose calls are longer, is slowed more.
-tests/benchmarks/ratio-floors.json has what was measured and the floors: SLACK times the lowest ratio of all
-runs. They are those of one processor, since the peers' library (MKL) has a path of its own for each.
+Seconds differ from machine to machine and from minute to minute. The ratio of two ways to do the
+same work hardly does on one thread, if the time is the CPU time of that thread and the shortest of
+many calls counts: other programs take calls away, not CPU time of ours. Two threads have to be
+timed by the clock, which is coarser: on a busy machine the peer, whose calls are longer, is slowed
+more. tests/benchmarks/ratio-floors.json has what was measured and the floors: SLACK times the
+lowest ratio of all runs. They are those of one processor, since the peers' library (MKL) has a path
+of its own for each.
 """
 
 from __future__ import annotations
@@ -23,14 +25,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
 from xmemk.benchmarks.peers.catalogue import Call, peers_of
 from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case
+
 from xmemk.measure.machine import describe
 
 FLOORS = Path(__file__).parent.parent / "tests" / "benchmarks" / "ratio-floors.json"
-# By threads. The clock is less steady than CPU time, and that is not quite steady either: other programs
-# take caches (the lowest read beside the rest of the tests was 2.29). A kernel of half the speed is below.
+# By threads. The clock is less steady than CPU time, and that is not quite steady either: other
+# programs take caches (the lowest read beside the rest of the tests was 2.29). A kernel of half the
+# speed is below.
 SLACK = {1: 0.7, 2: 0.6}
 BLOCKS = 4  # a ratio below its floor is measured on, so many blocks in all
 
@@ -63,7 +66,8 @@ CHECKS = (
 def measured(
     check: Check, enough: float = math.inf, *, blocks: int = BLOCKS, wrap: Callable[[Call], Call] = lambda f: f
 ) -> float:
-    """The ratio of the shortest calls of the first blocks that reach ``enough``, at most ``blocks``.
+    """The ratio of the shortest calls of the first blocks that reach ``enough``, at most
+    ``blocks``.
 
     ``wrap`` is put around ours. The number of threads is put back.
     """
@@ -90,12 +94,12 @@ def measured(
 
 
 def floors() -> dict[str, Any]:
-    """What is committed: "processor", "floors" by name, "runs" by label and name: [lowest, highest, how many]."""
+    """"processor", "floors" by name, "runs" by label and name: [lowest, highest, how many]."""
     return json.loads(FLOORS.read_text(encoding="utf-8"))
 
 
 def set_floors(known: dict[str, Any], label: str, ratios: dict[str, list[float]]) -> dict[str, Any]:
-    """``known`` with the ratios of some runs, and the floors that follow from all its runs on this processor."""
+    """``known`` with these ratios, and the floors of all its runs on this processor."""
     processor = describe()["processor"]
     runs = dict(known.get("runs", {})) if known.get("processor") == processor else {}
     runs[label] = {name: [round(min(r), 3), round(max(r), 3), len(r)] for name, r in ratios.items()}

@@ -1,7 +1,8 @@
-"""The README's figures, between two marks, from the committed result files: `python benchmarks/readme.py [--check]`.
+"""The README's figures, between two marks, from the committed result files: `python
+benchmarks/readme.py [--check]`.
 
-Every row names the line of the file that its figures come from. With --check nothing is written, and
-the exit code is 1 where README.md does not hold what the files say.
+Every row names the line of the file that its figures come from. With --check nothing is written,
+and the exit code is 1 where README.md does not hold what the files say.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""xmemk beside its peers on the named workloads: `python benchmarks/run.py --op memory_read --workload 480p-full`.
+"""xmemk beside its peers on the named workloads: `python benchmarks/run.py --op memory_read
+--workload 480p-full`.
 
-Presets: --quick (two minutes on two cores), --full (thirty), --suite gpu (on a GPU, within --seconds).
-Ops are timed only when their tests pass. Each peer is compared with float64 before it is timed. Peers
-take turns, round by round. The table shows medians, half the distance between the quartiles, how many
-times our time a peer takes (the median of the rounds' ratios), the share of the roof by the formulas of
-costs.py, and the peak of memory beyond the inputs. A peer that cannot run or is wrong is a row with its
-reason. Where it makes the GPU unusable, as by an illegal memory access, a fresh process goes on with the
-others. On a GPU the time is the device's, by replays of a graph; cold is one replay after the cache was
-overwritten, launch what it takes to issue a call.
+Presets: --quick (two minutes on two cores), --full (thirty), --suite gpu (on a GPU, within
+--seconds). Ops are timed only when their tests pass. Each peer is compared with float64 before it
+is timed. Peers take turns, round by round. The table shows medians, half the distance between the
+quartiles, how many times our time a peer takes (the median of the rounds' ratios), the share of the
+roof by the formulas of costs.py, and the peak of memory beyond the inputs. A peer that cannot run
+or is wrong is a row with its reason. Where it makes the GPU unusable, as by an illegal memory
+access, a fresh process goes on with the others. On a GPU the time is the device's, by replays of a
+graph; cold is one replay after the cache was overwritten, launch what it takes to issue a call.
 
 --base REV compares with another revision of this repository, --agree FILE [FILE] two runs with each other.
 """
@@ -130,7 +131,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def suite_of(options: argparse.Namespace) -> Suite:
-    """The preset, or what --op, --workload and --objects ask for, with what other options change about it."""
+    """The preset, or what --op, --workload and --objects ask for, as other options change it."""
     suite = SUITES[options.suite] if options.suite else Suite(())
     items = [item for item in suite.items if not options.op or item.op in options.op]
     items = [item for item in items if item.op not in FRAME_OPS or case_setup.has_frames()]

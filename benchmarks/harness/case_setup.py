@@ -25,7 +25,10 @@ VIDEO = "xmemk.benchmarks.peers.video"
 
 
 class CaseSetup(NamedTuple):
-    """One op on one workload. cost and product (the shape of its product) are None where no formula says it."""
+    """One op on one workload.
+
+    cost and product (the shape of its product) are None where no formula says it.
+    """
 
     case: Any
     judge: Callable[[Any, Any], Comparison | None]

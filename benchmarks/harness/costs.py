@@ -1,9 +1,10 @@
-"""What an op must at least compute and move, by formula, and how fast this machine computes and moves: the roof.
+"""What an op must at least compute and move, by formula, and how fast this machine computes and
+moves: the roof.
 
 Q queries, N tokens, C key channels, V = objects x value channels, k of a top-k read, P prototypes.
-A number of keys and values has e bytes, one of shrinkage and usage 4, an index 8. A product counts two
-operations per term. M is N for a read over all tokens. It is k for a top-k read: all queries may
-choose the same tokens, so that k are the least whose values are touched.
+A number of keys and values has e bytes, one of shrinkage and usage 4, an index 8. A product counts
+two operations per term. M is N for a read over all tokens. It is k for a top-k read: all queries
+may choose the same tokens, so that k are the least whose values are touched.
 
     similarity product  2 Q N (2 C + 1)     Eq. 2 as one product of augmented operands
     readout             2 Q M V             Eq. 1
@@ -18,15 +19,17 @@ choose the same tokens, so that k are the least whose values are touched.
     select_prototypes   4 N + 8 P bytes
     evict_lfu           4 N + 8 (N - P) bytes
 
-Exponentials, comparisons, selection, and what a backward pass computes again are not counted. Bytes are
-those that no implementation avoids: each number once. So a share of the roof compares with a machine
-that does nothing but the products, or nothing but read its operands. Small cases lie in caches, and may
-pass 100 %.
+Exponentials, comparisons, selection, and what a backward pass computes again are not counted. Bytes
+are those that no implementation avoids: each number once. So a share of the roof compares with a
+machine that does nothing but the products, or nothing but read its operands. Small cases lie in
+caches, and may pass 100 %.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +49,7 @@ class OpCost(NamedTuple):
 
 
 class Roof(NamedTuple):
-    """GFLOP/s of the best matrix product, GB/s of a large copy (what it reads and what it writes)."""
+    """GFLOP/s of the best matrix product, GB/s of a large copy (read and written)."""
 
     gflops: float
     gbytes_per_s: float
@@ -87,18 +90,20 @@ def product_shape(case: OpCase) -> tuple[int, int, int]:
 
 
 def measure_roof(device: str, dtype: torch.dtype, shape: tuple[int, int, int], seconds: float = 0.5) -> Roof:
-    """The best of a square product and one of this ``shape``, and of copies of 256 MB; each for ``seconds``.
+    """The best of a square product and one of this ``shape``, and of copies of 256 MB; each for
+    ``seconds``.
 
-    On the CPU torch.mm is one library's product, a convolution by a 1 x 1 kernel another's: both are tried.
+    On the CPU torch.mm is one library's product, a convolution by a 1 x 1 kernel another's: both
+    are tried.
     """
-    rates = []
+    rates: list[float] = []
     for m, n, k in ((GEMM_SIDE, GEMM_SIDE, GEMM_SIDE), shape):
         a, b = torch.randn(m, k).to(device, dtype), torch.randn(n, k).to(device, dtype)
         out = torch.empty(m, n, device=device, dtype=dtype)
-        calls = [lambda a=a, b=b, out=out: torch.mm(a, b.T, out=out)]
+        calls: list[Callable[[], Any]] = [partial(torch.mm, a, b.T, out=out)]
         if torch.device(device).type == "cpu":
             image, kernel = b.T.contiguous()[None, :, :, None], a[:, :, None, None]
-            calls.append(lambda image=image, kernel=kernel: torch.nn.functional.conv2d(image, kernel))
+            calls.append(partial(torch.nn.functional.conv2d, image, kernel))
             del image, kernel
         rates += [2 * m * n * k / _best(call, device, seconds) for call in calls]
         del a, b, out, calls

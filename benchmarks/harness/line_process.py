@@ -1,4 +1,4 @@
-"""A process of ours that answers in lines: its messages cannot block it, and how it ended is a reason."""
+"""A process that answers in lines: its messages cannot block it, its end is a reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LineProcess:
 
     def __init__(self, command: Sequence[str], cwd: Path | str | None = None) -> None:
         pipe = subprocess.PIPE
-        self._messages = tempfile.TemporaryFile()
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(command, text=True, cwd=cwd, stdin=pipe, stdout=pipe, stderr=self._messages)
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read_answers, daemon=True)
@@ -50,7 +50,10 @@ class LineProcess:
             self._process.stdin.flush()
 
     def read(self, seconds: float) -> str | None:
-        """The next line of its standard output; None at its end. Raises TimeoutError where none comes in time."""
+        """The next line of its standard output; None at its end.
+
+        Raises TimeoutError where none comes in time.
+        """
         try:
             line = self._answers.get(timeout=max(0.0, seconds))
         except queue.Empty:
@@ -60,7 +63,10 @@ class LineProcess:
         return line
 
     def lines(self, seconds: float) -> Iterator[str]:
-        """Its standard output to the end. Raises TimeoutError where that takes more than ``seconds`` in all."""
+        """Its standard output to the end.
+
+        Raises TimeoutError where that takes more than ``seconds`` in all.
+        """
         until = time.monotonic() + seconds
         while True:
             try:
@@ -89,7 +95,8 @@ class LineProcess:
 
 
 def ask(module: str, order: Any, seconds: float, take: Callable[[Any], None] = lambda _: None) -> tuple[Any, str]:
-    """The last answer of `python -m MODULE --order JSON`, which prints answers as lines of JSON; and how it failed.
+    """The last answer of `python -m MODULE --order JSON`, which prints answers as lines of JSON;
+    and how it failed.
 
     The answer is None where there was none. ``take`` gets each answer as it comes.
     """

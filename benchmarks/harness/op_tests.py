@@ -1,7 +1,8 @@
-"""Benchmarks of an op are reported only if its tests pass: which tests, run by pytest, and that they need not run twice.
+"""Benchmarks of an op are reported only if its tests pass: which tests, and that they need not run
+twice.
 
-What passed is remembered in build/tested.json for the very contents of the source, the tests and the
-extension.
+What passed is remembered in build/tested.json for the very contents of the source, the tests and
+the extension.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ _GRADIENTS = (
 )
 _GPU_GRADIENTS = ("kernels/test_gpu_read.py::test_gradients_are_those_of_plain_pytorch_in_float64",)
 _GPU_UPKEEP = ("kernels/test_gpu_selection.py",)
-# By device and op: tests that are quick and would notice wrong results. The others are `make test`'s.
+# By device and op: tests that are quick and would notice wrong results. The others are `make
+# test`'s.
 TESTS: dict[str, Mapping[str, tuple[str, ...]]] = {
     "cpu": {
         **dict.fromkeys((*READS, *FRAME_OPS), _READ),
@@ -62,7 +64,7 @@ TESTS: dict[str, Mapping[str, tuple[str, ...]]] = {
 def check(
     ops: Iterable[str], device: str, tell: Tell = silent, root: Path = ROOT
 ) -> tuple[dict[str, bool | str], dict[str, list[str]]]:
-    """By op: True, or why its tests were not run; and by op that is red the names of the tests that fail."""
+    """By op True, or why its tests were not run; by red op the names of tests that fail."""
     ops = list(dict.fromkeys(ops))
     if not (root / "tests").is_dir() or not (root / "xmemk" / "__init__.py").exists():
         return dict.fromkeys(ops, f"{NOT_RUN}no checkout"), {}
@@ -91,7 +93,7 @@ def check(
 
 
 def run(nodes: list[str], root: Path) -> tuple[dict[str, str], str]:
-    """The outcome of each test of ``nodes``, and what went wrong with the run as a whole, if anything."""
+    """The outcome of each test of ``nodes``, and what went wrong with the whole run, if anything."""
     command = [sys.executable, str(Path(__file__).with_name("pytest_outcomes.py")), *nodes]
     try:
         done = subprocess.run(command, cwd=root / "tests", capture_output=True, text=True, timeout=LIMIT)

@@ -1,4 +1,5 @@
-"""The peak of memory of one call, in this process or in a fresh one: `python -m ...peaks --order JSON`.
+"""The peak of memory of one call, in this process or in a fresh one: `python -m ...peaks --order
+JSON`.
 
 So a peer that hangs, is killed for its memory or crashes takes nothing with it.
 """
@@ -11,16 +12,17 @@ import sys
 from typing import Any
 
 import torch
-
 from xmemk.benchmarks.harness import case_setup
 from xmemk.benchmarks.harness.line_process import NO_RESULT, ask
 from xmemk.benchmarks.harness.round_timer import first_line, synchronize
 from xmemk.benchmarks.peers.catalogue import Peer, Unavailable
 from xmemk.benchmarks.peers.workloads import WORKLOADS, OpCase, make_case
+
 from xmemk.measure.peak import Peak
 
 MODULE = "xmemk.benchmarks.harness.peaks"
-# What a trial in a process of its own measured: the peak beyond the inputs in bytes, or why there is none.
+# What a trial in a process of its own measured: the peak beyond the inputs in bytes, or why there
+# is none.
 Trial = tuple["int | None", str]
 
 

@@ -1,7 +1,7 @@
 """Runs tests for op_tests.py: `python pytest_outcomes.py NODE ...` in the tests' folder.
 
-Prints a line of JSON, the outcome of each test by name, and exits with pytest's exit code. It imports
-nothing of ours.
+Prints a line of JSON, the outcome of each test by name, and exits with pytest's exit code. It
+imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import pytest
 
 
 class Outcomes:
-    """A plugin of pytest: runs these nodes alone of the files it is given, and keeps how each test ended.
+    """A plugin of pytest: runs these nodes alone of the files it is given, and keeps how each test
+    ended.
 
-    Nodes are not named on the command line: pytest would refuse one whose file skips itself as a whole.
+    Nodes are not named on the command line: pytest would refuse one whose file skips itself as a
+    whole.
     """
 
     def __init__(self, nodes: list[str]) -> None:

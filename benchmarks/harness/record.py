@@ -1,4 +1,4 @@
-"""The line of a result file for what a process measures: when, where, at which commit, by which command."""
+"""The line of a result file: when and where it was measured, which commit, which command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def new_run(kind: str, script: str, arguments: Sequence[str], machine: dict[str,
 
 @contextlib.contextmanager
 def recorded(kind: str, path: Path | None) -> Iterator[list[Any]]:
-    """A list for the results of a study, "scaling", "length" or "claims", which become a line of ``path``.
+    """A list for the results of a study, "scaling", "length" or "claims", which become a line of
+    ``path``.
 
     The line is written however the study ends: by Ctrl-C, by SIGTERM or by an error, which the line
     then names, too.
@@ -53,8 +54,8 @@ def recorded(kind: str, path: Path | None) -> Iterator[list[Any]]:
 def command(script: str, arguments: Sequence[str]) -> str:
     """The line for a shell that runs a script of benchmarks/ again.
 
-    It has no paths of this machine: those inside the repository become relative to it, of others only
-    the name is left.
+    It has no paths of this machine: those inside the repository become relative to it, of others
+    only the name is left.
     """
     return shlex.join(["python", f"benchmarks/{script}", *map(_of_any_machine, arguments)])
 
@@ -71,7 +72,7 @@ def _of_any_machine(argument: str) -> str:
 
 
 def revision() -> str:
-    """Version and commit, marked where the files differ from it; the version alone outside a checkout."""
+    """Version and commit, marked where the files differ; the version alone outside a checkout."""
     if not (ROOT / ".git").exists():
         return xmemk.__version__
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]

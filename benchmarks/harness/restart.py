@@ -1,9 +1,9 @@
 """A run that goes on in a fresh process, after a peer has made the GPU unusable for this one.
 
-After an illegal memory access every later call to CUDA fails, until the process ends. So the process
-is replaced (exec) by a new one with the same command line, which reads from a file how far the run
-has come. Nothing of the old process is left on the GPU then, and whoever has started it, or has set
-it a limit, still has the same process.
+After an illegal memory access every later call to CUDA fails, until the process ends. So the
+process is replaced (exec) by a new one with the same command line, which reads from a file how far
+the run has come. Nothing of the old process is left on the GPU then, and whoever has started it, or
+has set it a limit, still has the same process.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MOST_RESTARTS = 3  # of a run
 class RunState:
     """How far a run has come.
 
-    green: as op_tests.check has it. seconds: what is left of the time given; written: when that was,
-    in seconds since the epoch. at: pass, sweep and case to begin with.
+    green: as op_tests.check has it. seconds: what is left of the time given; written: when that
+    was, in seconds since the epoch. at: pass, sweep and case to begin with.
     """
 
     run: Run

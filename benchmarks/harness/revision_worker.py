@@ -1,4 +1,5 @@
-"""One revision of xmemk in a process of its own: `python revision_worker.py TREE THREADS`, for revisions.py.
+"""One revision of xmemk in a process of its own: `python revision_worker.py TREE THREADS`, for
+revisions.py.
 
 It imports xmemk from TREE and nothing else of ours, so that it runs on any revision. Orders come on
 standard input. Orders and answers are a line of JSON each:
@@ -7,8 +8,8 @@ standard input. Orders and answers are a line of JSON each:
     {"result": FILE}                   -> {}
     {"chain": COUNT}                   -> {"seconds": mean of a call}
 
-An answer {"reason": WHY} says what went wrong. With "spoilt" this process can do no more, as after an
-error of CUDA's, which every later call would raise again.
+An answer {"reason": WHY} says what went wrong. With "spoilt" this process can do no more, as after
+an error of CUDA's, which every later call would raise again.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def load(tree: Path) -> Any:
 
 
 def prepare(xmemk: Any, case: dict[str, Any], backend: str) -> tuple[Callable[[], Any], str]:
-    """The call, and the backend that serves it. ``case``: op, arguments, options, how, d_readout."""
+    """The call and the backend that serves it. ``case``: op, arguments, options, how, d_readout."""
     function, options = getattr(xmemk, case["op"]), case["options"]
     how, arguments = case["how"], case["arguments"]
     if how != "call":
@@ -78,7 +79,10 @@ def seconds(call: Callable[[], Any], chain: int) -> float:
 
 
 def refusal(failure: Exception) -> dict[str, Any]:
-    """The answer to an order that failed. Memory that does not suffice leaves a context as it was."""
+    """The answer to an order that failed.
+
+    Memory that does not suffice leaves a context as it was.
+    """
     text = str(failure).strip()
     answer: dict[str, Any] = {"reason": f"{type(failure).__name__}: {text.splitlines()[0] if text else ''}"[:200]}
     if not isinstance(failure, torch.cuda.OutOfMemoryError) and any(name in text for name in ERRORS_OF_A_CONTEXT):

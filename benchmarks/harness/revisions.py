@@ -1,8 +1,9 @@
-"""This tree beside another revision of the repository, on the same inputs, each in a process that stays alive.
+"""This tree beside another revision of the repository, on the same inputs, each in a process that
+stays alive.
 
 The revision is unpacked into build/base/COMMIT and its extension built there, once. The two take
-turns, round by round; the one that begins changes. A revision that does not have an op, or refuses it,
-is a row with the reason.
+turns, round by round; the one that begins changes. A revision that does not have an op, or refuses
+it, is a row with the reason.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ class SourceTree(NamedTuple):
 
 
 def tree_of(revision: str, root: Path = ROOT) -> SourceTree:
-    """The revision's files in build/base, with the extension built in place. Raises NoBaseRevision."""
+    """The revision's files in build/base, with the extension built in place.
+
+    Raises NoBaseRevision.
+    """
     git = ["git", "-C", str(root)]
     parsed = subprocess.run([*git, "rev-parse", "--short=12", f"{revision}^{{commit}}"], capture_output=True, text=True)
     if parsed.returncode != 0:
@@ -85,8 +89,8 @@ def built(path: Path) -> str:
 class RevisionProcess:
     """revision_worker.py on a tree.
 
-    ``ask`` raises RuntimeError with the reason where an order fails; it may be tried again. After an error
-    of CUDA's a context is of no use any more: what is asked next goes to a new process.
+    ``ask`` raises RuntimeError with the reason where an order fails; it may be tried again. After
+    an error of CUDA's a context is of no use any more: what is asked next goes to a new process.
     """
 
     def __init__(self, tree: SourceTree, threads: int, limit: float) -> None:
@@ -121,7 +125,10 @@ class RevisionProcess:
 
 
 def compare(run: Run, suite: Suite, options: argparse.Namespace, green: dict[str, bool | str]) -> bool:
-    """Measures the cases of ``suite`` into run.results; whether ours was right everywhere. Raises NoBaseRevision."""
+    """Measures the cases of ``suite`` into run.results; whether ours was right everywhere.
+
+    Raises NoBaseRevision.
+    """
     other = tree_of(options.base)
     run.base = {"revision": options.base, "commit": other.name, "note": other.note}
     if other.note:

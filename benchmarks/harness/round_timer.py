@@ -1,10 +1,11 @@
-"""Times of calls: on a GPU the device's, by replays of a CUDA graph between events, and the host's to issue a call.
+"""Times of calls: on a GPU the device's, by replays of a CUDA graph between events, and the host's
+to issue a call.
 
-Warm is the mean of a chain of replays, cold one replay after the second-level cache was overwritten.
-On the CPU there is warm alone: the clock's time of a chain of calls, the median of REPEATS chains. The
-fastest chain would favour short calls, which find a quiet moment more easily than long ones. A round
-goes through all calls, so that other work on the machine falls on all of them. Their order changes, so
-that no call always comes after the same one.
+Warm is the mean of a chain of replays, cold one replay after the second-level cache was
+overwritten. On the CPU there is warm alone: the clock's time of a chain of calls, the median of
+REPEATS chains. The fastest chain would favour short calls, which find a quiet moment more easily
+than long ones. A round goes through all calls, so that other work on the machine falls on all of
+them. Their order changes, so that no call always comes after the same one.
 """
 
 from __future__ import annotations
@@ -50,9 +51,11 @@ class RoundTimer:
             self._flush = torch.empty(2 * cache, dtype=torch.int8, device=device)
 
     def prepare(self, call: Callable[[], object], first: float | None = None) -> TimedCall:
-        """Warms up, measures the host, and captures a graph; a call that cannot be captured is timed as it is.
+        """Warms up, measures the host, and captures a graph; a call that cannot be captured is
+        timed as it is.
 
-        ``first`` is what a call took before, in seconds: a long one is not called again to be warmed up.
+        ``first`` is what a call took before, in seconds: a long one is not called again to be
+        warmed up.
         """
         timed = TimedCall(call)
         if self.cuda:
@@ -111,7 +114,7 @@ def chain_length(kind: str, seconds: float) -> int:
 
 
 def order(count: int, turn: int) -> list[int]:
-    """Which of ``count`` calls comes when in round ``turn``: a rotation, backwards in every second round."""
+    """The order of ``count`` calls in round ``turn``: a rotation, every second round backwards."""
     rotated = [(i + turn) % count for i in range(count)]
     return rotated[::-1] if turn % 2 else rotated
 
@@ -127,7 +130,8 @@ def _captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        # The outer one leaves the stream also where torch.cuda.graph fails to end the capture, and then does not.
+        # The outer one leaves the stream also where torch.cuda.graph fails to end the capture, and
+        # then does not.
         with torch.cuda.stream(side), torch.cuda.graph(graph, stream=side):
             call()
     except BaseException:

@@ -22,10 +22,10 @@ class SuiteItem(NamedTuple):
 class Suite:
     """rounds and budget as time_peers has them, over all sweeps.
 
-    sweeps: how often the run goes through its cases. A case's rounds are spread over them, so that other
-    work on the machine falls on some of them. memory: the ops whose peaks are measured. compilers: the
-    items on which peers that compile are timed, None for all. left_out: peers that are never timed, and
-    ``why`` not.
+    sweeps: how often the run goes through its cases. A case's rounds are spread over them, so that
+    other work on the machine falls on some of them. memory: the ops whose peaks are measured.
+    compilers: the items on which peers that compile are timed, None for all. left_out: peers that
+    are never timed, and ``why`` not.
     """
 
     items: tuple[SuiteItem, ...]
@@ -75,7 +75,8 @@ QUICK = Suite(
     why="left out of the quick run: run.py --op OP has it",
 )
 
-# A quarter of an hour on two cores; growth, length and claims take `xmemk bench --full` to half an hour.
+# A quarter of an hour on two cores; growth, length and claims take `xmemk bench --full` to half an
+# hour.
 FULL = Suite(
     (
         *(SuiteItem("memory_read", "480p-full", o) for o in (1, 5)),
@@ -95,7 +96,8 @@ FULL = Suite(
     why="left out of the full run, which it would lengthen by minutes: run.py --op OP has it",
 )
 
-# On a GPU, in a time given: what is most wanted first, the compiled peers when all the others are done.
+# On a GPU, in a time given: what is most wanted first, the compiled peers when all the others are
+# done.
 GPU = Suite(
     (
         SuiteItem("memory_read", "480p-full"),

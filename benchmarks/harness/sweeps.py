@@ -1,11 +1,12 @@
-"""The cases of a run beside their peers, in sweeps: every case is measured in each, on inputs made anew.
+"""The cases of a run beside their peers, in sweeps: every case is measured in each, on inputs made
+anew.
 
-A machine that others use is slow for seconds or minutes at a time, and not for all peers alike. So the
-rounds of a case are spread over the whole run. The first sweep checks the peers and measures their
-memory, too.
+A machine that others use is slow for seconds or minutes at a time, and not for all peers alike. So
+the rounds of a case are spread over the whole run. The first sweep checks the peers and measures
+their memory, too.
 
-A peer that makes the GPU unusable for this process, as by an illegal memory access, is not tried again
-in its case; a fresh process goes on with the others.
+A peer that makes the GPU unusable for this process, as by an illegal memory access, is not tried
+again in its case; a fresh process goes on with the others.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class Entry:
 def beside_peers(suite: Suite, options: argparse.Namespace, state: RunState, restarts: bool = False) -> bool:
     """Measures the cases of ``suite`` into state.run, which is complete after each case.
 
-    Returns whether ours was right everywhere, and left the device to the others. ``state``: what was
-    measured, and where to begin. ``restarts``: raises RestartNeeded when a fresh process is to go on;
-    without it, and after MOST_RESTARTS, the rest are rows with the reason.
+    Returns whether ours was right everywhere, and left the device to the others. ``state``: what
+    was measured, and where to begin. ``restarts``: raises RestartNeeded when a fresh process is to
+    go on; without it, and after MOST_RESTARTS, the rest are rows with the reason.
     """
     sweeps = Sweeps(suite, options, state)
     for number, compiled in enumerate([False, True] if suite.compiled_last else [None]):
@@ -96,7 +97,7 @@ class Sweeps:
         return self.until is not None and time.monotonic() > self.until
 
     def entry(self, item: SuiteItem, compiled: bool | None) -> Entry | None:
-        """``compiled`` True: the peers that compile, and ours to compare them with; False: the others; None: all."""
+        """``compiled`` True: ours and the peers that compile; False: the others; None: all."""
         known = case_setup.peers(item.op, self.options.backend, self.options.device)
         peers = [p for p in known if p.ours or not self.options.only or p.name in self.options.only]
         if compiled is not None:
@@ -205,7 +206,8 @@ class Sweeps:
         with terminal.console.status("") as status:
 
             def trial(peer: Peer) -> Trial:
-                # On a GPU a compiler is asked at most once, in this process: a second one takes too long.
+                # On a GPU a compiler is asked at most once, in this process: a second one takes too
+                # long.
                 if peer.compiled and not on_cpu:
                     return None, ""
                 status.update(f"{peer.name}, in a process of its own")

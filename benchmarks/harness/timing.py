@@ -1,4 +1,4 @@
-"""How the peers are checked and timed: each is judged first, then all take turns, round by round."""
+"""How the peers are checked and timed: each is judged first, then all take turns."""
 
 from __future__ import annotations
 
@@ -66,11 +66,12 @@ def time_peers(
     trial: Callable[[Peer], Trial] | None = None,
     until: float | None = None,
 ) -> list[Measurement]:
-    """Checks each peer, then times them in turn, round by round, so that a busy machine slows them alike.
+    """Checks each peer, then times them in turn, round by round, so that a busy machine slows them
+    alike.
 
-    A peer whose rounds have taken ``budget`` seconds is left out of the rest. One that fails or is wrong
-    is not timed. One that ``risky`` or too large a matrix makes doubtful goes through ``trial`` first. No
-    peer is begun after ``until`` (of time.monotonic). Raises DeviceLost.
+    A peer whose rounds have taken ``budget`` seconds is left out of the rest. One that fails or is
+    wrong is not timed. One that ``risky`` or too large a matrix makes doubtful goes through
+    ``trial`` first. No peer is begun after ``until`` (of time.monotonic). Raises DeviceLost.
     """
     device = case.device
     timer = RoundTimer(str(device))
@@ -113,8 +114,8 @@ def time_again(
 ) -> None:
     """More rounds of the peers that :func:`time_peers` timed, on the case made anew, into its rows.
 
-    A peer whose calls have taken ``in_all`` seconds is left as it is; so is one that compiles, which would
-    do so again. Raises DeviceLost.
+    A peer whose calls have taken ``in_all`` seconds is left as it is; so is one that compiles,
+    which would do so again. Raises DeviceLost.
     """
     timer = RoundTimer(str(case.device))
     calls: dict[str, TimedCall] = {}
@@ -168,7 +169,10 @@ def failed(failure: Exception, peer: str, device: torch.device) -> str:
 
 
 def checked(case: OpCase, peer: Peer, row: Measurement, timer: RoundTimer, judge: Judge) -> TimedCall:
-    """Runs a peer once, judges the result, and makes it ready to be timed. Raises what the peer raises."""
+    """Runs a peer once, judges the result, and makes it ready to be timed.
+
+    Raises what the peer raises.
+    """
     call = peer.prepare(case)
     if peer.compiled:
         call()
@@ -196,7 +200,7 @@ def checked(case: OpCase, peer: Peer, row: Measurement, timer: RoundTimer, judge
 
 
 def compare_with_ours(rows: list[Measurement], seconds: list[list[float]]) -> None:
-    """Adds to ``ratios``: a peer's seconds of a round, divided by those of our first row in the same round."""
+    """Adds to ``ratios``: seconds of a round, divided by our first row's in the same round."""
     base = next((ours for row, ours in zip(rows, seconds) if row.ours and row.seconds), [])
     for row, theirs in zip(rows, seconds):
         row.ratios += [one / ours for one, ours in zip(theirs, base)]
@@ -212,7 +216,7 @@ def available_bytes() -> int | None:
 
 
 def doubtful(case: OpCase, peer: Peer) -> bool:
-    """Whether a formulation that builds N x Q matrices, as all but ours do, may not fit into memory."""
+    """Whether the N x Q matrices of a formulation, of all but ours, may not fit into memory."""
     if peer.ours or case.inputs.mk.is_cuda:
         return False
     available = available_bytes()

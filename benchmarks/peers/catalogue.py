@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -30,13 +31,13 @@ class Unavailable(Exception):
 
 
 class Peer(NamedTuple):
-    """compiled: its first call takes long and is no part of its time. package: what must be installed for
-    it, as pip calls it. rounded: it multiplies in 16 bits whatever it is given, so that its result may be
-    off by as much.
+    """compiled: its first call takes long and is no part of its time. package: what must be
+    installed for it, as pip calls it. rounded: it multiplies in 16 bits whatever it is given, so
+    that its result may be off by as much.
     """
 
     name: str
-    prepare: Callable[[OpCase], Call]
+    prepare: Callable[[Any], Call]
     compiled: bool = False
     ours: bool = False
     package: str = ""
@@ -63,31 +64,24 @@ def backends_of_ours(op: str, device: str) -> list[str]:
     """The backends that have kernels for an op on that device, and "torch"."""
     if torch.device(device).type != "cuda":
         return ["cpu", "torch"]
-    kernels = {**dict.fromkeys(UPKEEP, ["cuda"]), "consolidate": ["triton", "cuda"]}
-    return [*kernels.get(op, ["triton"]), "torch"]
+    kernels = {"consolidate": ("triton", "cuda"), **dict.fromkeys(UPKEEP, ("cuda",))}
+    return [*kernels.get(op, ("triton",)), "torch"]
 
 
 def peers_of(op: str, backends: list[str]) -> list[Peer]:
     """Ours first, one row per backend, then the others; those that are compiled last."""
-    make = _readers if op in READS else _trainers
-    others = {"consolidate": _consolidators, **dict.fromkeys(UPKEEP, _choosers)}.get(op, make)(op)
-    return [Peer(f"xmemk {name}", _ours(name), ours=True) for name in backends] + sorted(
-        others, key=lambda p: (p.compiled, bool(p.package))
-    )
+    makers = {"consolidate": _consolidators, **dict.fromkeys(UPKEEP, _choosers), **dict.fromkeys(READS, _readers)}
+    others = sorted(makers.get(op, _trainers)(op), key=lambda p: (p.compiled, bool(p.package)))
+    return [*(Peer(f"xmemk {name}", partial(_ours, name), ours=True) for name in backends), *others]
 
 
-def _ours(backend: str) -> Callable[[OpCase], Call]:
-    def prepare(case: OpCase) -> Call:
-        op, arguments, options = call_of_ours(case)
-        refusal = xmemk.explain(op, *arguments, backend=backend)
-        if refusal.chosen is None:
-            raise Unavailable(refusal.refusals[backend])
-        function = getattr(xmemk, op)
-        if case.op in GRADIENTS:
-            return _training(case, lambda y: function(*y.read, backend=backend, **options))
-        return lambda: function(*arguments, backend=backend, **options)
-
-    return prepare
+def _ours(backend: str, case: OpCase) -> Call:
+    op, arguments, options = call_of_ours(case)
+    explained = xmemk.explain(op, *arguments, backend=backend)
+    if explained.chosen is None:
+        raise Unavailable(explained.refusals[backend])
+    function = partial(getattr(xmemk, op), backend=backend, **options)
+    return _training(case, lambda y: function(*y.read)) if case.op in GRADIENTS else lambda: function(*arguments)
 
 
 def call_of_ours(case: OpCase) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
@@ -96,52 +90,38 @@ def call_of_ours(case: OpCase) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     if case.op == "consolidate":
         return case.op, (x.mk, x.ms, x.me, x.mv, x.usage, prototypes), {}
     if case.op in UPKEEP:
-        count = prototypes if case.op == "select_prototypes" else case.usage.shape[1] - prototypes
-        return case.op, (case.usage, count), {}
+        return case.op, (case.usage, prototypes if case.op == "select_prototypes" else _kept(case)), {}
     if case.op in READS:
         return "memory_read", x.read, {"top_k": case.top_k, "return_usage": True}
     return "memory_read", _leaves(x).read, {"top_k": case.top_k}
 
 
-def _reader(name: str, read: f.Read, **of_peer: Any) -> Peer:
-    return Peer(name, lambda case: lambda: read(case.inputs, case.top_k), **of_peer)
-
-
-def _in_float32(read: f.Read, compiled: bool = False) -> Callable[[OpCase], Call]:
-    """A formulation that is given its inputs in float32."""
+def _reader(name: str, read: f.Read, *, widened: bool = False, compiled: bool = False, **of_peer: Any) -> Peer:
+    """A formulation of a read; ``widened``: it is given its inputs in float32."""
 
     def prepare(case: OpCase) -> Call:
-        x = f.widened(case.inputs)
+        x = f.widened(case.inputs) if widened else case.inputs
         function = torch.compile(read, dynamic=False) if compiled else read
         return lambda: function(x, case.top_k)
 
-    return prepare
-
-
-def _compiled(read: f.Read) -> Callable[[OpCase], Call]:
-    def prepare(case: OpCase) -> Call:
-        function = torch.compile(read, dynamic=False)
-        return lambda: function(case.inputs, case.top_k)
-
-    return prepare
+    return Peer(name, prepare, compiled, **of_peer)
 
 
 def _readers(op: str) -> list[Peer]:
+    keops = _reader("KeOps", packages.keops, package="pykeops")
     peers = [
         _reader("tidy PyTorch", f.tidy_read),
-        Peer("original", _in_float32(f.original_read)),
+        _reader("original", f.original_read, widened=True),
         _reader("original, autocast", f.original_autocast, rounded=True),
         Peer(PRODUCT_ALONE, _product),
-        Peer("tidy PyTorch, torch.compile", _compiled(f.tidy_read), compiled=True),
-        Peer("original, torch.compile", _in_float32(f.original_read, compiled=True), compiled=True),
-        Peer("original, autocast, torch.compile", _compiled(f.original_autocast), compiled=True, rounded=True),
+        _reader("tidy PyTorch, torch.compile", f.tidy_read, compiled=True),
+        _reader("original, torch.compile", f.original_read, widened=True, compiled=True),
+        _reader("original, autocast, torch.compile", f.original_autocast, compiled=True, rounded=True),
     ]
     if op == "memory_read":
-        peers.append(_reader("KeOps", packages.keops, package="pykeops"))
-        return [*peers, _reader("faiss, embedding_bag", packages.faiss_topk, package="faiss-cpu")]
-    peers += [_reader(name, read, package=package) for name, read, package in _attentions()]
-    peers.append(_reader("KeOps", packages.keops, package="pykeops"))
-    return [*peers, Peer("FlexAttention (no usage)", _flex, compiled=True)]
+        return [*peers, keops, _reader("faiss, embedding_bag", packages.faiss_topk, package="faiss-cpu")]
+    attentions = [_reader(name, read, package=package) for name, read, package in _attentions()]
+    return [*peers, *attentions, keops, Peer("FlexAttention (no usage)", _flex, compiled=True)]
 
 
 def _attentions() -> list[tuple[str, f.Read, str]]:
@@ -152,9 +132,11 @@ def _attentions() -> list[tuple[str, f.Read, str]]:
         "cuDNN": SDPBackend.CUDNN_ATTENTION,
         "math": SDPBackend.MATH,
     }
-    attentions = [(f"SDPA {name} (no usage)", f.sdpa(backend), "") for name, backend in backends.items()]
-    attentions.append(("FlashAttention (no usage)", packages.flash_attention, "flash-attn"))
-    return [*attentions, ("xformers (no usage)", packages.xformers, "xformers")]
+    return [
+        *((f"SDPA {name} (no usage)", f.sdpa(backend), "") for name, backend in backends.items()),
+        ("FlashAttention (no usage)", packages.flash_attention, "flash-attn"),
+        ("xformers (no usage)", packages.xformers, "xformers"),
+    ]
 
 
 def _trainers(op: str) -> list[Peer]:
@@ -163,10 +145,10 @@ def _trainers(op: str) -> list[Peer]:
 
     tidy = peer("tidy PyTorch", f.tidy_read)
     if "dense" not in op:
-        return [tidy, Peer("original", _no_training)]
+        why = "its top-k softmax works in place and has no gradient: the original trains without top-k"
+        return [tidy, Peer("original", partial(_refuse, why))]
     attentions = [peer(*one) for one in _attentions()]
-    flex = Peer("FlexAttention (no usage)", _flex_training)
-    return [tidy, peer("original", f.original_read), *attentions, flex]
+    return [tidy, peer("original", f.original_read), *attentions, Peer("FlexAttention (no usage)", _flex_training)]
 
 
 def _consolidators(op: str) -> list[Peer]:
@@ -176,25 +158,24 @@ def _consolidators(op: str) -> list[Peer]:
     ]
 
 
+def _kept(case: OpCase) -> int:
+    return case.usage.shape[1] - case.workload.prototypes
+
+
 def _choosers(op: str) -> list[Peer]:
-    if op == "select_prototypes":
-        return [Peer("torch.topk", lambda c: lambda: c.usage.topk(c.workload.prototypes, dim=1).indices)]
+    def topk(case: OpCase) -> Tensor:
+        return case.usage.topk(case.workload.prototypes, dim=1).indices
 
-    def keep(case: OpCase) -> int:
-        return case.usage.shape[1] - case.workload.prototypes
+    def topk_and_sort(case: OpCase) -> Tensor:
+        return case.usage.topk(_kept(case), dim=1, sorted=False).indices.sort(1).values
 
-    def topk_and_sort(case: OpCase) -> Call:
-        return lambda: case.usage.topk(keep(case), dim=1, sorted=False).indices.sort(1).values
+    def threshold(case: OpCase) -> Tensor:
+        bar = case.usage.topk(case.workload.prototypes, dim=1, largest=False).values[:, -1:]
+        return (case.usage > bar)[0].nonzero().T
 
-    def threshold(case: OpCase) -> Call:
-        def call() -> Tensor:
-            usage = case.usage
-            bar = usage.topk(case.workload.prototypes, dim=1, largest=False).values[:, -1:]
-            return (usage > bar)[0].nonzero().T
-
-        return call
-
-    return [Peer("topk and sort", topk_and_sort), Peer("original (threshold)", threshold)]
+    ways = {"topk and sort": topk_and_sort, "original (threshold)": threshold}
+    ways = {"torch.topk": topk} if op == "select_prototypes" else ways
+    return [Peer(name, lambda case, way=way: partial(way, case)) for name, way in ways.items()]  # type: ignore[misc]
 
 
 def _product(case: OpCase) -> Call:
@@ -211,7 +192,7 @@ def _flex(case: OpCase) -> Call:
     """FlexAttention, objects as heads; the rank-one term of Eq. 2 is its score_mod, in float32."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    attention = torch.compile(flex_attention, dynamic=False)
+    attention: Any = torch.compile(flex_attention, dynamic=False)
     x = case.inputs
     # On a GPU its own choice of tiles does not fit values of 512 channels.
     options = {"BLOCK_M": 64, "BLOCK_N": 32, "num_stages": 1} if x.mk.is_cuda else None
@@ -231,24 +212,25 @@ def _flex(case: OpCase) -> Call:
     return call
 
 
-def _no_training(case: OpCase) -> Call:
-    raise Unavailable("its top-k softmax works in place and has no gradient: the original trains without top-k")
+def _refuse(why: str, _: OpCase) -> Call:
+    raise Unavailable(why)
 
 
 def _flex_training(case: OpCase) -> Call:
-    if case.inputs.qk.device.type == "cpu":
+    if case.device.type == "cpu":
         raise Unavailable("FlexAttention has no backward on the CPU")
     raise Unavailable("FlexAttention's backward at 512 value channels is left out: see the forward's row")
 
 
 def _leaves(x: Inputs) -> Inputs:
     """The same numbers, with gradients wanted for everything that a network computes."""
-    tensors = (None if t is None else t.detach().requires_grad_() for t in x.read)
-    return Inputs(*tensors, x.me, x.usage)  # type: ignore[arg-type]
+    leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in x.read]
+    mk, ms, mv, qk, qe = leaves
+    return Inputs(mk, ms, mv, qk, qe, x.me, x.usage)
 
 
 def _training(case: OpCase, read: Callable[[Inputs], Tensor]) -> Call:
-    """A call that returns the gradients of mk, ms, mv, qk, qe; of a backward op the forward pass runs once, here."""
+    """Returns the gradients of mk, ms, mv, qk, qe; a backward op runs its forward pass here."""
     x = _leaves(case.inputs)
     leaves = [t for t in x.read if t is not None]
     d_readout = readout_gradient(case.inputs)

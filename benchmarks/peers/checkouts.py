@@ -1,4 +1,4 @@
-"""A real checkout of XMem or its descendants, loaded without its weights: what dropin.py and parity.py need of it."""
+"""A checkout of XMem or its descendants, loaded without weights, for dropin.py and parity.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import sys
 import types
 from pathlib import Path
 from typing import Any
-
-import torch
 
 LIMITS = {
     "hidden_dim": 64,
@@ -27,7 +25,8 @@ LIMITS = {
 
 
 def locate(checkout: str) -> tuple[str, str]:
-    """The family, "xmem" or "cutie", and the package prefix of a checkout, whose folders are put on the path.
+    """The family, "xmem" or "cutie", and the package prefix of a checkout, whose folders are put on
+    the path.
 
     "rf-cutie" stands for the installed package.
     """
@@ -43,8 +42,11 @@ def locate(checkout: str) -> tuple[str, str]:
     raise SystemExit(f"{checkout}: wanted a checkout with inference/memory_manager.py, tracker/... or cutie/...")
 
 
-def network_of(prefix: str, config: dict[str, Any]) -> torch.nn.Module:
-    """The host's network with PyTorch's random weights; nothing is downloaded. Raises ImportError."""
+def network_of(prefix: str, config: dict[str, Any]) -> Any:
+    """The host's network with PyTorch's random weights; nothing is downloaded.
+
+    Raises ImportError.
+    """
     importlib.import_module(f"{prefix}inference.inference_core")
     for module in [m for name, m in list(sys.modules.items()) if name.endswith("model.resnet")]:
         vars(module).update(
@@ -55,6 +57,6 @@ def network_of(prefix: str, config: dict[str, Any]) -> torch.nn.Module:
         return importlib.import_module(f"{prefix}model.network").XMem(dict(config)).eval()
 
 
-def core_of(prefix: str, network: torch.nn.Module, config: dict[str, Any]) -> Any:
+def core_of(prefix: str, network: Any, config: dict[str, Any]) -> Any:
     """The host's frame loop."""
     return importlib.import_module(f"{prefix}inference.inference_core").InferenceCore(network, dict(config))

@@ -1,4 +1,5 @@
-"""The named workloads that every benchmark runs, so that figures from different machines are of the same work.
+"""The named workloads that every benchmark runs, so that figures from different machines are of the
+same work.
 
 Sizes are those of a video of that height with XMem's defaults: HW = (height / 16) x (width / 16)
 tokens a frame, 9 frames in working memory, 10,000 tokens in long-term memory (full), or 5 frames
@@ -36,13 +37,13 @@ FORMER_NAMES = {
 
 
 def op_name(name: str) -> str:
-    """The package's name of an op, which result files and scripts of earlier versions call otherwise."""
+    """The package's name of an op; earlier versions wrote others into result files."""
     return FORMER_NAMES.get(name, name)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Q queries read N tokens; one consolidation has ``candidates`` of them and makes ``prototypes``."""
+    """Q queries read N tokens; a consolidation makes ``prototypes`` of ``candidates``."""
 
     name: str
     queries: int
@@ -67,7 +68,7 @@ WORKLOADS = {
 
 
 def sizes_of(op: str, w: Workload) -> dict[str, int | None]:
-    """tokens, queries and top_k of an op on a workload; None where it has none, or reads all tokens."""
+    """tokens, queries and top_k of an op; None where it has none, or reads all tokens."""
     tokens = w.long_term if op == "evict_lfu" else w.tokens if op.startswith("memory_read") else w.candidates
     queries = None if op in UPKEEP else w.prototypes if op == "consolidate" else w.queries
     top_k = w.top_k if op.startswith("memory_read") and "dense" not in op else None

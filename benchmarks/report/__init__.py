@@ -1,1 +1,1 @@
-"""Result files, and what is made of them: tables in the terminal, the page, the README's figures."""
+"""Result files, and what is made of them: terminal tables, the page, README's figures."""

@@ -1,4 +1,4 @@
-"""The report's plots, by matplotlib, as SVG in the page's own colours: CSS decides light or dark."""
+"""The report's plots as SVG in the page's own colours: CSS decides light or dark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from xmemk.benchmarks.report.formatting import duration, figure, size, times
 from xmemk.benchmarks.report.schema import CaseResult, VideoTrack
 
-# Stand-ins, replaced by the page's CSS variables. Shape and dash tell the lines apart where colour does not.
+# Stand-ins, replaced by the page's CSS variables. Shape and dash tell the lines apart where colour
+# does not.
 INK, SOFT, LINE, OURS, OURS_TOO = "#010101", "#020202", "#030303", "#040404", "#050505"
 OTHERS = ("#060606", "#070707", "#080808", "#090909", "#0a0a0a")
 VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", OURS: "ours", OURS_TOO: "ours-too"}
@@ -48,7 +49,7 @@ def curves(name: str, cases: Sequence[CaseResult], unit: str) -> str:
 
 
 def along(name: str, tracks: Sequence[VideoTrack], key: str, unit: str) -> str:
-    """One quantity of every method over the frames of a video; what was computed, not measured, is dotted."""
+    """One quantity of every method along a video; what was computed, not measured, is dotted."""
     lines, beyond = {}, {}
     for track in tracks:
         points = [(p["frame"], p[key]) for p in track.points if p.get(key)]
@@ -67,13 +68,10 @@ def _lines(
     others = [peer for peer in USUAL if peer in others] + [peer for peer in others if peer not in USUAL]
     first_of_ours = next((peer for peer, (ours, _) in lines.items() if ours), None)
     for peer, (ours, points) in lines.items():
-        if ours:
-            first = peer == first_of_ours
-            colour, shape, dash = OURS if first else OURS_TOO, "o", "-" if first else DASHES[1]
-        else:
-            at = others.index(peer) % len(OTHERS)
-            colour, shape, dash = OTHERS[at], SHAPES[at], DASHES[at]
-        look = {"color": colour, "marker": shape, "ls": dash, "lw": 2.4 if peer == first_of_ours else 1.3}
+        first, at = peer == first_of_ours, 0 if ours else others.index(peer) % len(OTHERS)
+        colour = (OURS if first else OURS_TOO) if ours else OTHERS[at]
+        look: dict[str, Any] = {"color": colour, "marker": "o" if ours else SHAPES[at], "lw": 2.4 if first else 1.3}
+        look |= {"ls": DASHES[0 if first else 1 if ours else at]}
         look |= {"zorder": 3 if ours else 2, "markersize": 4 if ours else 3.4, "markevery": max(1, len(points) // 12)}
         axis.plot(*zip(*points), label=peer, **look)
         if len(beyond.get(peer, ())) > 1:

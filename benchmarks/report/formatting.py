@@ -19,7 +19,7 @@ def number(value: float) -> str:
 
 
 def _scaled(value: float, digits: int, units: tuple[tuple[float, float, str], ...]) -> str:
-    """In the first unit (bound, divisor, name) whose bound the rounded value is below, else the last."""
+    """In the first unit (bound, divisor, name) whose bound is above the rounded value."""
     rounded = float(f"{value:.{digits}g}")
     _, divisor, unit = next((u for u in units if rounded < u[0]), units[-1])
     return f"{figure(value / divisor, digits)} {unit}"

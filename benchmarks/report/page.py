@@ -26,7 +26,7 @@ class Plot(NamedTuple):
 
 
 def write_page(path: Path, machines: list[MachineResults], passed_over: list[str], commands: list[str]) -> None:
-    """Writes ``path``. ``commands`` repeat what is shown; ``passed_over`` is what is not shown, and why."""
+    """``commands`` repeat what is shown; ``passed_over`` is what is not shown, and why."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,4 +1,5 @@
-"""Result files written and read back: what was measured on which machine, from which line of which file.
+"""Result files written and read back: what was measured on which machine, from which line of which
+file.
 
 Where the same case was measured more than once on a machine, the last run counts.
 """
@@ -33,7 +34,7 @@ class MachineResults:
 
     @property
     def curves(self) -> list[list[CaseResult]]:
-        """The points of ``scaling``, those together that differ in the value of their axis alone."""
+        """The points of ``scaling``, grouped by all but the value of their axis."""
         curves: dict[tuple[Any, ...], list[CaseResult]] = {}
         for case in self.scaling:
             fixed = [x for axis, x in (("O", case.objects), ("threads", case.threads)) if axis != case.axis]

@@ -1,4 +1,5 @@
-"""What a result file holds, as dataclasses: the harness and the studies write them, the report reads them back.
+"""What a result file holds, as dataclasses: the harness and the studies write them, the report
+reads them back.
 
 A file has a :class:`Run` a line, as JSON. ``Run.kind`` says of what its results are: "ops" (also
 where it is missing), "base" and "scaling" of :class:`CaseResult`, "length" of :class:`VideoTrack`,
@@ -30,7 +31,10 @@ class Stored:
 
     @classmethod
     def from_json(cls: type[AnyStored], stored: dict[str, Any]) -> AnyStored:
-        """Keys that this version does not know are ignored. Raises TypeError where one is missing."""
+        """Keys that this version does not know are ignored.
+
+        Raises TypeError where one is missing.
+        """
         names = [f.name for f in fields(cls)]
         return cls(**{name: stored[name] for name in names if stored.get(name) is not None})
 
@@ -39,8 +43,8 @@ class Stored:
 class Measurement(Stored):
     """One peer on one case. ``reason`` says why there is no time, or is a remark.
 
-    seconds: one a round; on a GPU the device's, from a warm cache. cold: the same after the cache was
-    overwritten. host_seconds: what it takes to issue a call. ratios: to ours in the same round.
+    seconds: one a round; on a GPU the device's, from a warm cache. cold: the same after the cache
+    was overwritten. host_seconds: what it takes to issue a call. ratios: to ours in the same round.
     error: the largest against float64, None where the result is no whole one. status: "exact",
     "rounded", "WRONG" or "". extrapolated_seconds: from smaller sizes, where nothing was measured.
     """
@@ -112,7 +116,7 @@ class Measurement(Stored):
 
 @dataclass
 class CaseResult(Stored):
-    """One op on one workload, and everybody who did it. ``axis`` and ``value``: a point of a curve."""
+    """One op on one workload, a row a peer. ``axis`` and ``value``: a point of a curve."""
 
     op: str
     workload: str
@@ -181,7 +185,7 @@ class CaseResult(Stored):
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> CaseResult:
-        """Lines of earlier versions have other names of ops, and some no sizes: those of the workload."""
+        """Earlier versions had other names of ops, and some no sizes: those of the workload."""
         op = op_name(stored["op"])
         sizes = sizes_of(op, WORKLOADS[stored["workload"]]) if stored["workload"] in WORKLOADS else {}
         known = {name: value for name, value in stored.items() if value is not None}
@@ -191,7 +195,7 @@ class CaseResult(Stored):
 
 @dataclass
 class VideoTrack(Stored):
-    """A method along a video: measured points in order of frames, and points computed beyond them."""
+    """A method along a video: measured points by frame, and points computed beyond them."""
 
     protocol: str
     method: str
@@ -225,7 +229,10 @@ class VideoTrack(Stored):
 
 @dataclass
 class Claim(Stored):
-    """One claim of the paper. ``measured`` and ``holds`` are None where nothing could be measured."""
+    """One claim of the paper.
+
+    ``measured`` and ``holds`` are None where nothing could be measured.
+    """
 
     claim: str
     paper: str
@@ -248,7 +255,7 @@ RESULTS: dict[str, type[CaseResult] | type[VideoTrack] | type[Claim]] = {
 
 @dataclass
 class Run(Stored):
-    """A line of a result file. losses: who took the GPU from a process. stopped: what ended it early."""
+    """A line of a result file. losses: who made the GPU unusable. stopped: what ended it early."""
 
     kind: str
     date: str

@@ -1,4 +1,4 @@
-"""The tables of one machine's results as rows of text, which the page, the README and the terminal show."""
+"""The tables of one machine's results as text, for the page, the README and the terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ON_AMD = (
 
 
 class Table(NamedTuple):
-    """align: a letter a column, l or r. ours: rows to be emphasised. bars: of each row, for its second cell, a share."""
+    """align: l or r of each column. ours: emphasised rows. bars: shares, for second cells."""
 
     title: str
     columns: Sequence[str]
@@ -154,7 +154,7 @@ def figures(case: CaseResult) -> Table:
 
 
 def growth(machine: MachineResults) -> Table:
-    """The power of the axis that our time grows with, and the fastest other at both ends of each curve."""
+    """The power of the axis that our time grows with; the fastest other at both ends."""
     rows = []
     for curve in machine.curves:
         cases = [case for case in curve if case.ours]
@@ -170,7 +170,7 @@ def growth(machine: MachineResults) -> Table:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float | None:
-    """The power of x that y grows with, by least squares of the logarithms; None for fewer than three points."""
+    """The power of x that y grows with, by least squares; None for fewer than three points."""
     logs = [(math.log(x), math.log(y)) for x, y in points if x > 0 and y > 0]
     return statistics.linear_regression(*zip(*logs)).slope if len({x for x, _ in logs}) > 2 else None
 
@@ -199,8 +199,8 @@ def track_points(machine: MachineResults) -> Table:
         for track in machine.tracks for p in track.points
     ]  # fmt: skip
     ours = [i for i, row in enumerate(rows) if row[1] == "xmemk"]
-    columns = ("protocol", "method", "tokens of a frame", "frame", "time of a frame", "memory")
-    columns += ("more at the peak of a read", "tokens", "J")
+    columns = ["protocol", "method", "tokens of a frame", "frame", "time of a frame", "memory"]
+    columns += ["more at the peak of a read", "tokens", "J"]
     return Table("All points along a video", columns, "llrrrrrrr", rows, ours=ours)
 
 

@@ -1,4 +1,4 @@
-"""Results in the terminal and as CSV: the table of a case, the table of all, how far two runs agree."""
+"""Results in the terminal and as CSV: a case, all cases, how far two runs agree."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -26,13 +26,16 @@ def tell(text: str) -> None:
 
 
 def grid_of(table: tables.Table, hidden: Sequence[str] = ()) -> Table:
-    """The table for the terminal, without the columns ``hidden``. Names are broken between words alone."""
-    grid = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    """The table for the terminal, without the columns ``hidden``.
+
+    Names are broken between words alone.
+    """
+    grid = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     shown = [i for i, name in enumerate(table.columns) if name not in hidden]
     for i in shown:
         number = table.align[i] == "r"
         words = [] if number else [len(word) for row in table.rows for word in row[i].split()]
-        justify = "right" if number else "left"
+        justify: Literal["left", "right"] = "right" if number else "left"
         grid.add_column(table.columns[i], justify=justify, no_wrap=number, min_width=max(words, default=None))
     for row in table.rows:
         grid.add_row(*(escape(row[i]) for i in shown))
@@ -72,7 +75,10 @@ def write(run: Run, folder: Path, name: str) -> None:
 
 
 def last_runs(files: list[Path]) -> list[Run]:
-    """The last run of kind ops of each of two files, or the last two of one. ValueError where there are fewer."""
+    """The last run of kind ops of each of two files, or the last two of one.
+
+    ValueError where there are fewer.
+    """
     if len(files) > 2:
         raise ValueError(f"wanted one or two files, got {len(files)}")
     found = []
@@ -86,7 +92,8 @@ def last_runs(files: list[Path]) -> list[Run]:
 
 
 def disagreements(a: Run, b: Run) -> list[tuple[float, str, float, float]]:
-    """Of every row with a ratio in both runs: how far they are apart, as a share; its name; both ratios.
+    """Of every row with a ratio in both runs: how far they are apart, as a share; its name; both
+    ratios.
 
     The largest comes first. The row of ours that the ratios are to is left out.
     """

@@ -1,11 +1,12 @@
 """The paper's two claims about long-term memory (Sec. 2.3), by measurement:
 `python benchmarks/studies/claims.py [--quick]`.
 
-"Extremely compact with a high (> 6000%) compression ratio": T_max - T_min frames of H/16 x W/16 tokens
-become P prototypes. "With a 6GB memory budget [...] we can process up to 34,000 frames before running into
-any memory issues": without eviction, at 480p. The paper says neither how that was counted, nor r, nor the
-precision. Here: the defaults (T_max = 10, T_min = 5, P = 128, k = 30, r = 5), one object, float32, 6 GB =
-6e9 bytes. The feature memory and what a read takes beside it are counted, the network is not.
+"Extremely compact with a high (> 6000%) compression ratio": T_max - T_min frames of H/16 x W/16
+tokens become P prototypes. "With a 6GB memory budget [...] we can process up to 34,000 frames
+before running into any memory issues": without eviction, at 480p. The paper says neither how that
+was counted, nor r, nor the precision. Here: the defaults (T_max = 10, T_min = 5, P = 128, k = 30, r
+= 5), one object, float32, 6 GB = 6e9 bytes. The feature memory and what a read takes beside it are
+counted, the network is not.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-
-import xmemk
 from xmemk.benchmarks.harness import record
 from xmemk.benchmarks.harness.arguments import StudyParser
 from xmemk.benchmarks.harness.line_process import NO_RESULT, ask
@@ -27,6 +26,8 @@ from xmemk.benchmarks.peers.memories import METHODS, held_bytes, hurry
 from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case
 from xmemk.benchmarks.report.schema import Claim
 from xmemk.benchmarks.report.tables import claims as claims_table
+
+import xmemk
 from xmemk.measure.peak import Peak
 from xmemk.memory import bytes_needed
 from xmemk.reference import MemoryConfig
@@ -42,7 +43,7 @@ WITHOUT_EVICTION = "frames within 6 GB, xmemk, no eviction"
 
 
 def compression(features: ClipFeatures, config: MemoryConfig) -> list[Claim]:
-    """One consolidation of our memory in tokens, and of the oracle's stores in the bytes of their tensors."""
+    """One consolidation of our memory in tokens, and of the oracle's stores in bytes."""
     frame = features.height * features.width
     for name in ("xmemk", "original"):
         memory: Any = METHODS[name].make(config)
@@ -69,7 +70,7 @@ def compression(features: ClipFeatures, config: MemoryConfig) -> list[Claim]:
 
 
 def released_budget(features: ClipFeatures, config: MemoryConfig, sizes: tuple[int, ...]) -> Claim:
-    """How long the released memory lasts in 6 GB: what it holds, and what its read takes, both lines in N."""
+    """How long the released memory lasts in 6 GB: what it holds and its read takes, linear in N."""
     memory: Any = METHODS["original"].make(replace(config, max_long_term_elements=1_000_000))
     hurry(memory, True)  # potentiation
     held: list[int] = []
@@ -95,7 +96,7 @@ def released_budget(features: ClipFeatures, config: MemoryConfig, sizes: tuple[i
 
 
 def our_budget(features: ClipFeatures, config: MemoryConfig, consolidations: int) -> list[Claim]:
-    """The same of our memory, by consolidations that are made; and what it takes with eviction, for any length."""
+    """The same of our memory, by consolidations that are made; and its bytes with eviction."""
     longest = replace(config, max_long_term_elements=config.num_prototypes * consolidations)
     memory = xmemk.Memory(longest)
     resident: list[int | None] = []
@@ -112,9 +113,10 @@ def our_budget(features: ClipFeatures, config: MemoryConfig, consolidations: int
             resident.append(None if taken.bytes is None or taken.highest is None else taken.highest - taken.bytes)
 
     def needed(long_term: int) -> int:
-        size = {"height": features.height, "width": features.width, "objects": [1]}
-        size |= {"key_channels": KEY_CHANNELS, "value_channels": VALUE_CHANNELS}
-        return bytes_needed(replace(longest, max_long_term_elements=long_term), **size)
+        return bytes_needed(
+            replace(longest, max_long_term_elements=long_term), height=features.height, width=features.width,
+            objects=[1], key_channels=KEY_CHANNELS, value_channels=VALUE_CHANNELS,
+        )  # fmt: skip
 
     accounted = (needed(2 * longest.max_long_term_elements) - memory.nbytes) / consolidations
     fixed = memory.nbytes - accounted * consolidations + peak
@@ -153,7 +155,7 @@ def line(x: list[int], y: list[float]) -> tuple[float, float]:
 
 
 def _remember(memory: Any, features: ClipFeatures, t: int) -> None:
-    """Memory frame t. It is not read before: which tokens become prototypes does not matter to their number."""
+    """Memory frame t, which is not read before: the number of prototypes is the same."""
     key, shrinkage, value, selection = features.remembered(t)
     memory.add(key, shrinkage, value, [1], selection)
 

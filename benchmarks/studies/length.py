@@ -2,19 +2,20 @@
 
     python benchmarks/studies/length.py [--protocol fig1 fig5] [--quick] [--budget SECONDS] [--save FILE]
 
-Fig. 1 (left) of the paper: "GPU memory increase per frame by averaging the memory consumption difference
-between the 100-th and 200-th frame in 480p". Here: bytes held, resident memory and time per frame at
-checkpoints of one film, the bundled clip's features played back and forth (clip.py), no network, one
-object, XMem's defaults (r = 5). 100,000 frames at 480p would take hours. Hence two films: 3,000 frames of
-480p (30 x 54 tokens), and up to 100,000 frames of 6 x 10 tokens with a long-term memory of at most 1,000
-tokens, as Track-Anything has it. Each method has a process of its own, which stops with its reason where
-the next checkpoint would pass a limit. With --budget the methods share the seconds given, and what they do
-not reach has that reason. Interrupted or not, what was measured is written to the file.
+Fig. 1 (left) of the paper: "GPU memory increase per frame by averaging the memory consumption
+difference between the 100-th and 200-th frame in 480p". Here: bytes held, resident memory and time
+per frame at checkpoints of one film, the bundled clip's features played back and forth (clip.py),
+no network, one object, XMem's defaults (r = 5). 100,000 frames at 480p would take hours. Hence two
+films: 3,000 frames of 480p (30 x 54 tokens), and up to 100,000 frames of 6 x 10 tokens with a
+long-term memory of at most 1,000 tokens, as Track-Anything has it. Each method has a process of its
+own, which stops with its reason where the next checkpoint would pass a limit. With --budget the
+methods share the seconds given, and what they do not reach has that reason. Interrupted or not,
+what was measured is written to the file.
 
 Every method reads every frame, with two exceptions between checkpoints: the original's reads run on
-xmemk's kernels, which are equal to rounding, and STCN's, which leave no trace in its memory, are left out.
-What is timed is each method's own read (and, on every fifth frame, its taking in of a memory frame) of the
-last frames before a checkpoint.
+xmemk's kernels, which are equal to rounding, and STCN's, which leave no trace in its memory, are
+left out. What is timed is each method's own read (and, on every fifth frame, its taking in of a
+memory frame) of the last frames before a checkpoint.
 
 Fig. 5: quality over the length of the video, see quality.py.
 """
@@ -115,7 +116,7 @@ def play(
         with Peak(device) as peak:
             times = [_frame(memory, features, t, every, read=True) for t in range(seen, point)]
         seen = point
-        measured = {"frame": point, "seconds": statistics.median(times), "bytes": held_bytes(memory)}
+        measured: dict[str, Any] = {"frame": point, "seconds": statistics.median(times), "bytes": held_bytes(memory)}
         measured |= {"tokens": held_tokens(memory), "resident": resident_bytes(device)}
         track.points.append(measured | {"peak_bytes": peak.bytes})  # beyond what is held, of the last frames' reads
         track.increase = increase_per_frame(track.points)
@@ -134,7 +135,7 @@ def blank(name: str, film: Film) -> VideoTrack:
 
 
 def share(name: str) -> float:
-    """Of a film's seconds: all for a memory that does not grow with the video, a third for the others."""
+    """Of a film's seconds: all for a memory with a limit, a third for the others."""
     return 1.0 if METHODS[name].bounded else 1 / 3
 
 
@@ -155,7 +156,7 @@ def _frame(memory: Any, features: ClipFeatures, t: int, every: int, *, read: boo
 
 
 def _refusal(points: list[dict[str, Any]], frame: int, bounded: bool, limits: MethodLimits) -> str:
-    """Why the next checkpoint is not tried: for a memory that grows with the video, by the last one's figures."""
+    """Why the next checkpoint is not tried, of a memory that grows, by the last one's figures."""
     if bounded or not points:
         return ""
     last = points[-1]
@@ -170,14 +171,14 @@ def _refusal(points: list[dict[str, Any]], frame: int, bounded: bool, limits: Me
 
 
 def _computed(points: list[dict[str, Any]], film: Film, every: int) -> list[dict[str, Any]]:
-    """Bytes of a memory that keeps every r-th frame: frames kept x tokens of one x bytes of a token as measured."""
+    """Bytes of a memory that keeps every r-th frame, by the bytes of a token as measured."""
     last, token = points[-1]["frame"], points[-1]["bytes"] / points[-1]["tokens"]
     frames = [last, *(f for f in checkpoints(FAR, film.first) if f > last)]
     return [{"frame": f, "bytes": round(((f - 1) // every + 1) * film.height * film.width * token)} for f in frames]
 
 
 def increase_per_frame(points: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Fig. 1 (left): mean growth of the bytes held between frames 100 and 200, a frame and a minute."""
+    """Fig. 1 (left): growth of the bytes held from frame 100 to 200, a frame and a minute."""
     held = {p["frame"]: p["bytes"] for p in points}
     if 100 not in held or 200 not in held:
         return None
@@ -188,10 +189,11 @@ def increase_per_frame(points: list[dict[str, Any]]) -> dict[str, float] | None:
 def in_fresh_process(
     name: str, film: Film, limits: MethodLimits, seconds: float | None = None, track: VideoTrack | None = None
 ) -> VideoTrack:
-    """:func:`play` in a new process, killed after ``seconds`` (by default what it may need at the most).
+    """:func:`play` in a new process, killed after ``seconds`` (by default what it may need at the
+    most).
 
-    Whatever ends that process is the curve's reason. ``track`` is filled as points come, so that it has
-    them whatever happens here.
+    Whatever ends that process is the curve's reason. ``track`` is filled as points come, so that it
+    has them whatever happens here.
     """
     track = track or blank(name, film)
     order = {"method": name, "film": asdict(film), "limits": asdict(limits), "threads": torch.get_num_threads()}
@@ -220,7 +222,8 @@ def measure(
     tell: Tell = printed,
     results: list[VideoTrack] | None = None,
 ) -> list[VideoTrack]:
-    """The curves of these protocols, also put into ``results`` as they come; ``tell`` gets lines for each.
+    """The curves of these protocols, also put into ``results`` as they come; ``tell`` gets lines
+    for each.
 
     ``budget``: seconds for all of it, shared by what is still to be measured.
     """

@@ -1,25 +1,27 @@
-"""The whole of XMem beside a real checkout's, frame by frame in turn: probabilities, masks, and where the time goes.
+"""The whole of XMem beside a real checkout's, frame by frame in turn: probabilities, masks, and
+where the time goes.
 
     python benchmarks/studies/parity.py PATH_TO_A_CHECKOUT [--frames 60] [--size 480] [--mem-every 3]
         [--objects 2] [--late 20 40] [--top-k 30] [--plain | --compile | --itself] [--half] [--exact] [--keys 1]
 
-The checkout is XMem (https://github.com/hkchengrex/XMem). Both networks get the same random weights and no
-file is fetched. Both follow the same objects through the bundled clip, scaled to the size: parts of the
-first mask, and one more object at each of the late frames. Long-term memory is on, with the released limits
-(T_max 10, T_min 5, 128 prototypes). --mem-every is small, so that a short clip has several consolidations.
-The released code fails where it has to evict with a late object: long-term memory stays below its limit.
+The checkout is XMem (https://github.com/hkchengrex/XMem). Both networks get the same random weights
+and no file is fetched. Both follow the same objects through the bundled clip, scaled to the size:
+parts of the first mask, and one more object at each of the late frames. Long-term memory is on,
+with the released limits (T_max 10, T_min 5, 128 prototypes). --mem-every is small, so that a short
+clip has several consolidations. The released code fails where it has to evict with a late object:
+long-term memory stays below its limit.
 
-The memory's part of a frame is what the two memory managers do (read, add, consolidation). The network's is
-all else of the step, from a picture in 0 to 1 to probabilities. Ours is the tuned network, as the commands
-use it; --plain takes the network as it is loaded, --compile compiles it, --half puts both under bfloat16
-autocast.
+The memory's part of a frame is what the two memory managers do (read, add, consolidation). The
+network's is all else of the step, from a picture in 0 to 1 to probabilities. Ours is the tuned
+network, as the commands use it; --plain takes the network as it is loaded, --compile compiles it,
+--half puts both under bfloat16 autocast.
 
-The released similarity is off by up to 1e-4. So it reads now and then another token than the k-th best. With
-random weights the k-th best has a thirtieth of the weight, so that a choice between nearly equal tokens
-shows. Three ways to see what is owed to that choice: --top-k 0 has both read all tokens, which leaves no
-choice. --itself puts the released code with its similarity in float64 in our place, so that it is compared
-with itself. --exact has the released similarity computed in float64; --keys 6 multiplies the keys, so that
-the k-th best has next to no weight.
+The released similarity is off by up to 1e-4. So it reads now and then another token than the k-th
+best. With random weights the k-th best has a thirtieth of the weight, so that a choice between
+nearly equal tokens shows. Three ways to see what is owed to that choice: --top-k 0 has both read
+all tokens, which leaves no choice. --itself puts the released code with its similarity in float64
+in our place, so that it is compared with itself. --exact has the released similarity computed in
+float64; --keys 6 multiplies the keys, so that the k-th best has next to no weight.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from xmemk.benchmarks.peers.checkouts import LIMITS, core_of, locate, network_of
 
 from xmemk import MemoryConfig, Tracker, XMem
-from xmemk.benchmarks.peers.checkouts import LIMITS, core_of, locate, network_of
 from xmemk.data import BUNNY
 from xmemk.data.masks import read_mask
 from xmemk.data.video import read_frames
@@ -84,7 +86,7 @@ class FrameTimes:
 
 @dataclass
 class Differences:
-    """Of all frames so far: the largest and the sum of means, pixels in all, off by more than 1e-4, of another label."""
+    """Largest and sum of means of all frames; pixels in all, off by over 1e-4, relabelled."""
 
     largest: float = 0.0
     means: float = 0.0
@@ -101,8 +103,8 @@ class Differences:
         self.labels += int((a.argmax(0) != b.argmax(0)).sum())
 
 
-def released(checkout: str, config: dict[str, Any], exact: bool, keys: float) -> tuple[torch.nn.Module, Any]:
-    """The released network with random weights, its keys so many times as large, and its frame loop."""
+def released(checkout: str, config: dict[str, Any], exact: bool, keys: float) -> tuple[Any, Any]:
+    """The released network with random weights, its keys multiplied, and its frame loop."""
     if not (Path(checkout) / "inference" / "inference_core.py").exists():
         raise SystemExit(f"{checkout}: wanted a checkout of XMem, with inference/inference_core.py")
     _, prefix = locate(checkout)
@@ -118,7 +120,7 @@ def released(checkout: str, config: dict[str, Any], exact: bool, keys: float) ->
 
 def in_float64(step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """The released frame loop's step, with its similarity computed in float64."""
-    manager = importlib.import_module("inference.memory_manager")
+    manager: Any = importlib.import_module("inference.memory_manager")
     similarity = manager.get_similarity
 
     def call(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -132,8 +134,8 @@ def in_float64(step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def randomise(network: torch.nn.Module) -> None:
-    """Weights that keep signals of one size through all layers, and statistics of the normalisations that are not 0
-    and 1."""
+    """Weights that keep signals of one size through all layers, and statistics of the
+    normalisations that are not 0 and 1."""
     g = torch.Generator().manual_seed(0)
     for name, x in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
@@ -148,7 +150,7 @@ def randomise(network: torch.nn.Module) -> None:
 
 
 def pictures(size: int, count: int) -> Iterator[torch.Tensor]:
-    """RGB [3, H, W] in 0 to 1: the clip from START to its end and back, the shorter side as asked, even."""
+    """RGB [3, H, W] in 0 to 1: the clip from START to its end and back, scaled."""
     width = 2 * round(size * 1280 / 720 / 2)
     clip = list(read_frames(BUNNY / "clip.mp4", (width, size), START))
     there_and_back = [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
@@ -157,7 +159,7 @@ def pictures(size: int, count: int) -> Iterator[torch.Tensor]:
 
 
 def masks(shape: torch.Size, objects: int, late: list[int]) -> dict[int, torch.Tensor]:
-    """By frame, labels [H, W] of what joins there: the bunny cut into vertical strips, later boxes beside it."""
+    """By frame, labels [H, W] of what joins: the bunny in vertical strips, later boxes."""
     height, width = shape
     bunny = read_mask(BUNNY / "00040.png")[None, None].float()
     bunny = torch.nn.functional.interpolate(bunny, (height, width), mode="nearest")[0, 0] > 0
@@ -200,11 +202,13 @@ def follow(args: argparse.Namespace) -> None:
             core.set_all_labels(list(range(1, labels + 1)))
             joining = (torch.stack([mask == label for label in range(1, labels + 1)]).float(), new)
 
-        def their_step(picture=picture, joining=joining, end=end) -> torch.Tensor:
+        def their_step(picture: Any = picture, joining: Any = joining, end: bool = end) -> torch.Tensor:
             with arithmetic:
                 return core.step((picture - MEAN) / STD, *joining, end=end)
 
-        def our_step(picture=picture, mask=mask, joining=joining, labels=labels, end=end) -> torch.Tensor:
+        def our_step(
+            picture: Any = picture, mask: Any = mask, joining: Any = joining, labels: int = labels, end: bool = end
+        ) -> torch.Tensor:
             if again is None:
                 return tracker.step(picture, mask, end=end)
             again.set_all_labels(list(range(1, labels + 1)))

@@ -1,11 +1,11 @@
 """Fig. 5 of the paper: quality over the length of the video, XMem's memory beside STCN's.
 
-The figure has J&F on Long-time Video played back and forth 1 to 10 times, STCN with at most 50 memory
-frames ("we limit their feature memory insertion frequency accordingly"), XMem with r = 10, and a
-least-squares line through each. Neither the dataset nor trained weights are at hand. Here the bundled clip
-from its annotated frame on is played back and forth, objects are propagated by the demo's hand-made
-features, and J is taken on the frames whose masks are known, each time they pass. So it shows what the
-rules of the two memories do to the same features, not what XMem scores.
+The figure has J&F on Long-time Video played back and forth 1 to 10 times, STCN with at most 50
+memory frames ("we limit their feature memory insertion frequency accordingly"), XMem with r = 10,
+and a least-squares line through each. Neither the dataset nor trained weights are at hand. Here the
+bundled clip from its annotated frame on is played back and forth, objects are propagated by the
+demo's hand-made features, and J is taken on the frames whose masks are known, each time they pass.
+So it shows what the rules of the two memories do to the same features, not what XMem scores.
 """
 
 from __future__ import annotations
@@ -96,13 +96,14 @@ def measure(
     until: float | None = None,
     results: list[VideoTrack] | None = None,
 ) -> list[VideoTrack]:
-    """Both curves, XMem's from one run, since it does not ask how long a video is, STCN's from a run per length.
+    """Both curves, XMem's from one run, since it does not ask how long a video is, STCN's from a
+    run per length.
 
-    They are put into ``results`` as their points come. What is not reached before ``until`` is the reason.
+    They are put into ``results`` as their points come. What is not reached before ``until`` is the
+    reason.
     """
     from xmemk.data.video import read_frames
-    from xmemk.demo.features import grid_size
-    from xmemk.demo.tracker import CELL
+    from xmemk.demo.features import CELL, grid_size
 
     times = times or (TIMES[:2] if quick else TIMES)
     frames = list(read_frames(BUNNY / "clip.mp4", size, START))[:count]

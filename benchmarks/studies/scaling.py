@@ -1,15 +1,16 @@
-"""Time and extra memory of a read against the memory's size N, the queries Q, the objects O, k, and threads.
+"""Time and extra memory of a read against the memory's size N, the queries Q, the objects O, k, and
+threads.
 
     python benchmarks/studies/scaling.py [--axis N Q O k threads] [--quick] [--budget SECONDS] [--save FILE] [--gb 12]
 
-One axis is varied, the rest is that of a named workload (``BASES``). Three peers are measured as far as
-each fits: ours, tidy PyTorch and the original's formulation. What a point would take is computed before
-it is tried, its memory by ``needed_bytes``, its time from the points before on the same axis. A point
-that would take too much is a row with that reason, and with "extrapolated_seconds" where two points came
-before it. With --budget all curves share the seconds given, and what they do not suffice for is such a
-row, too. Interrupted or not, what was measured is written to the file. Each peer is compared with float64
-on some queries and 32 value channels before it is timed. Extra memory is the peak of one call beyond its
-inputs.
+One axis is varied, the rest is that of a named workload (``BASES``). Three peers are measured as
+far as each fits: ours, tidy PyTorch and the original's formulation. What a point would take is
+computed before it is tried, its memory by ``needed_bytes``, its time from the points before on the
+same axis. A point that would take too much is a row with that reason, and with
+"extrapolated_seconds" where two points came before it. With --budget all curves share the seconds
+given, and what they do not suffice for is such a row, too. Interrupted or not, what was measured is
+written to the file. Each peer is compared with float64 on some queries and 32 value channels before
+it is timed. Extra memory is the peak of one call beyond its inputs.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ UNKNOWN_MEMORY = 8e9  # bytes of a point where the system does not tell what is 
 
 @dataclass(frozen=True)
 class PointLimits:
-    """bytes: of inputs, a call and its check. seconds: of one call. budget: of a peer's rounds at one point."""
+    """bytes: inputs, a call and its check. seconds: one call. budget: a peer's rounds."""
 
     bytes: float
     seconds: float = 10.0
@@ -107,17 +108,19 @@ def values_of(axis: str, quick: bool) -> tuple[int, ...]:
 
 
 def input_bytes(point: Point) -> int:
-    """Of what all peers are given: keys and selection of the memory, values, queries with theirs, shrinkage, usage."""
+    """Of what all peers are given: keys, selections, values, shrinkage, usage, queries."""
     w, (n, q) = point.workload, point.tokens_and_queries
     return 4 * (n * (2 * w.key_channels + point.objects * w.value_channels + 2) + 2 * q * w.key_channels)
 
 
 def needed_bytes(point: Point, peer: str) -> int:
-    """About what a point takes at its peak, inputs included, by what its formulation has to hold at once.
+    """About what a point takes at its peak, inputs included, by what its formulation has to hold at
+    once.
 
     tidy: augmented keys [N, 2 CK + 1], scores [N, Q], for a dense read their softmax beside them.
-    original: a copy of the memory, k^2, and of N x Q matrices 5, 4 in a dense read or a consolidation.
-    Ours: the readout and 100 MB. The check holds some ten [N, 40] matrices and the keys, in float64.
+    original: a copy of the memory, k^2, and of N x Q matrices 5, 4 in a dense read or a
+    consolidation. Ours: the readout and 100 MB. The check holds some ten [N, 40] matrices and the
+    keys, in float64.
     """
     w, (n, q) = point.workload, point.tokens_and_queries
     topk = point.op == "memory_read"
@@ -151,7 +154,7 @@ def refusal(point: Point, peer: str, past: Past, limits: PointLimits) -> str:
 
 
 def predicted(point: Point, past: Past) -> float:
-    """Seconds of a point: on the line through the last two of this axis, or, from one, in proportion to N or Q."""
+    """On the line through the last two of this axis, or, from one, in proportion to N or Q."""
     at, took = past[-1]
     if len(past) > 1:
         earlier, less = past[-2]
@@ -160,9 +163,11 @@ def predicted(point: Point, past: Past) -> float:
 
 
 def measured(point: Point, limits: PointLimits, past: dict[str, Past], until: float | None = None) -> list[Measurement]:
-    """The rows of one point; ``past``: of each peer what it took at smaller values of this axis, which is added to.
+    """The rows of one point; ``past``: of each peer what it took at smaller values of this axis,
+    which is added to.
 
-    ``until`` (of time.monotonic): a peer that would not be done by then is not begun, and what is under way is left.
+    ``until`` (of time.monotonic): a peer that would not be done by then is not begun, and what is
+    under way is left.
     """
     torch.set_num_threads(point.threads)
     rows, tried = [], []
@@ -217,7 +222,7 @@ class OutOfTime(BaseException):
 
 @contextlib.contextmanager
 def alarm(until: float | None) -> Iterator[None]:
-    """Raises OutOfTime inside when the time has come, between two calls of a library; nothing without such signals."""
+    """Raises OutOfTime inside when the time has come, where the system has such signals."""
     if until is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -282,7 +287,8 @@ def measure(
     tell: Tell = printed,
     results: list[CaseResult] | None = None,
 ) -> list[CaseResult]:
-    """The results along these axes, also put into ``results`` as they come; ``tell`` gets a line for each row.
+    """The results along these axes, also put into ``results`` as they come; ``tell`` gets a line
+    for each row.
 
     ``budget``: seconds for all of it, shared alike by the curves that are still to be measured.
     """
@@ -311,8 +317,9 @@ def measure(
 
 def result_of(point: Point, rows: list[Measurement]) -> CaseResult:
     w = point.workload
-    named = CaseResult(point.op, w.name, point.objects, "float32", "cpu", point.threads, rows, **sizes_of(point.op, w))
-    return replace(named, axis=point.axis, value=point.value)
+    result = CaseResult(point.op, w.name, point.objects, "float32", "cpu", point.threads, rows)
+    vars(result).update(sizes_of(point.op, w), axis=point.axis, value=point.value)
+    return result
 
 
 def line(point: Point, row: Measurement) -> str:

@@ -93,11 +93,8 @@ def test_tables_are_whole(made, tmp_path_factory):
                 for cell in row:
                     wrong = re.search(r"None|nan\b|inf\b|  |\(\)|,,| ,| ;|;,|: \.|^[,;] |[,;]$", cell)
                     assert wrong is None, (wrong, cell)
-            assert (
-                len(set(map(tuple, table.rows))) == len(table.rows)
-                or "long a video" in table.title
-                or "points" in table.title
-            )
+            if table.title.startswith(("What", "Who")):
+                assert len(set(map(tuple, table.rows))) == len(table.rows)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

@@ -207,7 +207,12 @@ def test_a_frame_and_a_red_op_are_rows_with_reasons(revision, monkeypatch):
     )
     monkeypatch.setattr(revisions.case_setup, "has_frames", lambda: True)
     suite = revisions.Suite(
-        (revisions.SuiteItem("frame", "small"), revisions.SuiteItem("select_prototypes", "tiny"), revisions.SuiteItem("evict_lfu", "tiny")), rounds=3
+        (
+            revisions.SuiteItem("frame", "small"),
+            revisions.SuiteItem("select_prototypes", "tiny"),
+            revisions.SuiteItem("evict_lfu", "tiny"),
+        ),
+        rounds=3,
     )
     monkeypatch.setattr(run, "suite_of", lambda options: suite)
     done, code = revision(OLD, "--suite", "gpu", "--backend", "torch")

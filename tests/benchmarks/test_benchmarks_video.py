@@ -83,9 +83,9 @@ def test_the_clip_is_followed_from_its_annotated_frame():
     case = case_of("video")
     assert len(case.images) == 14 and case.images[0].shape == (3, *case.mask.shape)
     assert 0 < (case.mask > 0).float().mean() < 0.5
-    first = case.wanted()[0]
+    first = case.expected()[0]
     assert (first.argmax(0) == (case.mask > 0)).all()
-    assert torch.allclose(case.wanted().sum(1), torch.ones(14, *case.mask.shape), atol=1e-5)
+    assert torch.allclose(case.expected().sum(1), torch.ones(14, *case.mask.shape), atol=1e-5)
 
 
 def test_a_wrong_and_a_crashing_memory_are_rows_with_reasons():
@@ -95,8 +95,8 @@ def test_a_wrong_and_a_crashing_memory_are_rows_with_reasons():
         raise MemoryError("no room")
 
     peers = [
-        Peer("wrong", lambda c: lambda: c.wanted() + 0.01),
-        Peer("other shape", lambda c: lambda: c.wanted()[1:]),
+        Peer("wrong", lambda c: lambda: c.expected() + 0.01),
+        Peer("other shape", lambda c: lambda: c.expected()[1:]),
         Peer("crash", crash),
     ]
     rows = rows_of(case, peers)
