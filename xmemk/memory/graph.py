@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import api, ops
+from ..inputs import MemoryInputs, QueryInputs
 from .table import LONG_TERM, Run
 from .values import Values
 
@@ -115,7 +116,9 @@ class CudaGraphs:
         return_usage: bool,
     ) -> Result:
         with torch.cuda.device_of(qk):
-            result: Result = ops.sized().memory_read(mk, ms, mv, table, capacity, qk, qe, top_k, return_usage)
+            result: Result = ops.sized().memory_read(
+                MemoryInputs(mk, ms, mv), table, capacity, QueryInputs(qk, qe), top_k, return_usage
+            )
         return result
 
     def capture(self, call: Callable[[], Result], like: Tensor) -> tuple[Result, Callable[[], None]]:
