@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from xmemk.benchmarks import run
-from xmemk.benchmarks.harness import base, tested
+from xmemk.benchmarks.harness import op_tests, revisions
 
 pytest_plugins = ("benchmark_runs",)
 OLD = """
@@ -24,13 +24,13 @@ def evict_lfu(usage, keep, backend):
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A folder that looks like this repository: one test file for "evict"."""
+    """A folder that looks like this repository: one test file for "evict_lfu"."""
     root = tmp_path / "checkout"
     for folder in ("xmemk", "tests"):
         (root / folder).mkdir(parents=True)
     (root / "xmemk" / "__init__.py").touch()
-    nodes = {"evict": ("test_it.py::test_a",), "select": ("test_it.py::test_b",)}
-    monkeypatch.setattr(tested, "TESTS", {"cpu": nodes})
+    nodes = {"evict_lfu": ("test_it.py::test_a",), "select_prototypes": ("test_it.py::test_b",)}
+    monkeypatch.setattr(op_tests, "TESTS", {"cpu": nodes})
 
     def write(a, b="pass"):
         (root / "tests" / "test_it.py").write_text(
@@ -44,24 +44,27 @@ def checkout(tmp_path, monkeypatch):
 
 def test_what_passed_is_remembered_until_something_changes(checkout, monkeypatch):
     root = checkout("pass")
-    assert tested.check(["evict"], "cpu", root=root) == ({"evict": True}, {})
-    real, ran = tested.run, []
-    monkeypatch.setattr(tested, "run", lambda nodes, root: ran.append(nodes) or real(nodes, root))
-    assert tested.check(["evict", "select"], "cpu", root=root) == ({"evict": True, "select": True}, {})
+    assert op_tests.check(["evict_lfu"], "cpu", root=root) == ({"evict_lfu": True}, {})
+    real, ran = op_tests.run, []
+    monkeypatch.setattr(op_tests, "run", lambda nodes, root: ran.append(nodes) or real(nodes, root))
+    assert op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root) == (
+        {"evict_lfu": True, "select_prototypes": True},
+        {},
+    )
     assert ran == [["test_it.py::test_b"]]
-    tested.check(["evict", "select"], "cpu", root=root)
+    op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root)
     assert len(ran) == 1
     checkout("assert 1 == 1")
-    tested.check(["evict"], "cpu", root=root)
+    op_tests.check(["evict_lfu"], "cpu", root=root)
     assert ran[1:] == [["test_it.py::test_a"]]
 
 
 def test_a_red_op_is_named_with_its_tests_and_is_run_again(checkout):
     root = checkout("pass", "assert i == 1")
     for _ in range(2):
-        green, red = tested.check(["evict", "select"], "cpu", root=root)
-        assert green == {"evict": True}
-        assert red == {"select": ["test_it.py::test_b[2]"]}
+        green, red = op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root)
+        assert green == {"evict_lfu": True}
+        assert red == {"select_prototypes": ["test_it.py::test_b[2]"]}
 
 
 def test_a_fixture_that_fails_makes_its_op_red_and_no_other(checkout):
@@ -70,54 +73,69 @@ def test_a_fixture_that_fails_makes_its_op_red_and_no_other(checkout):
     text = path.read_text().replace("test_a()", "test_a(broken)")
     path.write_text(text + "\n@pytest.fixture\ndef broken():\n    raise OSError('no room')\n")
     for _ in range(2):
-        assert tested.check(["evict", "select"], "cpu", root=root) == (
-            {"select": True},
-            {"evict": ["test_it.py::test_a"]},
+        assert op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root) == (
+            {"select_prototypes": True},
+            {"evict_lfu": ["test_it.py::test_a"]},
         )
 
 
 def test_tests_that_do_not_run_are_red(checkout):
-    green, red = tested.check(["evict"], "cpu", root=checkout("pass\nsyntax error"))
-    assert green == {} and red["evict"][0].startswith("pytest ended with exit code")
+    green, red = op_tests.check(["evict_lfu"], "cpu", root=checkout("pass\nsyntax error"))
+    assert green == {} and red["evict_lfu"][0].startswith("pytest ended with exit code")
 
 
 def test_skipped_is_not_passed(checkout, monkeypatch):
     root = checkout("pass", "pytest.skip()")
-    said = {"evict": True, "select": "tests not run: some of them were skipped"}
-    assert tested.check(["evict", "select"], "cpu", root=root) == (said, {})
-    assert tested.check(["evict", "select"], "cpu", root=root) == (said, {})
+    said = {"evict_lfu": True, "select_prototypes": "tests not run: some of them were skipped"}
+    assert op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root) == (said, {})
+    assert op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root) == (said, {})
     (root / "tests" / "test_other.py").write_text("import pytest\n\npytest.skip(allow_module_level=True)\n")
-    nodes = {"evict": ("test_it.py::test_a",), "select": ("test_other.py::test_b",)}
-    monkeypatch.setattr(tested, "TESTS", {"cpu": nodes})
+    nodes = {"evict_lfu": ("test_it.py::test_a",), "select_prototypes": ("test_other.py::test_b",)}
+    monkeypatch.setattr(op_tests, "TESTS", {"cpu": nodes})
     checkout("assert 2 == 2")
     for _ in range(2):
-        assert tested.check(["evict", "select"], "cpu", root=root) == (said, {})
+        assert op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root) == (said, {})
 
 
 def test_without_a_checkout_or_pytest_it_is_said(tmp_path, checkout, monkeypatch):
-    assert tested.check(["evict"], "cpu", root=tmp_path) == ({"evict": "tests not run: no checkout"}, {})
+    assert op_tests.check(["evict_lfu"], "cpu", root=tmp_path) == ({"evict_lfu": "tests not run: no checkout"}, {})
     root = checkout("pass")
-    monkeypatch.setattr(tested.importlib.util, "find_spec", lambda name: None)
-    assert tested.check(["evict"], "cpu", root=root) == ({"evict": "tests not run: pytest is not installed"}, {})
+    monkeypatch.setattr(op_tests.importlib.util, "find_spec", lambda name: None)
+    assert op_tests.check(["evict_lfu"], "cpu", root=root) == (
+        {"evict_lfu": "tests not run: pytest is not installed"},
+        {},
+    )
 
 
 def test_nothing_is_timed_or_written_when_tests_are_red(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(tested, "check", lambda *_: ({"evict": True}, {"select": ["test_select.py::test_it"]}))
+    monkeypatch.setattr(
+        op_tests, "check", lambda *_: ({"evict_lfu": True}, {"select_prototypes": ["test_select.py::test_it"]})
+    )
     monkeypatch.setattr(run.sweeps, "beside_peers", lambda *_, **__: pytest.fail("must not be reached"))
     out = tmp_path / "out"
-    arguments = ["--try", "--op", "select", "evict", "--save", str(out / "x.jsonl"), "--results", str(out), "--json"]
+    arguments = [
+        "--try",
+        "--op",
+        "select_prototypes",
+        "evict_lfu",
+        "--save",
+        str(out / "x.jsonl"),
+        "--results",
+        str(out),
+        "--json",
+    ]
     assert run.main(arguments) == 1
     said = capsys.readouterr()
-    assert said.out == "" and "select: its tests are red: test_select.py::test_it" in said.err
+    assert said.out == "" and "select_prototypes: its tests are red: test_select.py::test_it" in said.err
     assert not list(out.glob("*"))
 
 
 def test_the_tests_of_every_op_are_there():
     """Collected, not run: a renamed test would otherwise be an op that is never reported."""
-    nodes = {node for by_op in tested.TESTS.values() for nodes in by_op.values() for node in nodes}
+    nodes = {node for by_op in op_tests.TESTS.values() for nodes in by_op.values() for node in nodes}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *sorted(nodes)],
-        cwd=tested.ROOT / "tests",
+        cwd=op_tests.ROOT / "tests",
         capture_output=True,
         text=True,
     )
@@ -132,8 +150,8 @@ def revision(tmp_path, monkeypatch, tiny_run):
     (root / "csrc").mkdir()
     (root / "csrc" / "empty.cpp").touch()
     git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
-    real = base.tree_of
-    monkeypatch.setattr(base, "tree_of", lambda name: real(name, root))
+    real = revisions.tree_of
+    monkeypatch.setattr(revisions, "tree_of", lambda name: real(name, root))
 
     def call(package, *arguments, setup="print('built')"):
         (root / "xmemk" / "__init__.py").write_text(package)
@@ -147,7 +165,7 @@ def revision(tmp_path, monkeypatch, tiny_run):
 
 
 def test_another_revision_beside_this_one(revision):
-    done, code = revision(OLD, "--op", "evict", "select", "--backend", "cpu", "torch")
+    done, code = revision(OLD, "--op", "evict_lfu", "select_prototypes", "--backend", "cpu", "torch")
     assert code == 0 and done["kind"] == "base"
     evict, select = done["results"]
     sha = done["base"]["commit"]
@@ -161,7 +179,7 @@ def test_another_revision_beside_this_one(revision):
 
 def test_what_is_wrong_with_a_revision_is_a_reason(revision):
     wrong = OLD.replace("usage.topk(keep, dim=1, sorted=False)", "(-usage).topk(keep, dim=1)")
-    done, _ = revision(wrong, "--op", "evict", "--backend", "torch", setup="raise SystemExit('no compiler')")
+    done, _ = revision(wrong, "--op", "evict_lfu", "--backend", "torch", setup="raise SystemExit('no compiler')")
     assert done["results"][0]["rows"][1]["reason"] == "wrong: choice: error 1, inf times what is allowed"
     assert "could not be built" in done["base"]["note"] and "no compiler" in done["base"]["note"]
 
@@ -171,7 +189,9 @@ def test_what_is_wrong_with_a_revision_is_a_reason(revision):
     [("import time; time.sleep(60)", "no answer within 2 s"), ("raise SystemExit(3)", "failed with 3")],
 )
 def test_a_worker_that_hangs_or_dies_is_a_reason(tmp_path, code, said):
-    worker = base.Worker(tmp_path, threads=1, limit=2 if "sleep" in code else 60)
+    worker = revisions.RevisionProcess(
+        revisions.SourceTree(tmp_path, ""), threads=1, limit=2 if "sleep" in code else 60
+    )
     worker._command = [sys.executable, "-c", code]
     for _ in range(2):  # and may be asked again
         with pytest.raises(RuntimeError, match=said):
@@ -179,12 +199,21 @@ def test_a_worker_that_hangs_or_dies_is_a_reason(tmp_path, code, said):
 
 
 def test_a_frame_and_a_red_op_are_rows_with_reasons(revision, monkeypatch):
-    real = tested.check
+    real = op_tests.check
     monkeypatch.setattr(
-        tested, "check", lambda ops, *rest: ({"evict": True}, {"select": ["test_it"]}) if rest else real(ops)
+        op_tests,
+        "check",
+        lambda ops, *rest: ({"evict_lfu": True}, {"select_prototypes": ["test_it"]}) if rest else real(ops),
     )
-    monkeypatch.setattr(base.ops, "has_frames", lambda: True)
-    suite = base.Suite((base.Item("frame", "small"), base.Item("select", "tiny"), base.Item("evict", "tiny")), rounds=3)
+    monkeypatch.setattr(revisions.case_setup, "has_frames", lambda: True)
+    suite = revisions.Suite(
+        (
+            revisions.SuiteItem("frame", "small"),
+            revisions.SuiteItem("select_prototypes", "tiny"),
+            revisions.SuiteItem("evict_lfu", "tiny"),
+        ),
+        rounds=3,
+    )
     monkeypatch.setattr(run, "suite_of", lambda options: suite)
     done, code = revision(OLD, "--suite", "gpu", "--backend", "torch")
     assert code == 1
@@ -196,7 +225,7 @@ def test_a_frame_and_a_red_op_are_rows_with_reasons(revision, monkeypatch):
 
 
 def test_a_revision_that_is_not_there(tiny_run):
-    said, code = tiny_run("--base", "no-such-revision", "--op", "evict")
+    said, code = tiny_run("--base", "no-such-revision", "--op", "evict_lfu")
     assert code == 1 and "wanted a revision" in said
 
 
@@ -207,7 +236,7 @@ def test_a_worker_takes_the_kernels_of_its_own_tree(tmp_path):
         (tmp_path / folder / "__init__.py").write_text(f"where = {str(tmp_path)!r}")
     code = (
         "import json, pathlib, sys, importlib.util; "
-        f"spec = importlib.util.spec_from_file_location('worker', {base.__file__.replace('base.py', 'worker.py')!r}); "
+        f"spec = importlib.util.spec_from_file_location('worker', {revisions.__file__.replace('revisions.py', 'revision_worker.py')!r}); "
         "worker = importlib.util.module_from_spec(spec); spec.loader.exec_module(worker); "
         f"worker.load(pathlib.Path({str(tmp_path)!r})); import xmemk.kernels; "
         "print(json.dumps([xmemk.where, xmemk.kernels.where]))"

@@ -1,4 +1,4 @@
-"""Every sentence of the report follows from the rows, whatever they are: peers that fail, one op alone, a GPU."""
+"""Every table of the report follows from the rows, whatever they are: peers that fail, one op alone, a GPU."""
 
 import json
 import re
@@ -11,13 +11,13 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 pytest.importorskip("rich")
 
-from xmemk.benchmarks.report import conclusions, limits, page, reading
-from xmemk.benchmarks.report import words as w
+from xmemk.benchmarks.report import formatting as f
+from xmemk.benchmarks.report import page, result_files, tables
 
 HEAD = {"date": "2026-01-02 03:04", "commit": "0.1.0 abc", "command": "python a.py"}
 PEERS = ("tidy PyTorch", "original", "original, torch.compile", "SDPA (no usage)", "faiss, embedding_bag")
 PEERS += ("STCN (another method)", "similarity product alone")
-OPS = ("read", "dense", "consolidate", "select", "evict", "train", "frame", "video")
+OPS = ("memory_read", "dense", "consolidate", "select_prototypes", "evict", "memory_read_train", "frame", "video")
 
 times = st.floats(1e-6, 100.0)
 
@@ -73,69 +73,60 @@ def runs(draw):
 
 def read(runs, path):
     path.write_text("\n".join(map(json.dumps, runs)))
-    return reading.read([path])[0]
+    return result_files.read([path])[0]
 
 
-def sentences(place):
-    return [*conclusions.answer(place), *conclusions.conclusions(place), *limits.limits(place)]
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(made=runs())
-def test_sentences_are_whole(made, tmp_path_factory):
-    for place in read(made, tmp_path_factory.mktemp("s") / "x.jsonl"):
-        said = sentences(place)
-        for sentence in [*said, conclusions.headline(place) + "."]:
-            assert re.match(r"^\S.*[^ .,;:]\.$", sentence), sentence
-            wrong = re.search(
-                r"None|nan\b|inf\b|  |\(\)|,,| ,| ;|;,|: \.|\bof \.|\b0 of|\b1 \w+s\b (are|were|of)", sentence
-            )
-            assert wrong is None, (wrong, sentence)
-        assert len(said) == len(set(said))
+def tables_of(place):
+    found = [tables.summary(place.cases), tables.claims(place.claims), tables.tracks(place.tracks)]
+    found += [tables.growth(place), tables.curve_points(place), tables.track_points(place), tables.limits(place)]
+    return [*found, tables.reasons(place), tables.runs(place), *map(tables.figures, place.cases)]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(made=runs())
-def test_sentences_are_true(made, tmp_path_factory):
+def test_tables_are_whole(made, tmp_path_factory):
     for place in read(made, tmp_path_factory.mktemp("s") / "x.jsonl"):
-        said = sentences(place)
-        for op, noun in conclusions.OPS.items():
-            cases = [c for c in place.cases if c.op == op and c.ours and c.rivals]
-            ratios = [c.rivals[0].time / c.ours.time for c in cases]
-            found = [s for s in said if s.startswith(f"{w.capital(noun)}: ")]
-            assert len(found) == bool(ratios)
-            if not ratios:
+        for table in tables_of(place):
+            assert len(table.columns) == len(table.align)
+            for row in table.rows:
+                assert len(row) == len(table.columns)
+                for cell in row:
+                    wrong = re.search(r"None|nan\b|inf\b|  |\(\)|,,| ,| ;|;,|: \.|^[,;] |[,;]$", cell)
+                    assert wrong is None, (wrong, cell)
+            if table.title.startswith(("What", "Who")):
+                assert len(set(map(tuple, table.rows))) == len(table.rows)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(made=runs())
+def test_tables_are_true(made, tmp_path_factory):
+    for place in read(made, tmp_path_factory.mktemp("s") / "x.jsonl"):
+        summary = tables.summary(place.cases)
+        for case, row in zip(place.cases, summary.rows):
+            assert row[0] == tables.title(case)
+            assert row[1] == (f.duration(case.ours.median) if case.ours else "-")
+            if not case.rivals:
+                assert row[2] == ""
                 continue
-            (sentence,) = found
-            faster = sum(r >= w.SAME for r in ratios)
-            slower = sum(r <= 1 / w.SAME for r in ratios)
-            if faster == len(ratios):
-                assert re.search(r": [\d.,]+( to [\d.,]+)? times as fast as the fastest other", sentence)
-            elif slower == len(ratios):
-                assert ": slower than the fastest other" in sentence
-            elif faster + slower == 0:
-                assert ": about as fast as the fastest other" in sentence
-            else:
-                assert (f"faster in {faster}" in sentence) == (faster > 0)
-                assert (f"slower in {slower} of" in sentence) == (slower > 0)
-        text = " ".join(said)
+            fastest = min(case.rivals, key=lambda r: r.median)
+            assert row[2].startswith(f"{fastest.peer}: {f.duration(fastest.median)}")
+            if case.ours:
+                assert row[2].endswith(f"({f.times(fastest.median / case.ours.median)})")
+        limits = dict(tables.limits(place).rows)
         peers = {row.peer for case in place.cases for row in case.rows}
         ran = {row.peer for case in place.cases for row in case.timed}
+        assert ("timed in no case" in limits) == bool(peers - ran)
         for peer in peers - ran:
-            assert any(s.startswith("Nothing is said about") and peer in s for s in said)
-        assert ("no time of its own" in text) == any(c.ours is None for c in place.cases)
-        assert ("Nothing is said about" in text) == bool(peers - ran)
-        unknown = any(row.status == "rounded" for case in place.cases for row in case.timed)
-        assert ("rounded, not exact" in text) == unknown
-        wrong = {r.peer for c in place.cases for r in c.timed if r.status == "WRONG" and not r.ours}
-        assert ("gave wrong results" in text) == bool(wrong)
-        slow = [
-            r.time < c.ours.time
-            for c in place.cases
-            for r in c.timed
-            if c.ours and "(no usage)" in r.peer and r.status != "WRONG"
-        ]
-        assert ("no faster" in text) == (bool(slow) and not any(slow))
+            assert peer in limits["timed in no case"]
+        assert ("no time of xmemk" in limits) == any(c.ours is None for c in place.cases)
+        wrong = {r.peer for c in place.cases for r in c.timed if r.status == "WRONG"}
+        assert ("wrong results" in limits) == bool(wrong)
+        for case in place.cases:
+            for row, cells in zip(case.timed, tables.figures(case).rows):
+                kind = cells[-1]
+                assert (kind == "rounded") == (row.status == "rounded" and row.kind == "rounded")
+                assert (kind == "WRONG") == (row.status == "WRONG" and "another method" not in row.peer)
+                assert (kind == "no usage") == ("(no usage)" in row.peer and row.status != "WRONG")
 
 
 def test_every_page_of_odd_rows_can_be_drawn(tmp_path):
@@ -148,7 +139,7 @@ def test_every_page_of_odd_rows_can_be_drawn(tmp_path):
     draw()
 
 
-def of(op="read", **rows):
+def of(op="memory_read", **rows):
     """A case of peers by name and seconds."""
     told = [
         {"peer": peer.replace("_", " "), "ours": peer.startswith("xmemk"), "seconds": [s], "error": 1e-6}
@@ -168,26 +159,23 @@ def test_where_all_peers_failed_nothing_is_compared(tmp_path):
     case = of(xmemk_cpu=1.0)
     case["rows"].append({"peer": "original", "ours": False, "seconds": [], "reason": "MemoryError: no room"})
     place = place_of(tmp_path, case)
-    assert conclusions.headline(place) == "What was measured" and conclusions.answer(place) == []
-    assert "Nothing is said about original: it was timed in no case, for the reasons given below." in limits.limits(
-        place
-    )
+    assert list(page._cards(place)) == [] and tables.summary(place.cases).rows[0][2] == ""
+    assert dict(tables.limits(place).rows)["timed in no case"] == "original; the reasons are given below"
 
 
 def test_another_backend_of_ours_is_named(tmp_path):
     case = of(xmemk_cpu=1.0, xmemk_torch=2.0, original=3.0)
     case["rows"][0] |= {"seconds": [], "reason": "not built"}
-    said = limits.limits(place_of(tmp_path, case))
-    assert (
-        'In top-k memory read (480p-full, 1 object), "xmemk" is xmemk torch, since xmemk cpu has no time there.' in said
-    )
+    limits = dict(tables.limits(place_of(tmp_path, case)).rows)
+    why = limits["xmemk in memory_read top-k (480p-full, 1 object)"]
+    assert why == "is xmemk torch: xmemk cpu has no time there"
 
 
 def test_cases_that_differ_in_threads_are_told_apart(tmp_path):
     place = place_of(tmp_path, of(xmemk=1.0, original=2.0), {**of(xmemk=1.0, original=2.0), "threads": 1})
-    assert [conclusions.title(case) for case in place.cases] == [
-        "top-k memory read (480p-full, 1 object, 2 threads)",
-        "top-k memory read (480p-full, 1 object, 1 thread)",
+    assert [tables.title(case) for case in place.cases] == [
+        "memory_read top-k (480p-full, 1 object, 2 threads)",
+        "memory_read top-k (480p-full, 1 object, 1 thread)",
     ]
 
 
@@ -199,35 +187,35 @@ def test_points_of_two_workloads_are_two_curves(tmp_path):
     ]
     place = place_of(tmp_path, *points, kind="scaling")
     assert [[c.value for c in curve] for curve in place.curves] == [[1, 10, 100]] * 2
-    assert sum("goes about as the power 1.00" in s for s in conclusions.conclusions(place)) == 2
+    assert [row[4] for row in tables.growth(place).rows] == ["1.00"] * 2
 
 
-def test_exactness_is_of_what_is_held_to_float64(tmp_path):
-    frame, read_ = of("frame", xmemk=1.0, original=2.0), of(xmemk=1.0, original=2.0)
-    frame["rows"][0]["error"] = 0.5
-    assert not any("Exactness" in s for s in conclusions.conclusions(place_of(tmp_path, frame)))
-    (said,) = (s for s in conclusions.conclusions(place_of(tmp_path, frame, read_)) if "Exactness" in s)
-    assert "is 1.0e-06, the others' 1.0e-06; ours is the larger one in none of 1 comparison" in said
+def point(op):
+    return {**of(op, xmemk=1.0, original=2.0), "axis": "N", "value": 10}
 
 
 def test_each_plot_says_its_run_where_there_are_several(tmp_path):
     runs = [
-        {**HEAD, "machine": {}, "results": [of(op, xmemk=1.0, original=2.0)], "date": f"2026-01-0{day} 00:00"}
-        for day, op in enumerate(("read", "dense"), 1)
+        {**HEAD, "kind": "scaling", "machine": {}, "results": [point(op)], "date": f"2026-01-0{day} 00:00"}
+        for day, op in enumerate(("memory_read", "memory_read_dense"), 1)
     ]
     (place,) = read(runs, tmp_path / "x.jsonl")
-    captions = [plot.caption for plot in page._bars(place)]
+    captions = [plot.caption for plot in page._scaling(place)]
     assert ["2026-01-01 00:00, 0.1.0 abc" in c for c in captions] == [True, False]
     (place,) = read(runs[:1], tmp_path / "x.jsonl")
-    assert "2026" not in next(page._bars(place)).caption
+    assert "2026" not in next(page._scaling(place)).caption
+    assert "2026-01-01 00:00, 0.1.0 abc" in tables.figures(place.scaling[0]).about
 
 
 def test_earlier_lines_are_passed_over(tmp_path):
     path = tmp_path / "x.jsonl"
-    runs = [{**HEAD, "machine": {}, "results": [of(op, xmemk=1.0)]} for op in ("read", "dense", "evict")]
+    runs = [
+        {**HEAD, "machine": {}, "results": [of(op, xmemk=1.0)]}
+        for op in ("memory_read", "memory_read_dense", "evict_lfu")
+    ]
     path.write_text("\n".join(map(json.dumps, runs)))
-    (place,), passed_over = reading.read([path], after=2)
-    assert [case.op for case in place.cases] == ["evict"]
+    (place,), passed_over = result_files.read([path], after=2)
+    assert [case.op for case in place.cases] == ["evict_lfu"]
     assert passed_over == ["earlier runs, the first 2 lines of x.jsonl"]
 
 
@@ -239,11 +227,11 @@ def test_what_was_extrapolated_is_marked(tmp_path):
     assert "extrapolated, not measured: original to 10.0 s" in time.svg and "original, extrapolated" in time.svg
     page.write_page(tmp_path / "page.html", [place], [], [])
     assert "extrapolated, not measured: would take 9 s" in (tmp_path / "page.html").read_text()
-    assert not any("1,000 the fastest other" in s for s in conclusions.conclusions(place))  # no time, no ratio
+    assert tables.growth(place).rows[0][6] == "no other has a time"
 
 
 def test_figures_in_words():
-    assert [w.duration(s) for s in (0, 5.2e-5, 9.996e-4, 0.0399, 0.9999, 23.9, 1200)] == [
+    assert [f.duration(s) for s in (0, 5.2e-5, 9.996e-4, 0.0399, 0.9999, 23.9, 1200)] == [
         "0 us",
         "52.0 us",
         "1.00 ms",
@@ -252,13 +240,13 @@ def test_figures_in_words():
         "23.9 s",
         "20.0 min",
     ]
-    assert [w.size(b) for b in (1_000, 17_125_376, 999_999_999, 8.39e9)] == [
+    assert [f.size(b) for b in (1_000, 17_125_376, 999_999_999, 8.39e9)] == [
         "1.00 kB",
         "17.1 MB",
         "1.00 GB",
         "8.39 GB",
     ]
-    assert [w.times(r) for r in (0.5, 0.979, 1.04, 3.72, 22.8, 150)] == [
+    assert [f.times(r) for r in (0.5, 0.979, 1.04, 3.72, 22.8, 150)] == [
         "0.50",
         "0.979",
         "1.04",
@@ -266,7 +254,7 @@ def test_figures_in_words():
         "23",
         "150",
     ]
-    assert w.listed(["a", "b", "c"]) == "a, b and c"
-    assert w.listed(["a", "b, with c", "d"]) == "a; b, with c; and d"
-    assert [w.listed(some) for some in ([], ["a, b"], ["a", "b"])] == ["", "a, b", "a and b"]
-    assert w.number(1_000_000.0) == "1,000,000"
+    assert [f.percent(x) for x in (None, 0.0431, 1.2)] == ["", "4.3 %", "120 %"]
+    assert [f.exponent(x) for x in (None, 1.4e-6)] == ["", "1.4e-06"]
+    assert [f.counted(n, "query", "queries") for n in (1, 1_620)] == ["1 query", "1,620 queries"]
+    assert f.number(1_000_000.0) == "1,000,000"

@@ -1,9 +1,11 @@
-"""Times of calls: on a GPU the device's, by replays of a CUDA graph between events, and the host's to issue a call.
+"""Times of calls: on a GPU the device's, by replays of a CUDA graph between events, and the host's
+to issue a call.
 
-Warm is the mean of a chain of replays, cold one replay after the second-level cache was overwritten. On the CPU warm is
-the clock's time of a chain of calls, the median of REPEATS chains (the fastest would favour short calls, which find a
-quiet moment more easily than long ones), and there is no other. A round goes through all calls, so that what changes in
-a machine falls on all of them, in an order that changes, so that no call always comes after the same one.
+Warm is the mean of a chain of replays, cold one replay after the second-level cache was
+overwritten. On the CPU there is warm alone: the clock's time of a chain of calls, the median of
+REPEATS chains. The fastest chain would favour short calls, which find a quiet moment more easily
+than long ones. A round goes through all calls, so that other work on the machine falls on all of
+them. Their order changes, so that no call always comes after the same one.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ UNTIMED_BELOW = 5e-2  # a call shorter than this is made once, untimed, before e
 
 
 @dataclass
-class Timed:
+class TimedCall:
     """A call that is being timed; times in seconds."""
 
     run: Callable[[], object]
@@ -37,7 +39,7 @@ class Timed:
     spent: float = 0.0  # in all rounds, by the clock
 
 
-class Stopwatch:
+class RoundTimer:
     """device: "cpu" or "cuda", with an index or without."""
 
     def __init__(self, device: str) -> None:
@@ -48,12 +50,14 @@ class Stopwatch:
             cache = torch.cuda.get_device_properties(device).L2_cache_size
             self._flush = torch.empty(2 * cache, dtype=torch.int8, device=device)
 
-    def prepare(self, call: Callable[[], object], first: float | None = None) -> Timed:
-        """Warms up, measures the host, and captures a graph; a call that cannot be captured is timed as it is.
+    def prepare(self, call: Callable[[], object], first: float | None = None) -> TimedCall:
+        """Warms up, measures the host, and captures a graph; a call that cannot be captured is
+        timed as it is.
 
-        ``first`` is what a call took before, in seconds: a long one is not called again to be warmed up.
+        ``first`` is what a call took before, in seconds: a long one is not called again to be
+        warmed up.
         """
-        timed = Timed(call)
+        timed = TimedCall(call)
         if self.cuda:
             for _ in range(3):
                 call()
@@ -66,13 +70,12 @@ class Stopwatch:
         one = first
         if one is None or one < 0.1:
             one = min(self._between(timed.run, 1) for _ in range(3))
-        wanted = int(CHAIN_SECONDS[self.kind] / max(one, 1e-9))
-        timed.chain = max(1, min(LONGEST_CHAIN[self.kind], wanted))
+        timed.chain = chain_length(self.kind, one)
         timed.repeats = REPEATS[self.kind] if one < NOT_REPEATED_FROM else 1
         timed.untimed = one < UNTIMED_BELOW
         return timed
 
-    def measure(self, timed: Timed) -> None:
+    def measure(self, timed: TimedCall) -> None:
         """One round of one call."""
         start = time.perf_counter()
         if timed.untimed:
@@ -105,8 +108,13 @@ class Stopwatch:
         return 1e-3 * begin.elapsed_time(end)
 
 
+def chain_length(kind: str, seconds: float) -> int:
+    """Calls of a chain, for a call that takes ``seconds`` on "cpu" or "cuda"."""
+    return max(1, min(LONGEST_CHAIN[kind], int(CHAIN_SECONDS[kind] / max(seconds, 1e-9))))
+
+
 def order(count: int, turn: int) -> list[int]:
-    """Which of ``count`` calls comes when in round ``turn``: a rotation, backwards in every second round."""
+    """The order of ``count`` calls in round ``turn``: a rotation, every second round backwards."""
     rotated = [(i + turn) % count for i in range(count)]
     return rotated[::-1] if turn % 2 else rotated
 
@@ -122,13 +130,19 @@ def _captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        # The outer one leaves the stream also where torch.cuda.graph fails to end the capture, and then does not.
+        # The outer one leaves the stream also where torch.cuda.graph fails to end the capture, and
+        # then does not.
         with torch.cuda.stream(side), torch.cuda.graph(graph, stream=side):
             call()
     except BaseException:
         _FAILED.append(graph)  # the allocator may go on to ask it which streams it captures: it must not go
         raise
     return graph
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def first_line(error: BaseException) -> str:

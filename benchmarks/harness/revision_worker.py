@@ -1,9 +1,15 @@
-"""One revision of xmemk in a process of its own, for base.py: `python worker.py TREE`, orders on standard input.
+"""One revision of xmemk in a process of its own: `python revision_worker.py TREE THREADS`, for
+revisions.py.
 
-It imports xmemk from TREE and nothing else of ours, so that it runs on any revision. Orders and answers are a line of
-JSON each: {"prepare": FILE, "backend": NAME} -> {"chosen": NAME}; {"result": FILE} -> {}; {"chain": COUNT} ->
-{"seconds": mean of a call}. An answer {"reason": WHY} says what went wrong; with "spoilt" this process can do no more,
-as after an error of CUDA's, which every later call would meet again.
+It imports xmemk from TREE and nothing else of ours, so that it runs on any revision. Orders come on
+standard input. Orders and answers are a line of JSON each:
+
+    {"prepare": FILE, "backend": NAME} -> {"chosen": NAME}
+    {"result": FILE}                   -> {}
+    {"chain": COUNT}                   -> {"seconds": mean of a call}
+
+An answer {"reason": WHY} says what went wrong. With "spoilt" this process can do no more, as after
+an error of CUDA's, which every later call would raise again.
 """
 
 from __future__ import annotations
@@ -28,34 +34,33 @@ def load(tree: Path) -> Any:
     sys.path.insert(0, str(tree))
     import xmemk
 
-    found = Path(xmemk.__file__).resolve().parent
-    if found != (tree / "xmemk").resolve():
-        raise ImportError(f"xmemk came from {found}")
+    folder = Path(xmemk.__file__).resolve().parent
+    if folder != (tree / "xmemk").resolve():
+        raise ImportError(f"xmemk came from {folder}")
     xmemk.__path__.append(str(tree))
     return xmemk
 
 
-def prepare(xmemk: Any, asked: dict[str, Any], backend: str) -> tuple[Callable[[], Any], str]:
-    """The call, and the backend that serves it. ``asked``: op, arguments, options, how, d_readout."""
-    function, options = getattr(xmemk, asked["op"]), asked["options"]
-    how = asked["how"]
-    arguments = asked["arguments"]
+def prepare(xmemk: Any, case: dict[str, Any], backend: str) -> tuple[Callable[[], Any], str]:
+    """The call and the backend that serves it. ``case``: op, arguments, options, how, d_readout."""
+    function, options = getattr(xmemk, case["op"]), case["options"]
+    how, arguments = case["how"], case["arguments"]
     if how != "call":
         arguments = tuple(None if t is None else t.requires_grad_() for t in arguments)
-    said = xmemk.explain(function, *arguments, backend=backend)
-    if said.chosen is None:
-        raise ValueError(said.refusals[backend])
+    explained = xmemk.explain(function, *arguments, backend=backend)
+    if explained.chosen is None:
+        raise ValueError(explained.refusals[backend])
 
     def forward() -> Any:
         return function(*arguments, backend=backend, **options)
 
     if how == "call":
-        return forward, said.chosen
+        return forward, explained.chosen
     leaves = [t for t in arguments if t is not None]
     if how == "train":
-        return lambda: torch.autograd.grad(forward(), leaves, asked["d_readout"]), said.chosen
+        return lambda: torch.autograd.grad(forward(), leaves, case["d_readout"]), explained.chosen
     readout = forward()
-    return lambda: torch.autograd.grad(readout, leaves, asked["d_readout"], retain_graph=True), said.chosen
+    return lambda: torch.autograd.grad(readout, leaves, case["d_readout"], retain_graph=True), explained.chosen
 
 
 def synchronize() -> None:
@@ -74,7 +79,10 @@ def seconds(call: Callable[[], Any], chain: int) -> float:
 
 
 def refusal(failure: Exception) -> dict[str, Any]:
-    """The answer to an order that failed. Memory that does not suffice leaves a context as it was."""
+    """The answer to an order that failed.
+
+    Memory that does not suffice leaves a context as it was.
+    """
     text = str(failure).strip()
     answer: dict[str, Any] = {"reason": f"{type(failure).__name__}: {text.splitlines()[0] if text else ''}"[:200]}
     if not isinstance(failure, torch.cuda.OutOfMemoryError) and any(name in text for name in ERRORS_OF_A_CONTEXT):
@@ -95,8 +103,8 @@ def main() -> None:
         try:
             if "prepare" in order:
                 call = None
-                asked = torch.load(order["prepare"], weights_only=True)
-                call, answer["chosen"] = prepare(xmemk, asked, order["backend"])
+                case = torch.load(order["prepare"], weights_only=True)
+                call, answer["chosen"] = prepare(xmemk, case, order["backend"])
             assert call is not None
             if "result" in order:
                 result = call()
