@@ -138,12 +138,12 @@ def held_bytes(memory: FeatureMemory) -> int:
 def held_tokens(memory: FeatureMemory) -> int:
     """N: tokens that a read of the memory goes over."""
     if isinstance(memory, ThinnedMemory):
-        return sum(key.shape[2] for bucket in memory._buckets for key in bucket.keys)
+        return sum(key.shape[2] for group in memory._groups for key in group.keys)
     return int(memory.working_size + memory.long_term_size)  # type: ignore[attr-defined]
 
 
 def _stores(memory: FeatureMemory) -> Any:
-    return memory._buckets if isinstance(memory, ThinnedMemory) else memory.groups  # type: ignore[attr-defined]
+    return memory._groups if isinstance(memory, ThinnedMemory) else memory.groups  # type: ignore[attr-defined]
 
 
 def _tensors(x: Any) -> Iterator[Tensor]:

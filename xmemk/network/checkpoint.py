@@ -1,4 +1,7 @@
-"""Loading a network's parameters: strictly by name and shape, without running code from the file."""
+"""Files of network parameters: read without running code from them, checked by name and shape.
+
+This module knows names and shapes alone; :meth:`xmemk.XMem.from_checkpoint` builds the network.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,23 @@ from torch import Tensor
 from .config import NetworkConfig
 
 _SHOWN = 3  # names that an error lists
+_VALUE_STEM = "value_encoder.conv1.weight"
+_STEM_CHANNELS = 5  # RGB, the object's mask, the sum of the other objects' masks
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The parameters of a file by name, in memory of their own; 4 input channels of masks made 5.
+    """The parameters of a file by name, on the CPU, loaded with ``weights_only``.
 
-    FileNotFoundError where there is no file; ValueError, which names the file, for one that is damaged
-    or holds anything but tensors by name.
+    A value encoder of 4 input channels, which sees one object at a time, gets a fifth channel of
+    zero weights. Raises FileNotFoundError where there is no file, and ValueError, which names the
+    file, where it is damaged or holds anything but tensors by name.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of files that are then refused
+            warnings.simplefilter("ignore", UserWarning)  # about files that are refused below
             state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         foreign = re.search(r"Unsupported (?:global|class|operand)[^\n]*?: ?(?:GLOBAL )?([\w.]+)", str(error))
@@ -46,16 +52,17 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             content = f"{name!r}: {type(x).__name__}"
         raise ValueError(f"{file}: wanted parameters by name, got {content}")
     state = {str(name): x for name, x in state.items()}
-    first = state.get("value_encoder.conv1.weight")
-    if first is not None and first.dim() == 4 and first.shape[1] == 4:
-        state["value_encoder.conv1.weight"] = torch.cat(
-            [first, first.new_zeros(first.shape[0], 1, *first.shape[2:])], 1
-        )
+    stem = state.get(_VALUE_STEM)
+    if stem is not None and stem.dim() == 4 and stem.shape[1] == _STEM_CHANNELS - 1:
+        state[_VALUE_STEM] = torch.cat([stem, torch.zeros_like(stem[:, :1])], 1)
     return state
 
 
 def config_of(state: Mapping[str, Tensor]) -> NetworkConfig:
-    """The sizes of the network that has these parameters. ValueError where a name is missing that tells one."""
+    """The sizes of the network that has these parameters, read from their shapes.
+
+    Raises ValueError where a parameter is missing from whose shape a size is read.
+    """
 
     def size(name: str, dim: int = 0) -> int:
         if name not in state or state[name].dim() <= dim:
@@ -66,7 +73,7 @@ def config_of(state: Mapping[str, Tensor]) -> NetworkConfig:
         numbers = {int(m[1]) for name in state if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))}
         return max(len(numbers), 1)
 
-    hidden = "decoder.hidden_update.transform.weight"
+    hidden = "decoder.hidden_update.transform.weight"  # its output has three gates
     return NetworkConfig(
         key_dim=size("key_proj.key_proj.weight"),
         value_dim=size("value_encoder.fuser.block2.conv2.weight"),

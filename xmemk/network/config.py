@@ -1,4 +1,4 @@
-"""The sizes of a network."""
+"""The sizes of an XMem network."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Sizes; the defaults are those of the released files. ``hidden_dim=0``: no sensory memory.
+    """Channels and depths of the network; the defaults are those of the released files.
 
-    width: channels of the first stage of both encoders. key_blocks, value_blocks: blocks of their three stages.
-    decoder_dim: channels of the decoder at 1/8 and 1/4.
+    key_dim, value_dim, hidden_dim: channels of key, value and hidden state. A ``hidden_dim`` of 0
+    makes a network without sensory memory.
+    width: channels of the first stage of both encoders.
+    key_blocks, value_blocks: residual blocks in each of the three stages of the two encoders.
+    decoder_dim: channels of the decoder at 1/8 and 1/4 of the image's size.
+
+    Raises ValueError for sizes of which no network can be made.
     """
 
     key_dim: int = 64

@@ -1,4 +1,4 @@
-"""A network made ready for inference: the same function to rounding, in less time."""
+"""Preparing a network for inference: the same function up to rounding, in less time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def tuned(network: Network) -> Network:
-    """A copy whose normalisations are folded into the convolutions before them, in channels-last.
+    """A copy with every batch normalisation folded into its convolution, weights channels-last.
 
-    The copy computes what the network does but for rounding. It cannot be trained, nor saved for
-    ``from_checkpoint``.
+    The copy computes the same function up to rounding. It can neither be trained nor saved for
+    :meth:`xmemk.XMem.from_checkpoint`.
     """
     copied = copy.deepcopy(network).requires_grad_(False)
     for module in list(copied.modules()):
@@ -27,10 +27,7 @@ def tuned(network: Network) -> Network:
 
 
 def _fold_children(module: nn.Module) -> None:
-    """Folds each normalisation that follows a convolution of this module into that convolution.
-
-    ``bn1`` goes into ``conv1``; the second part of a short cut goes into its first.
-    """
+    """Folds ``bn<i>`` of the module into its ``conv<i>``, and part 1 of a shortcut into part 0."""
     children = dict(module.named_children())
     for name, child in children.items():
         if isinstance(child, nn.BatchNorm2d):
@@ -42,7 +39,10 @@ def _fold_children(module: nn.Module) -> None:
 
 
 def folded(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
-    """One convolution in place of the two, with the stored statistics; weights computed in float64."""
+    """One convolution equal to ``normalisation(convolution(x))`` with stored statistics.
+
+    Its weights are computed in float64 and rounded once.
+    """
     mean, variance = normalisation.running_mean, normalisation.running_var
     assert mean is not None and variance is not None and convolution.bias is None
     scale = normalisation.weight.double() / (variance.double() + normalisation.eps).sqrt()

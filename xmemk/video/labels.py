@@ -1,4 +1,4 @@
-"""A frame's labels: from the tracker's probabilities, and to a file."""
+"""Label masks: from the tracker's probabilities, and into files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.masks import write_mask
-from ..data.source import Source
+from ..data.source import FrameSource
 from ..measure.stopwatch import Stopwatch
 from .tracker import Tracker
 
@@ -23,8 +23,11 @@ _NO_SPACE = {
 }
 
 
-def scale_of(source: Source, size: int) -> tuple[int, int] | None:
-    """(H, W) with the shorter side of that size; None for the video's own."""
+def scale_of(source: FrameSource, size: int) -> tuple[int, int] | None:
+    """The (H, W) that the network sees, with a shorter side of ``size``.
+
+    None stands for the video's own size, which a ``size`` of 0 asks for.
+    """
     shorter = min(source.height, source.width)
     if size <= 0 or shorter == size:
         return None
@@ -41,9 +44,10 @@ def step_labels(
     end: bool,
     watch: Stopwatch,
 ) -> Tensor:
-    """The labels [H, W] uint8 of one frame [H, W, 3] uint8, at its own size.
+    """The labels [H, W] uint8 of one frame [H, W, 3] uint8, at the frame's size.
 
-    mask, objects, end: as for :meth:`Tracker.step`, the mask labels at the frame's size. scale: what the network sees.
+    mask, objects, end: as for :meth:`Tracker.step`; the mask has labels at the frame's size.
+    scale: the (H, W) that the network sees, as :func:`scale_of` returns it.
     """
     size = image.shape[:2]
     with watch("resizing"):
@@ -60,9 +64,10 @@ def step_labels(
 
 
 def labels_of(probability: Tensor, names: Sequence[int]) -> Tensor:
-    """Of [R, H, W] the most probable row's name, [H, W] uint8; of equal rows the first, as argmax has it.
+    """The name of the most probable row at each pixel: [R, H, W] and R names -> [H, W] uint8.
 
-    Row by row: argmax over the first dimension takes the CPU twenty times as long.
+    Of equal rows the first wins, as with argmax. The loop over rows is twenty times as fast on a
+    CPU as argmax over the first dimension.
     """
     best = probability[0].clone()
     labels = torch.full(best.shape, names[0], dtype=torch.uint8, device=best.device)
@@ -73,9 +78,10 @@ def labels_of(probability: Tensor, names: Sequence[int]) -> Tensor:
 
 
 def write_labels(path: Path, labels: Tensor, colours: Sequence[int] | None = None) -> None:
-    """All of a mask or nothing: a run that is killed while writing leaves no half of one.
+    """Writes a mask atomically: a run that is killed while writing leaves no partial file.
 
-    colours: as for :func:`xmemk.data.masks.write_mask`.
+    colours: as for :func:`xmemk.data.masks.write_mask`. Raises OSError; where there is no space,
+    its sentence says which limit was reached.
     """
     temporary = path.with_suffix(".part")
     try:
