@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xmemk.inputs import MemoryInputs, QueryInputs
+
 if __name__ == "kernels":
     raise ImportError(
         "this folder holds xmemk's Triton kernels, to be imported as xmemk.kernels; it hides the package 'kernels' "
@@ -48,7 +50,7 @@ def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def there(*args: Any) -> Any:
-        like = args[0] if isinstance(args[0], Tensor) else args[0][0]
+        like = args[0].mk[0] if isinstance(args[0], MemoryInputs) else args[0][0]
         with torch.cuda.device_of(like):
             return function(*args)
 
@@ -57,50 +59,44 @@ def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @_on_its_device
 def memory_read(
-    mk: list[Tensor],
-    ms: list[Tensor] | None,
-    mv: list[Tensor],
-    qk: Tensor,
-    qe: Tensor | None,
-    top_k: int | None,
-    return_usage: bool,
+    memory: MemoryInputs, queries: QueryInputs, top_k: int | None, return_usage: bool
 ) -> tuple[Tensor, Tensor | None]:
     """-> readout [B, O, CV, Q], usage [B, N] or None"""
-    if top_k is None or top_k >= sum(k.shape[2] for k in mk):
+    if top_k is None or top_k >= memory.tokens:
         from . import dense_read
 
-        return dense_read.memory_read(mk, ms, mv, qk, qe, return_usage)
+        return dense_read.memory_read(*memory, *queries, return_usage)
     from . import topk_affinity, topk_readout
 
-    weight, index, usage = topk_affinity.affinity_topk(mk, ms, qk, qe, top_k, return_usage)
-    return topk_readout.readout_topk(mv, weight, index), usage
+    weight, index, usage = topk_affinity.affinity_topk(*memory[:2], *queries, top_k, return_usage)
+    return topk_readout.readout_topk(memory.mv, weight, index), usage
 
 
 @_on_its_device
-def memory_read_saving(*arguments: Any) -> Any:
+def memory_read_saving(memory: MemoryInputs, queries: QueryInputs, *more: Any) -> Any:
     """:func:`.gradients.memory_read_saving`"""
     from . import gradients
 
-    return gradients.memory_read_saving(*arguments)
+    return gradients.memory_read_saving(*memory, *queries, *more)
 
 
 @_on_its_device
-def memory_read_backward(*arguments: Any) -> Any:
+def memory_read_backward(memory: MemoryInputs, queries: QueryInputs, *more: Any) -> Any:
     """:func:`.gradients.memory_read_backward`; the last argument as five bools, or left out for all gradients."""
     from . import gradients, wanted
 
-    given = 9
-    return gradients.memory_read_backward(*arguments[:given], *(wanted.Wanted(*w) for w in arguments[given:]))
+    given = 4
+    return gradients.memory_read_backward(*memory, *queries, *more[:given], *(wanted.Wanted(*w) for w in more[given:]))
 
 
 @_on_its_device
 def affinity_topk(
-    mk: list[Tensor], ms: list[Tensor] | None, qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
+    memory: MemoryInputs, queries: QueryInputs, top_k: int, return_usage: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """-> weight [B, Q, k], index [B, Q, k] with k = min(top_k, N), usage [B, N] or None"""
     from .topk_affinity import affinity_topk as select
 
-    return select(mk, ms, qk, qe, top_k, return_usage)
+    return select(*memory[:2], *queries, top_k, return_usage)
 
 
 @_on_its_device
@@ -112,13 +108,12 @@ def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
 
 
 @_on_its_device
-def potentiate(
-    mk: list[Tensor], ms: list[Tensor] | None, mv: list[Tensor], pk: Tensor, pe: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def potentiate(memory: MemoryInputs, prototypes: QueryInputs) -> tuple[Tensor, Tensor]:
     """Eq. 3 for prototypes pk [B, CK, P] with selection pe or None -> ps [B, 1, P] float32, pv [B, O, CV, P]"""
     from . import bank, dense_read
 
-    memory = bank.memory(mk, ms, dense_read.ALIGN)
-    pv, _, ps = dense_read.read(memory, mv, bank.Queries(pk, pe), False, True)
+    pv, _, ps = dense_read.read(
+        bank.memory(*memory[:2], dense_read.ALIGN), memory.mv, bank.Queries(*prototypes), False, True
+    )
     assert ps is not None
     return ps, pv

@@ -35,7 +35,7 @@ from xmemk.benchmarks.harness.stopwatch import CHAIN_SECONDS
 from xmemk.benchmarks.peers.registry import CHECKED_QUERIES, Call, Peer, peers_of
 from xmemk.benchmarks.peers.workloads import WORKLOADS, Case, Workload, make_case
 
-from xmemk import ops
+from xmemk import operators as ops
 from xmemk.testing import Inputs
 
 BASES = {"N": "480p-full", "Q": "480p-full", "O": "480p-early", "k": "480p-full", "threads": "480p-full"}

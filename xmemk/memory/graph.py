@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import api, ops
+from .. import api
+from .. import operators as ops
 from .table import LONG_TERM, Run
 from .values import Values
 
