@@ -160,7 +160,7 @@ def refusal(backend: str, call: Call, errors: Errors | None = None) -> str | Non
         return f"needs {row.device} tensors, these are on {call.device}"
     if row.dtypes is not None and call.dtype not in row.dtypes:
         return f"has no {_name(call.dtype)} kernel for {call.op}"
-    if call.gradient and row.run_with_gradient is None:
+    if call.gradient and row.run_with_gradient is None and call.op in DIFFERENTIABLE:
         return f"has no gradient for {call.op}; detach the inputs or use torch.no_grad()"
     if call.top_k is not None and row.largest_k is not None and call.top_k > row.largest_k:
         return f"has no kernel for top_k above {row.largest_k}, this is {call.top_k}"
