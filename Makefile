@@ -38,7 +38,8 @@ quick: $(READY)
 SANITIZED := build/sanitize
 SANITIZE  := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 RUNTIMES  = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
-CPU_TESTS := evict_lfu gather_tokens memory_read memory_read_backward_cpu memory_read_cpu select_prototypes
+CPU_TESTS := affinity_topk consolidate evict_lfu gather_tokens memory_read memory_read_backward_cpu memory_read_cpu \
+	potentiate readout_topk select_prototypes
 
 sanitize: $(READY)
 	CFLAGS="$(SANITIZE) -fno-omit-frame-pointer -g1" LDFLAGS="$(SANITIZE)" $(PY) setup.py --quiet build \

@@ -1,5 +1,5 @@
 // The module xmemk._C. Importing it registers the kernels of csrc/cpu and csrc/cuda with the dispatcher; the schemas
-// are defined in Python (xmemk/ops.py).
+// are defined in Python (xmemk/operators/).
 #include <string>
 #include <vector>
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import autograd, backends, checks, ops, plain, triton_ops
+from . import backends, checks
 from .backends import Call, Explanation
 
 Segments = Tensor | Sequence[Tensor]
@@ -90,22 +90,12 @@ def memory_read(
     for the backward pass.
     Raises TypeError or ValueError for wrong types, shapes, dtypes or devices, and for an empty memory.
     """
-    memory = checks.memory(mk, ms, mv, qk, qe, with_values=True)
+    memory, queries = checks.read(mk, ms, mv, qk, qe)
     if top_k is not None:
         checks.top_k(top_k)
-    assert memory.mv is not None
-    tensors = (*memory.mk, *(memory.ms or ()), *memory.mv, qk, qe)
-    gradient = _wants_gradient(tensors)
-    read = plain.memory_read
-    chosen = _choose("memory_read", tensors, gradient, backend, top_k)
-    if chosen == "cpu":
-        read = ops.memory_read_saving if gradient else ops.memory_read
-    elif chosen == "triton":
-        read = triton_ops.memory_read if gradient else ops.triton(qk).memory_read
-    elif gradient and not torch.compiler.is_compiling():
-        read = autograd.memory_read
+    run = _kernel("memory_read", (*memory.tensors, *queries), backend, top_k)
     with _full_precision(qk):
-        readout, usage = read(memory.mk, memory.ms, memory.mv, qk, qe, top_k, return_usage)
+        readout, usage = run(memory, queries, top_k, return_usage)
     return readout if usage is None else (readout, usage)
 
 
@@ -128,18 +118,12 @@ def affinity_topk(
     Where fewer than k tokens have a finite similarity, the slots left over repeat the best token with weight 0.
     Differentiable in nothing: weights are for looking, testing and several readouts.
     """
-    memory = checks.memory(mk, ms, None, qk, qe, with_values=False)
+    memory, queries = checks.read(mk, ms, None, qk, qe, with_values=False)
     checks.top_k(top_k)
-    chosen = _choose("affinity_topk", (*memory.mk, *(memory.ms or ()), qk, qe), False, backend, top_k)
+    run = _kernel("affinity_topk", (*memory.tensors, *queries), backend, top_k)
     with _full_precision(qk), torch.no_grad():
-        if chosen in ("cpu", "triton"):
-            native = ops if chosen == "cpu" else ops.triton(qk)
-            weight, index, usage = native.affinity_topk(memory.mk, memory.ms, qk, qe, top_k, return_usage)
-            return (weight, index, usage) if return_usage else (weight, index)
-        weight, index = plain.affinity_topk(memory.mk, memory.ms, qk, qe, top_k)
-        if not return_usage:
-            return weight, index
-        return weight, index, plain.usage_topk(weight, index, memory.tokens)
+        weight, index, usage = run(memory, queries, top_k, return_usage)
+    return (weight, index) if usage is None else (weight, index, usage)
 
 
 def readout_topk(
@@ -161,20 +145,13 @@ def readout_topk(
     """
     if scale is not None:
         codes, scales = checks.scaled_affinity(mv, scale, weight, index)
-        call = Call("readout_topk_scaled", weight.device.type, _wants_gradient((weight,)), weight.dtype)
-        if backends.choose(call, backend, ops.native_error()) == "cpu":
-            return ops.readout_topk_scaled(codes, scales, weight, index)
-        _check_index(index, sum(v.shape[3] for v in codes))
-        return plain.readout_topk_scaled(codes, scales, weight, index)
+        run = _kernel("readout_topk_scaled", (weight,), backend)
+        with _full_precision(weight):
+            return run(codes, scales, weight, index)
     values = checks.affinity(mv, weight, index)
-    chosen = _choose("readout_topk", (weight, *values), _wants_gradient((*values, weight)), backend)
-    if chosen == "cpu":
-        return ops.readout_topk(values, weight, index)
-    _check_index(index, sum(v.shape[3] for v in values))
-    if chosen == "triton":
-        return ops.triton(weight).readout_topk(values, weight, index)
+    run = _kernel("readout_topk", (weight, *values), backend)
     with _full_precision(weight):
-        return plain.readout_topk(values, weight, index)
+        return run(values, weight, index)
 
 
 def similarity(mk: Segments, ms: Segments | None, qk: Tensor, qe: Tensor | None, *, backend: str = "auto") -> Tensor:
@@ -182,11 +159,10 @@ def similarity(mk: Segments, ms: Segments | None, qk: Tensor, qe: Tensor | None,
 
     It is the matrix that every other function avoids. Differentiable.
     """
-    memory = checks.memory(mk, ms, None, qk, qe, with_values=False)
-    tensors = (*memory.mk, *(memory.ms or ()), qk, qe)
-    _choose("similarity", tensors, _wants_gradient(tensors), backend)
+    memory, queries = checks.read(mk, ms, None, qk, qe, with_values=False)
+    run = _kernel("similarity", (*memory.tensors, *queries), backend)
     with _full_precision(qk):
-        return plain.similarity(memory.mk, memory.ms, qk, qe)
+        return run(memory, queries)
 
 
 def select_prototypes(usage: Tensor, num_prototypes: int, *, backend: str = "auto") -> Tensor:
@@ -195,9 +171,7 @@ def select_prototypes(usage: Tensor, num_prototypes: int, *, backend: str = "aut
     By usage, descending; of equal usage the lower index first. Raises ValueError unless 0 <= P <= N.
     """
     checks.usage(usage, num_prototypes, "num_prototypes")
-    if _choose("select_prototypes", (usage,), False, backend) in ("cpu", "cuda"):
-        return ops.select_prototypes(usage.detach(), num_prototypes)
-    return plain.select_prototypes(usage.detach(), num_prototypes)
+    return _kernel("select_prototypes", (usage,), backend)(usage.detach(), num_prototypes)
 
 
 def consolidate(
@@ -223,26 +197,9 @@ def consolidate(
         and values of all candidates averaged with the softmax of their similarity to each prototype.
     """
     memory, selection = checks.consolidation(mk, ms, me, mv, usage, num_prototypes)
-    keys, shrinkage, values = memory
-    assert values is not None
-    tensors = (*keys, *(shrinkage or ()), *(selection or ()), *values)
-    steps: tuple[Callable[..., Tensor], ...] = (plain.select_prototypes, plain.gather_tokens)
-    chosen = _choose("consolidate", (*tensors, usage), _wants_gradient(tensors), backend)
-    if chosen == "cpu" and torch.float64 in (keys[0].dtype, values[0].dtype):
-        steps = (ops.select_prototypes, ops.gather_tokens)
-    elif chosen in ("cpu", "triton"):
-        native = chosen == "cpu" or (usage.is_cuda and ops.cuda_error() is None)
-        select, gather = (ops.select_prototypes, ops.gather_tokens) if native else steps
-        index = select(usage.detach(), num_prototypes)
-        with _full_precision(keys[0]):
-            pk = plain.gather_from(keys, index, gather)
-            pe = None if selection is None else plain.gather_from(selection, index, gather)
-            potentiate = ops.potentiate if chosen == "cpu" else ops.triton(keys[0]).potentiate
-            return pk, *potentiate(keys, shrinkage, values, pk, pe)
-    elif chosen == "cuda":
-        steps = (ops.select_prototypes, ops.gather_tokens)
-    with _full_precision(keys[0]):
-        return plain.consolidate(keys, shrinkage, selection, values, usage.detach(), num_prototypes, *steps)
+    run = _kernel("consolidate", (*memory.tensors, *(selection or ()), usage.detach()), backend)
+    with _full_precision(usage):
+        return run(memory, selection, usage.detach(), num_prototypes)
 
 
 def evict_lfu(usage: Tensor, keep: int, *, backend: str = "auto") -> Tensor:
@@ -253,9 +210,7 @@ def evict_lfu(usage: Tensor, keep: int, *, backend: str = "auto") -> Tensor:
     Raises ValueError unless 0 <= keep <= N.
     """
     checks.usage(usage, keep, "keep")
-    if _choose("evict_lfu", (usage,), False, backend) in ("cpu", "cuda"):
-        return ops.evict_lfu(usage.detach(), keep)
-    return plain.evict_lfu(usage.detach(), keep)
+    return _kernel("evict_lfu", (usage,), backend)(usage.detach(), keep)
 
 
 def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto", **kwargs: Any) -> Explanation:
@@ -267,54 +222,50 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
     op = function if isinstance(function, str) else getattr(function, "__name__", "")
     if op not in backends.OPS:
         raise ValueError(f"function: wanted one of {', '.join(backends.OPS)}, got {function!r}")
-    tensors = []
-    for argument in (*args, *kwargs.values()):
-        tensors += [
-            t for t in (argument if isinstance(argument, (list, tuple)) else [argument]) if isinstance(t, Tensor)
-        ]
+    arguments = (*args, *kwargs.values())
+    flat = (t for argument in arguments for t in (argument if isinstance(argument, (list, tuple)) else [argument]))
+    tensors = [t for t in flat if isinstance(t, Tensor)]
     if not tensors:
         raise ValueError(f"explain: wanted {op}'s arguments, with at least one tensor")
     if op == "readout_topk" and kwargs.get("scale") is not None:
         op = "readout_topk_scaled"
-    # As each function itself decides: selection has no gradient to offer, whatever is asked of its input.
-    if op in ("affinity_topk", "select_prototypes", "evict_lfu"):
-        gradient = False
-    else:  # usage, the only argument of two dimensions, chooses and is not differentiated
-        gradient = _wants_gradient([t for t in tensors if t.dim() > 2])
-    call = _call(op, tensors, gradient, kwargs.get("top_k"))
-    return backends.explain(call, backend, ops.native_error(), ops.cuda_error())
+        tensors = [t for t in tensors if t.dim() == 3]  # weight and index: values and scale decide nothing
+    if op == "consolidate":  # usage, the only argument of two dimensions, is not differentiated
+        tensors = [t.detach() if t.dim() == 2 else t for t in tensors]
+    # Indices decide nothing either.
+    call = _call(op, [t for t in tensors if t.is_floating_point()] or tensors, kwargs.get("top_k"))
+    return backends.explain(call, backend)
 
 
-def _choose(op: str, tensors: Sequence[Tensor | None], gradient: bool, backend: str, top_k: int | None = None) -> str:
-    call = _call(op, tensors, gradient, top_k)
-    chosen = backends.choose(call, backend, ops.native_error(), ops.cuda_error())
+def _kernel(op: str, tensors: Sequence[Tensor | None], backend: str, top_k: int | None = None) -> Callable[..., Any]:
+    """What runs this call: a row of the table of backends."""
+    call = _call(op, [t for t in tensors if t is not None], top_k)
+    chosen = backends.choose(call, backend)
     if chosen != "torch" and _has_tangent(tensors):
         # An operator would drop the tangent without a word.
         if backend != "auto":
             raise ValueError(f"backend: {backend!r} has no forward-mode gradient for {op}. Would do: 'torch'")
-        return "torch"
-    return chosen
+        chosen = "torch"
+    row = backends.TABLE[op][chosen]
+    return row.run_with_gradient if call.gradient and row.run_with_gradient is not None else row.run
 
 
-def _call(op: str, tensors: Sequence[Tensor | None], gradient: bool, top_k: int | None = None) -> Call:
-    given = [t for t in tensors if t is not None]
-    device = given[0].device
-    double = any(t.dtype == torch.float64 for t in given)
-    with_keys = op in ("memory_read", "affinity_topk", "consolidate")
+_WITH_KEYS = ("memory_read", "affinity_topk", "consolidate")  # whose first tensor is [B, CK, N]
+
+
+def _call(op: str, tensors: Sequence[Tensor], top_k: int | None = None) -> Call:
+    first = tensors[0]
+    device = first.device
+    double = any(t.dtype == torch.float64 for t in tensors)
     return Call(
         op,
         device.type,
-        gradient,
-        torch.float64 if double else given[0].dtype,
+        op in backends.DIFFERENTIABLE and torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
+        torch.float64 if double else first.dtype,
         top_k,
-        given[0].shape[1] if with_keys else 0,
-        ops.triton_error(device.type, device.index),
-        ops.interpreted(),
+        first.shape[1] if op in _WITH_KEYS else 0,
+        device.index,
     )
-
-
-def _wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _has_tangent(tensors: Sequence[Tensor | None]) -> bool:
@@ -330,16 +281,3 @@ def _full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
-
-
-def _check_index(index: Tensor, tokens: int) -> None:
-    if index.numel() == 0:
-        return
-    if index.device.type != "cpu" or torch.compiler.is_compiling():
-        # Looking at the numbers here would wait for the device, or break the graph; this fails where they are used.
-        torch._assert_async(((index >= 0) & (index < tokens)).all(), f"index: wanted 0 to N - 1 of {tokens} tokens")
-        return
-    low, high = index.aminmax()
-    if low < 0 or high >= tokens:
-        bad = int(low) if low < 0 else int(high)
-        raise IndexError(f"index: wanted 0 to {tokens - 1} (N = {tokens} tokens), got {bad}")

@@ -1,60 +1,125 @@
-"""Which backend serves a call: one pure function of the call's metadata and of what is built.
+"""Which backend serves a call: one table of kernels, and one pure function of a call's metadata.
 
-A backend asked for by name never falls back: the error says what it lacks and which one would do. (A memory may ask for
-one by name that reads and has no kernels for upkeep; then it asks for "auto" there, :func:`for_upkeep`.)
+The choice depends on the call and on what can run here, never on the numbers in a tensor.
+A backend asked for by name never falls back: the error says what it lacks and which one would do. A
+memory may ask for one by name that reads and has no kernels for upkeep; it asks for "auto" there
+(:func:`for_upkeep`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
+from . import operators, plain
+
+# By backend: why it cannot run. In place of what the rows of the table find on this machine.
+Errors = Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A row of the table: what a backend has for an op, and the calls that it serves."""
+
+    backend: str
+    op: str
+    run: Callable[..., Any]
+    # What runs instead where a gradient is wanted; None where there is no gradient.
+    run_with_gradient: Callable[..., Any] | None = None
+    device: str | None = None  # None: any
+    dtypes: tuple[torch.dtype, ...] | None = None  # None: any
+    largest_k: int | None = None
+    most_key_channels: int | None = None
+    # (device type, index) -> why the kernel cannot run there, or None; and the end of that sentence.
+    error: Callable[[str, int | None], str | None] = lambda *_: None
+    remedy: str = ""
+    needs: str = ""  # for the table that people read
+    remark: str = ""
+
+
+_ALL_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_FLOAT32_AND_16_BIT = _ALL_DTYPES[:3]
+_DOCTOR = "; `xmemk doctor` says how to get it"
+
+_triton = partial(
+    Kernel,
+    "triton",
+    device="cuda",
+    dtypes=_FLOAT32_AND_16_BIT,
+    largest_k=256,
+    most_key_channels=128,
+    error=operators.triton_error,
+    needs="NVIDIA GPU, compute capability 8.0 or newer",
+)
+_cuda = partial(
+    Kernel,
+    "cuda",
+    device="cuda",
+    dtypes=_ALL_DTYPES,
+    error=lambda *_: operators.cuda_error(),
+    remedy=_DOCTOR,
+    needs="NVIDIA GPU, C++ extension built with CUDA",
+)
+_cpu = partial(
+    Kernel,
+    "cpu",
+    device="cpu",
+    dtypes=_FLOAT32_AND_16_BIT,
+    error=lambda *_: operators.native_error(),
+    remedy=_DOCTOR,
+    needs="CPU, C++ extension",
+)
+_torch = partial(Kernel, "torch", needs="any")
+
+# "auto" takes the first backend that serves a call. "torch" serves every call, so it is last.
+_ROWS = (
+    _triton("memory_read", operators.memory_read, operators.memory_read_saving),
+    _triton("affinity_topk", operators.affinity_topk),
+    _triton("readout_topk", operators.readout_topk),
+    _triton("consolidate", operators.consolidate_triton),
+    _cuda("select_prototypes", operators.select_prototypes),
+    _cuda("consolidate", operators.consolidate_cuda, remark="potentiation in PyTorch"),
+    _cuda("evict_lfu", operators.evict_lfu),
+    _cpu("memory_read", operators.memory_read, operators.memory_read_saving),
+    _cpu("affinity_topk", operators.affinity_topk),
+    _cpu("readout_topk", operators.readout_topk),
+    _cpu("readout_topk_scaled", operators.readout_topk_scaled),
+    _cpu("select_prototypes", operators.select_prototypes, dtypes=_ALL_DTYPES),
+    _cpu("consolidate", operators.consolidate_cpu, dtypes=_ALL_DTYPES, remark="float64 potentiation in PyTorch"),
+    _cpu("evict_lfu", operators.evict_lfu, dtypes=_ALL_DTYPES),
+    _torch("memory_read", plain.memory_read, plain.memory_read_saving),
+    _torch("affinity_topk", plain.affinity_topk),
+    _torch("readout_topk", plain.readout_topk, plain.readout_topk),
+    _torch("readout_topk_scaled", plain.readout_topk_scaled, plain.readout_topk_scaled),
+    _torch("similarity", plain.similarity, plain.similarity),
+    _torch("select_prototypes", plain.select_prototypes),
+    _torch("consolidate", plain.consolidate, plain.consolidate),
+    _torch("evict_lfu", plain.evict_lfu),
+)
+
+# The public functions; readout_topk with a scale is an op of its own, readout_topk_scaled.
 OPS = ("memory_read", "affinity_topk", "readout_topk", "similarity", "select_prototypes", "consolidate", "evict_lfu")
+BACKENDS = tuple(dict.fromkeys(row.backend for row in _ROWS))
 
-# In the order in which "auto" prefers them. "torch" serves every call, so it is last.
-BACKENDS = ("triton", "cuda", "cpu", "torch")
+# The table: op -> backend -> row, in the order of preference.
+TABLE = {op: {row.backend: row for row in _ROWS if row.op == op} for op in (*OPS, "readout_topk_scaled")}
 
-# What each backend has kernels for.
-_KERNELS: dict[str, frozenset[str]] = {
-    # consolidate: selection and gathering; the potentiation between them is plain PyTorch.
-    "cuda": frozenset({"select_prototypes", "consolidate", "evict_lfu"}),
-    "triton": frozenset({"memory_read", "affinity_topk", "readout_topk", "consolidate"}),
-    "cpu": frozenset(
-        {
-            "memory_read",
-            "affinity_topk",
-            "readout_topk",
-            "readout_topk_scaled",  # readout_topk with a scale
-            "select_prototypes",
-            "consolidate",
-            "evict_lfu",
-        }
-    ),
-}
-# What a memory asks of "auto" where the backend it was given has no kernel.
+# Ops with a gradient on some backend. The others select, whatever is asked of their input.
+DIFFERENTIABLE = {row.op for row in _ROWS if row.run_with_gradient is not None}
+
+# What a memory leaves to "auto" where the backend it was given has no kernel.
 _UPKEEP = ("select_prototypes", "evict_lfu")
-# Those of them that do their arithmetic in float32, and those that have gradients.
-_FLOAT32 = {
-    "cuda": frozenset[str](),
-    "triton": _KERNELS["triton"],
-    "cpu": frozenset({"memory_read", "affinity_topk", "readout_topk", "readout_topk_scaled"}),
-}
-_GRADIENT = {
-    "cuda": frozenset[str](),
-    "triton": frozenset({"memory_read"}),
-    "cpu": frozenset({"memory_read"}),
-}
-# Sizes up to which the Triton kernels go.
-_LARGEST_K, _MOST_KEY_CHANNELS = 256, 128
-_DEVICE = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
 
 
 class Call(NamedTuple):
-    """What the choice depends on: the op's name, the tensors' device type, whether gradients are wanted, the widest
-    dtype, two sizes, and what keeps Triton's kernels from running (or that its
-    interpreter runs them).
+    """What the choice depends on.
+
+    device, device_index: of the tensors. dtype: the widest of theirs. key_channels: CK, or 0 where the op
+    has no keys.
     """
 
     op: str
@@ -63,8 +128,7 @@ class Call(NamedTuple):
     dtype: torch.dtype = torch.float32
     top_k: int | None = None
     key_channels: int = 0
-    triton_error: str | None = None
-    interpreted: bool = False
+    device_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,72 +147,86 @@ class Explanation:
         return "\n".join([head, *(f"  {name}: {why}" for name, why in self.refusals.items())])
 
 
-def refusal(backend: str, call: Call, native_error: str | None, cuda_error: str | None = None) -> str | None:
+def refusal(backend: str, call: Call, errors: Errors | None = None) -> str | None:
     """Why ``backend`` cannot serve ``call``, or None if it can.
 
-    The errors are what ops.py says of the extension and of its CUDA kernels.
+    ``errors``: what to suppose of this machine; without it, the table's row is asked.
     """
-    if backend == "torch":
-        return None
-    if call.op not in _KERNELS[backend]:
+    row = TABLE[call.op].get(backend)
+    if row is None:
         upkeep = f"; a memory with backend={backend!r} leaves it to 'auto'" if call.op in _UPKEEP else ""
         return f"has no kernel for {call.op} in this version{upkeep}"
-    interpreted = backend == "triton" and call.interpreted and call.device == "cpu"
-    if call.device != _DEVICE[backend] and not interpreted:
-        return f"needs {_DEVICE[backend]} tensors, these are on {call.device}"
-    if call.dtype == torch.float64 and call.op in _FLOAT32[backend]:
-        return f"has no float64 kernel for {call.op}"
-    if call.gradient and call.op not in _GRADIENT[backend]:
+    if row.device is not None and call.device != row.device:
+        return f"needs {row.device} tensors, these are on {call.device}"
+    if row.dtypes is not None and call.dtype not in row.dtypes:
+        return f"has no {_name(call.dtype)} kernel for {call.op}"
+    if call.gradient and row.run_with_gradient is None and call.op in DIFFERENTIABLE:
         return f"has no gradient for {call.op}; detach the inputs or use torch.no_grad()"
-    if backend == "triton":
-        return _triton_refusal(call)
-    error = native_error or (cuda_error if backend == "cuda" else None)
-    if error is not None:
-        return f"{error}; `xmemk doctor` says how to get it"
-    return None
+    if call.top_k is not None and row.largest_k is not None and call.top_k > row.largest_k:
+        return f"has no kernel for top_k above {row.largest_k}, this is {call.top_k}"
+    if row.most_key_channels is not None and call.key_channels > row.most_key_channels:
+        return f"has no kernel for CK above {row.most_key_channels}, this is {call.key_channels}"
+    error = row.error(call.device, call.device_index) if errors is None else errors.get(backend)
+    return None if error is None else error + row.remedy
 
 
-def for_upkeep(op: str, requested: str) -> str:
-    """What a memory whose backend is ``requested`` asks for in upkeep: "auto" where that one has no kernel at all."""
-    without = op in _UPKEEP and op not in _KERNELS.get(requested, frozenset({op}))
-    return "auto" if without else requested
-
-
-def _triton_refusal(call: Call) -> str | None:
-    if call.top_k is not None and call.top_k > _LARGEST_K:
-        return f"has no kernel for top_k above {_LARGEST_K}, this is {call.top_k}"
-    if call.key_channels > _MOST_KEY_CHANNELS:
-        return f"has no kernel for CK above {_MOST_KEY_CHANNELS}, this is {call.key_channels}"
-    return call.triton_error
-
-
-def _first(call: Call, native_error: str | None, cuda_error: str | None) -> str:
-    """What "auto" takes; the interpreter only by name."""
-    at_home = (b for b in BACKENDS if _DEVICE.get(b, call.device) == call.device)
-    return next(b for b in at_home if refusal(b, call, native_error, cuda_error) is None)
-
-
-def choose(call: Call, requested: str, native_error: str | None, cuda_error: str | None = None) -> str:
-    """The backend that serves ``call``. Raises ValueError for an unknown name, or one that cannot serve the call."""
+def choose(call: Call, requested: str, errors: Errors | None = None) -> str:
+    """The backend that serves ``call``. Raises ValueError for an unknown name, or one that cannot."""
     if requested == "auto":
-        return _first(call, native_error, cuda_error)
-    if requested not in BACKENDS:
-        raise ValueError(f"backend: wanted 'auto' or one of {', '.join(BACKENDS)}, got {requested!r}")
-    why = refusal(requested, call, native_error, cuda_error)
+        for backend in TABLE[call.op]:
+            if refusal(backend, call, errors) is None:
+                return backend
+    _check_name(requested)
+    why = refusal(requested, call, errors)
     if why is not None:
-        able = [b for b in BACKENDS if refusal(b, call, native_error, cuda_error) is None]
+        able = [b for b in BACKENDS if refusal(b, call, errors) is None]
         raise ValueError(f"backend: {requested!r} {why}. Would do: {', '.join(repr(b) for b in able)}")
     return requested
 
 
-def explain(call: Call, requested: str, native_error: str | None, cuda_error: str | None = None) -> Explanation:
+def explain(call: Call, requested: str, errors: Errors | None = None) -> Explanation:
     """The choice with its reasons."""
-    if requested != "auto" and requested not in BACKENDS:
-        raise ValueError(f"backend: wanted 'auto' or one of {', '.join(BACKENDS)}, got {requested!r}")
-    why = {b: refusal(b, call, native_error, cuda_error) for b in BACKENDS}
+    why = {b: refusal(b, call, errors) for b in BACKENDS}
     if requested == "auto":
-        chosen: str | None = _first(call, native_error, cuda_error)
+        chosen: str | None = choose(call, requested, errors)
     else:
+        _check_name(requested)
         chosen = requested if why[requested] is None else None
     others = {b: w or "could serve it too" for b, w in why.items() if b != chosen}
     return Explanation(call.op, requested, chosen, others)
+
+
+def for_upkeep(op: str, requested: str) -> str:
+    """What a memory whose backend is ``requested`` asks for in upkeep: "auto" where that one has no kernel."""
+    without = op in _UPKEEP and requested in BACKENDS and requested not in TABLE[op]
+    return "auto" if without else requested
+
+
+def markdown() -> str:
+    """The table for people to read: a line for the functions of a backend that take the same types."""
+    lines = ["| backend | needs | functions | types |", "|---|---|---|---|"]
+    for backend in reversed(BACKENDS):
+        rows = [TABLE[op][backend] for op in OPS if backend in TABLE[op]]
+        for dtypes in dict.fromkeys(row.dtypes for row in rows):
+            alike = [row for row in rows if row.dtypes == dtypes]
+            functions = ", ".join(_function(row) for row in alike)
+            limits = f"; top_k up to {alike[0].largest_k}" if alike[0].largest_k else ""
+            limits += f", CK up to {alike[0].most_key_channels}" if alike[0].most_key_channels else ""
+            types = ", ".join(_name(dtype) for dtype in dtypes or _ALL_DTYPES)
+            lines.append(f"| `{backend}` | {alike[0].needs} | {functions}{limits} | {types} |")
+    return "\n".join(lines)
+
+
+def _function(row: Kernel) -> str:
+    words = ["with gradients" if row.run_with_gradient else "", row.remark]
+    remarks = ", ".join(word for word in words if word)
+    return f"`{row.op}`" + (f" ({remarks})" if remarks else "")
+
+
+def _check_name(requested: str) -> None:
+    if requested != "auto" and requested not in BACKENDS:
+        raise ValueError(f"backend: wanted 'auto' or one of {', '.join(BACKENDS)}, got {requested!r}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,16 +1,17 @@
 """Checks at the public border: ValueError or TypeError that name the argument, what was wanted and what came.
 
-They read metadata only (types, shapes, dtypes, devices), so they cost microseconds, never wait for a device, and are
-traced away by torch.compile. What they let through is safe for every backend.
+They read metadata only (types, shapes, dtypes, devices). So they cost microseconds, never wait for a
+device, and are traced away by torch.compile. What they let through is safe for every backend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .inputs import MemoryInputs, QueryInputs
 
 Segments = Tensor | Sequence[Tensor]
 
@@ -18,28 +19,16 @@ _FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _SCALED = (torch.int8, torch.float8_e4m3fn)
 
 
-class Memory(NamedTuple):
-    """The memory of a read as equally long lists of segments; ``ms`` and ``mv`` are None where there are none."""
+def read(
+    mk: Segments, ms: Segments | None, mv: Segments | None, qk: Tensor, qe: Tensor | None, *, with_values: bool = True
+) -> tuple[MemoryInputs, QueryInputs]:
+    """Keys, shrinkage and values of a read, and the queries they are read with.
 
-    mk: list[Tensor]
-    ms: list[Tensor] | None
-    mv: list[Tensor] | None
-
-    @property
-    def tokens(self) -> int:
-        return sum(k.shape[2] for k in self.mk)
-
-
-def memory(
-    mk: Segments, ms: Segments | None, mv: Segments | None, qk: Tensor, qe: Tensor | None, *, with_values: bool
-) -> Memory:
-    """Keys, shrinkage and values of a read, and the query they are read with.
-
-    Raises TypeError for what is not a floating tensor or mixes dtypes, ValueError for shapes, devices and an empty
-    memory.
+    Raises TypeError for what is not a floating tensor or mixes dtypes, ValueError for shapes, devices
+    and an empty memory.
     """
     keys = _segments("mk", mk)
-    values = _segments("mv", mv) if with_values else None  # None is then no memory, and says so
+    values = _segments("mv", mv) if with_values else []  # None is then no memory, and the error says so
     shrinkage = None if ms is None else _segments("ms", ms)
     _tensor("qk", qk, "[B, CK, Q]")
     b, ck, _ = qk.shape
@@ -51,41 +40,37 @@ def memory(
         if k.shape[0] != b or k.shape[1] != ck:
             raise ValueError(f"{name}: wanted [B={b}, CK={ck}, N] to go with qk {_shape(qk)}, got {_shape(k)}")
         _same(name, k, "qk", qk)
-    for name, listed in (("ms", shrinkage), ("mv", values)):
+    for name, listed in (("ms", shrinkage), ("mv", values if with_values else None)):
         if listed is not None and len(listed) != len(keys):
             raise ValueError(f"{name}: wanted {len(keys)} segments as in mk, got {len(listed)}")
-    if shrinkage is not None:
-        for i, (s, k) in enumerate(zip(shrinkage, keys)):
-            name = _name("ms", ms, i)
-            _tensor(name, s, "[B, 1, N]")
-            if s.shape[0] != b or s.shape[1] != 1 or s.shape[2] != k.shape[2]:
-                raise ValueError(f"{name}: wanted [B={b}, 1, N={k.shape[2]}] as in mk, got {_shape(s)}")
-            _device(name, s, "qk", qk)
-    if values is not None:
-        first = values[0]
-        for i, (v, k) in enumerate(zip(values, keys)):
-            name = _name("mv", mv, i)
-            _tensor(name, v, "[B, O, CV, N]")
-            if v.shape[0] != b or v.shape[3] != k.shape[2]:
-                raise ValueError(f"{name}: wanted [B={b}, O, CV, N={k.shape[2]}] as in mk, got {_shape(v)}")
-            if v.shape[1] != first.shape[1] or v.shape[2] != first.shape[2]:
-                raise ValueError(f"{name}: wanted the O and CV of the first segment {_shape(first)}, got {_shape(v)}")
-            _device(name, v, "qk", qk)
-            if v.dtype != first.dtype:
-                raise TypeError(f"{name}: wanted {first.dtype} as in the first segment, got {v.dtype}")
+    for i, (s, k) in enumerate(zip(shrinkage or (), keys)):
+        name = _name("ms", ms, i)
+        _tensor(name, s, "[B, 1, N]")
+        if s.shape[0] != b or s.shape[1] != 1 or s.shape[2] != k.shape[2]:
+            raise ValueError(f"{name}: wanted [B={b}, 1, N={k.shape[2]}] as in mk, got {_shape(s)}")
+        _device(name, s, "qk", qk)
+    for i, (v, k) in enumerate(zip(values, keys)):
+        name = _name("mv", mv, i)
+        _tensor(name, v, "[B, O, CV, N]")
+        if v.shape[0] != b or v.shape[3] != k.shape[2]:
+            raise ValueError(f"{name}: wanted [B={b}, O, CV, N={k.shape[2]}] as in mk, got {_shape(v)}")
+        if v.shape[1] != values[0].shape[1] or v.shape[2] != values[0].shape[2]:
+            raise ValueError(f"{name}: wanted the O and CV of the first segment {_shape(values[0])}, got {_shape(v)}")
+        _device(name, v, "qk", qk)
+        _dtype_of_first(name, v, values[0])
     if qe is not None:
         _tensor("qe", qe, "[B, CK, Q]")
         if qe.shape != qk.shape:
             raise ValueError(f"qe: wanted {_shape(qk)} as qk, got {_shape(qe)}")
         _same("qe", qe, "qk", qk)
-    checked = Memory(keys, shrinkage, values)
-    if checked.tokens == 0:
+    memory = MemoryInputs(keys, shrinkage, values)
+    if memory.tokens == 0:
         raise ValueError("mk: the memory is empty (N = 0); there is nothing to read")
-    return checked
+    return memory, QueryInputs(qk, qe)
 
 
 def affinity(mv: Segments, weight: Tensor, index: Tensor, dtypes: tuple[torch.dtype, ...] = _FLOATING) -> list[Tensor]:
-    """Values and the sparse affinity they are read out with. Index values are not looked at here (see readout_topk)."""
+    """Values and the sparse affinity they are read out with. The numbers in index are not read here."""
     values = _segments("mv", mv)
     _tensor("weight", weight, "[B, Q, k]")
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
@@ -100,8 +85,7 @@ def affinity(mv: Segments, weight: Tensor, index: Tensor, dtypes: tuple[torch.dt
             wanted = [weight.shape[0], *values[0].shape[1:3]]
             raise ValueError(f"{name}: wanted [B, O, CV, N] with B, O, CV = {wanted}, got {_shape(v)}")
         _device(name, v, "weight", weight)
-        if v.dtype != values[0].dtype:
-            raise TypeError(f"{name}: wanted {values[0].dtype} as in the first segment, got {v.dtype}")
+        _dtype_of_first(name, v, values[0])
     if sum(v.shape[3] for v in values) == 0:
         raise ValueError("mv: the memory is empty (N = 0); there is nothing to read")
     return values
@@ -125,21 +109,20 @@ def scaled_affinity(mv: Segments, scale: Segments, weight: Tensor, index: Tensor
 
 def consolidation(
     mk: Segments, ms: Segments | None, me: Segments | None, mv: Segments, usage_: Tensor, num_prototypes: int
-) -> tuple[Memory, list[Tensor] | None]:
+) -> tuple[MemoryInputs, list[Tensor] | None]:
     """The candidates of a consolidation, and their selection, as equally long lists of segments."""
     first = _segments("mk", mk)[0]
     _tensor("mk" if isinstance(mk, Tensor) else "mk[0]", first, "[B, CK, N]")
-    candidates = memory(mk, ms, mv, first, None, with_values=True)
+    candidates, _ = read(mk, ms, mv, first, None)
     selection = None if me is None else _segments("me", me)
-    if selection is not None:
-        if len(selection) != len(candidates.mk):
-            raise ValueError(f"me: wanted {len(candidates.mk)} segments as in mk, got {len(selection)}")
-        for i, (e, k) in enumerate(zip(selection, candidates.mk)):
-            name = _name("me", me, i)
-            _tensor(name, e, "[B, CK, N]")
-            if e.shape != k.shape:
-                raise ValueError(f"{name}: wanted {_shape(k)} as mk, got {_shape(e)}")
-            _same(name, e, "mk", k)
+    if selection is not None and len(selection) != len(candidates.mk):
+        raise ValueError(f"me: wanted {len(candidates.mk)} segments as in mk, got {len(selection)}")
+    for i, (e, k) in enumerate(zip(selection or (), candidates.mk)):
+        name = _name("me", me, i)
+        _tensor(name, e, "[B, CK, N]")
+        if e.shape != k.shape:
+            raise ValueError(f"{name}: wanted {_shape(k)} as mk, got {_shape(e)}")
+        _same(name, e, "mk", k)
     usage(usage_, num_prototypes, "num_prototypes")
     if usage_.shape[0] != first.shape[0] or usage_.shape[1] != candidates.tokens:
         raise ValueError(f"usage: wanted [B={first.shape[0]}, N={candidates.tokens}] as in mk, got {_shape(usage_)}")
@@ -163,36 +146,41 @@ def top_k(value: int) -> None:
         raise ValueError(f"top_k: wanted a number of 64 bits, got {value}")
 
 
-def _segments(name: str, given: Segments | None) -> list[Tensor]:
-    if isinstance(given, Tensor):
-        return [given]
-    if not isinstance(given, (list, tuple)):
-        raise TypeError(f"{name}: wanted a tensor or a list of tensors, got {_what(given)}")
-    if len(given) == 0:
-        raise ValueError(f"{name}: wanted at least one segment, got an empty {type(given).__name__}")
-    return list(given)
+def _segments(name: str, x: Segments | None) -> list[Tensor]:
+    if isinstance(x, Tensor):
+        return [x]
+    if not isinstance(x, (list, tuple)):
+        raise TypeError(f"{name}: wanted a tensor or a list of tensors, got {_what(x)}")
+    if len(x) == 0:
+        raise ValueError(f"{name}: wanted at least one segment, got an empty {type(x).__name__}")
+    return list(x)
 
 
-def _tensor(name: str, given: object, wanted: str, dtypes: tuple[torch.dtype, ...] = _FLOATING) -> None:
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{name}: wanted a tensor {wanted}, got {_what(given)}")
-    if given.dtype not in dtypes:
+def _tensor(name: str, x: object, wanted: str, dtypes: tuple[torch.dtype, ...] = _FLOATING) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: wanted a tensor {wanted}, got {_what(x)}")
+    if x.dtype not in dtypes:
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         listed = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-        raise TypeError(f"{name}: wanted {listed}, got {given.dtype}")
-    if given.dim() != wanted.count(",") + 1:
-        raise ValueError(f"{name}: wanted {wanted}, got {_shape(given)}")
+        raise TypeError(f"{name}: wanted {listed}, got {x.dtype}")
+    if x.dim() != wanted.count(",") + 1:
+        raise ValueError(f"{name}: wanted {wanted}, got {_shape(x)}")
 
 
-def _same(name: str, given: Tensor, like_name: str, like: Tensor) -> None:
-    _device(name, given, like_name, like)
-    if given.dtype != like.dtype:
-        raise TypeError(f"{name}: wanted {like.dtype} as {like_name}, got {given.dtype}")
+def _same(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    _device(name, x, like_name, like)
+    if x.dtype != like.dtype:
+        raise TypeError(f"{name}: wanted {like.dtype} as {like_name}, got {x.dtype}")
 
 
-def _device(name: str, given: Tensor, like_name: str, like: Tensor) -> None:
-    if given.device != like.device:
-        raise ValueError(f"{name}: wanted device {like.device} as {like_name}, got {given.device}")
+def _dtype_of_first(name: str, segment: Tensor, first: Tensor) -> None:
+    if segment.dtype != first.dtype:
+        raise TypeError(f"{name}: wanted {first.dtype} as in the first segment, got {segment.dtype}")
+
+
+def _device(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    if x.device != like.device:
+        raise ValueError(f"{name}: wanted device {like.device} as {like_name}, got {x.device}")
 
 
 def _integer(name: str, value: object) -> None:
@@ -201,15 +189,15 @@ def _integer(name: str, value: object) -> None:
         raise TypeError(f"{name}: wanted an int, got {_what(value)}")
 
 
-def _name(name: str, given: object, i: int) -> str:
-    return name if isinstance(given, Tensor) else f"{name}[{i}]"
+def _name(name: str, x: object, i: int) -> str:
+    return name if isinstance(x, Tensor) else f"{name}[{i}]"
 
 
 def _shape(t: Tensor) -> list[int]:
     return list(t.shape)
 
 
-def _what(given: object) -> str:
-    if isinstance(given, Tensor):
-        return f"{given.dtype} {_shape(given)}"
-    return f"{type(given).__name__} {given!r}"[:60]
+def _what(x: object) -> str:
+    if isinstance(x, Tensor):
+        return f"{x.dtype} {_shape(x)}"
+    return f"{type(x).__name__} {x!r}"[:60]

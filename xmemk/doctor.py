@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from . import ops
+from . import operators
 from .backends import BACKENDS, OPS, Call, refusal
 from .version import __version__
 
@@ -56,10 +56,7 @@ def examine() -> list[Finding]:
 def backends() -> dict[str, dict[str, str]]:
     """For each op and backend on this machine's best device: "yes", or why not."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    errors = ops.native_error(), ops.cuda_error()
-    triton = ops.triton_error(device)
-    calls = {op: Call(op, device, False, triton_error=triton) for op in OPS}
-    return {op: {b: refusal(b, call, *errors) or "yes" for b in BACKENDS} for op, call in calls.items()}
+    return {op: {b: refusal(b, Call(op, device, False)) or "yes" for b in BACKENDS} for op in OPS}
 
 
 def _core() -> list[Finding]:
@@ -72,7 +69,7 @@ def _core() -> list[Finding]:
 
 
 def _extension() -> Finding:
-    error = ops.native_error()
+    error = operators.native_error()
     if error is None:
         import xmemk._C as extension
 

@@ -23,6 +23,11 @@ class MemoryInputs(NamedTuple):
         """N, of all segments."""
         return sum(k.shape[2] for k in self.mk)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All segments: keys, shrinkage where there is one, values."""
+        return (*self.mk, *(self.ms or ()), *self.mv)
+
 
 class QueryInputs(NamedTuple):
     """The queries of a read. qk: keys [B, CK, Q]. qe: selection [B, CK, Q], or None for 1."""

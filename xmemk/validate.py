@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from . import api, ops, reference
+from . import api, reference
 from .backends import BACKENDS, OPS, Call, refusal
 from .testing import (
     Comparison,
@@ -97,14 +97,15 @@ def validate(shapes: tuple[Shape, ...], device: str = "cpu", only: str | None = 
 
     A backend that cannot serve an op on this device gives one row with the reason, and no dtype.
     """
+    where = torch.device(device)
     for op in OPS:
         for backend in BACKENDS if only is None else (only,):
-            why = refusal(backend, _call(op, device), ops.native_error(), ops.cuda_error())
+            why = refusal(backend, Call(op, where.type, False, device_index=where.index))
             if why is not None:
                 yield Row(op, backend, "", unavailable=why)
                 continue
             for dtype in DTYPES:
-                if refusal(backend, _call(op, device, dtype), ops.native_error(), ops.cuda_error()) is not None:
+                if refusal(backend, Call(op, where.type, False, dtype, device_index=where.index)) is not None:
                     continue
                 row = Row(op, backend, str(dtype).removeprefix("torch."))
                 for i, shape in enumerate(shapes):
@@ -115,12 +116,6 @@ def validate(shapes: tuple[Shape, ...], device: str = "cpu", only: str | None = 
                         row.checks += 1
                         row.failures.append(f"{shape}: {type(error).__name__}: {error}")
                 yield row
-
-
-def _call(op: str, device: str, dtype: torch.dtype = torch.float32) -> Call:
-    where = torch.device(device)
-    error = ops.triton_error(where.type, where.index)
-    return Call(op, where.type, False, dtype, triton_error=error, interpreted=ops.interpreted())
 
 
 def _compare(

@@ -28,9 +28,9 @@ _READ = (
     "ops/test_memory_read.py::test_equal_scores",
     "ops/test_memory_read.py::test_segments",
     "ops/test_memory_read.py::test_optional_arguments_and_layouts",
-    "ops/test_memory_read_cpu.py::test_ties_and_orders",
-    "ops/test_memory_read_cpu.py::test_any_k",
-    "ops/test_memory_read_cpu.py::test_lowest_index_among_equals_across_tiles_and_splits",
+    "ops/test_affinity_topk.py::test_ties_and_orders",
+    "ops/test_affinity_topk.py::test_any_k",
+    "ops/test_affinity_topk.py::test_lowest_index_among_equals_across_tiles_and_splits",
 )
 _GRADIENTS = (
     "ops/test_memory_read_backward_cpu.py::test_gradients_of_sharp_reads_are_as_exact_as_plain_ones",
@@ -46,7 +46,7 @@ TESTS: dict[str, Mapping[str, tuple[str, ...]]] = {
     "cpu": {
         **dict.fromkeys((*READS, *FRAME_OPS), _READ),
         **dict.fromkeys(GRADIENTS, _GRADIENTS),
-        "consolidate": ("ops/test_consolidate_segments.py::test_segments_are_one_memory",),
+        "consolidate": ("ops/test_consolidate.py::test_segments_are_one_memory",),
         "select_prototypes": (
             "ops/test_select_prototypes.py::test_matches_the_oracle",
             "ops/test_select_prototypes.py::test_many_ties",

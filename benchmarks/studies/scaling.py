@@ -38,7 +38,7 @@ from xmemk.benchmarks.peers.workloads import READS, WORKLOADS, OpCase, Workload,
 from xmemk.benchmarks.report.formatting import duration, percent, size
 from xmemk.benchmarks.report.schema import NOT_REACHED, CaseResult, Measurement
 
-from xmemk import ops
+from xmemk import operators as ops
 from xmemk.testing import Inputs
 
 BASES = {"N": "480p-full", "Q": "480p-full", "O": "480p-early", "k": "480p-full", "threads": "480p-full"}

@@ -3,14 +3,17 @@
 //
 // One result for any number of threads: a score depends on its token and query alone, and the k best by (score, index)
 // are one set however the memory is cut.
+#include "../affinity_topk.h"
+
 #include <cmath>
 #include <vector>
 
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include "gemm_tile.h"
 #include "key_bank.h"
-#include "memory_read_cpu.h"
+#include "read_steps.h"
 #include "topk_select.h"
 
 namespace xmemk::cpu {
@@ -220,6 +223,23 @@ at::Tensor usage_of(const at::Tensor& weight, const at::Tensor& index, int64_t t
     }
   }
   return usage;
+}
+
+namespace {
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> affinity_topk(at::TensorList mk, at::TensorList ms, const at::Tensor& qk,
+                                                             const std::optional<at::Tensor>& qe, int64_t top_k,
+                                                             bool return_usage) {
+  check_affinity_topk(mk, ms, qk, qe, top_k);
+  auto [weight, index] = select_topk(mk, ms, qk, qe, top_k);
+  at::Tensor usage = return_usage ? usage_of(weight, index, tokens_of(mk)) : at::empty({0}, weight.options());
+  return {weight, index, usage};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(xmemk, CPU, m) {
+  m.impl("affinity_topk", &affinity_topk);
 }
 
 }  // namespace xmemk::cpu

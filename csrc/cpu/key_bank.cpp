@@ -20,9 +20,9 @@ constexpr int64_t kAhead = 8;  // keys to fetch ahead
 float lower_median(std::vector<float>& values) {
   values.erase(std::remove_if(values.begin(), values.end(), [](float v) { return std::isnan(v); }), values.end());
   if (values.empty()) return 0;
-  const auto middle = values.begin() + (values.size() - 1) / 2;
-  std::nth_element(values.begin(), middle, values.end());
-  return std::isfinite(*middle) ? *middle : 0;
+  const auto median = values.begin() + (values.size() - 1) / 2;
+  std::nth_element(values.begin(), median, values.end());
+  return std::isfinite(*median) ? *median : 0;
 }
 
 }  // namespace
@@ -34,13 +34,13 @@ Operands::Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, c
     segments_.push_back({mk[i], ms.empty() ? at::Tensor() : ms[i].to(at::kFloat), tokens_});
     tokens_ += mk[i].size(2);
   }
-  find_middle();
+  find_center();
 }
 
-void Operands::find_middle() {
-  middle_.resize(batch_ * channels_);
+void Operands::find_center() {
+  center_.resize(batch_ * channels_);
   std::vector<float> values;
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "middle_key", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "center_key", [&] {
     for (int64_t i = 0; i < batch_ * channels_; ++i) {
       values.clear();
       for (const Segment& s : segments_) {
@@ -51,7 +51,7 @@ void Operands::find_middle() {
           values.push_back(static_cast<float>(key[j * n / kMiddleSamples * s.key.stride(2)]));
         }
       }
-      middle_[i] = lower_median(values);
+      center_[i] = lower_median(values);
     }
   });
 }
@@ -64,7 +64,7 @@ const Operands::Segment& Operands::segment_of(int64_t token) const {
 
 void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out) const {
   constexpr int64_t kGroup = 16;  // tokens at a time: a cache line of each row of `out`, and few lines of the keys
-  const float* middle = middle_.data() + b * channels_;
+  const float* center = center_.data() + b * channels_;
   const float scale = 1 / std::sqrt(static_cast<float>(channels_));
   if (count < kTileKeys) std::fill_n(out, tile_size(), 0.0f);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "pack_keys", [&] {
@@ -90,7 +90,7 @@ void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, 
         float* square = out + 2 * c * kTileKeys + j;
         float* linear = square + kTileKeys;
         for (int64_t i = 0; i < group; ++i) {
-          const float k = static_cast<float>(key[i][c * stride[i]]) - middle[c];
+          const float k = static_cast<float>(key[i][c * stride[i]]) - center[c];
           square[i] = -(s[i] * k) * k;
           linear[i] = 2 * (s[i] * k);
         }
@@ -100,7 +100,7 @@ void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, 
 }
 
 void Operands::pack_queries(int64_t b, int64_t first, int64_t count, float* out) const {
-  const float* middle = middle_.data() + b * channels_;
+  const float* center = center_.data() + b * channels_;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "pack_queries", [&] {
     for (int64_t j = 0; j < count; ++j) {
       const scalar_t* query = qk_.const_data_ptr<scalar_t>() + b * qk_.stride(0) + (first + j) * qk_.stride(2);
@@ -111,7 +111,7 @@ void Operands::pack_queries(int64_t b, int64_t first, int64_t count, float* out)
       float* row = out + j * width();
       double sum = 0;
       for (int64_t c = 0; c < channels_; ++c) {
-        const float q = static_cast<float>(query[c * qk_.stride(1)]) - middle[c];
+        const float q = static_cast<float>(query[c * qk_.stride(1)]) - center[c];
         const float e = selection == nullptr ? 1.0f : static_cast<float>(selection[c * qe_.stride(1)]);
         row[2 * c] = e;
         row[2 * c + 1] = e * q;
@@ -130,7 +130,7 @@ void Operands::read_keys(int64_t b, int64_t first, int64_t count, bool translate
       const int64_t i = first + j - from.start, stride = from.key.stride(1);
       const scalar_t* key = from.key.const_data_ptr<scalar_t>() + b * from.key.stride(0) + i * from.key.stride(2);
       for (int64_t c = 0; c < channels_; ++c) k[c] = static_cast<float>(key[c * stride]);
-      if (translated) subtract_middle(b, k);
+      if (translated) subtract_center(b, k);
       s[j] = scale;
       if (from.shrinkage.defined()) {
         s[j] *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) + i * from.shrinkage.stride(2)];
@@ -147,7 +147,7 @@ void Operands::read_queries(int64_t b, int64_t first, int64_t count, bool transl
     };
     for (int64_t j = 0; j < count; ++j, q += channels_, e += channels_) {
       read(qk_, first + j, q);
-      if (translated) subtract_middle(b, q);
+      if (translated) subtract_center(b, q);
       if (qe_.defined()) {
         read(qe_, first + j, e);
       } else {
@@ -157,8 +157,8 @@ void Operands::read_queries(int64_t b, int64_t first, int64_t count, bool transl
   });
 }
 
-void Operands::subtract_middle(int64_t b, float* row) const {
-  for (int64_t c = 0; c < channels_; ++c) row[c] -= middle_[b * channels_ + c];
+void Operands::subtract_center(int64_t b, float* row) const {
+  for (int64_t c = 0; c < channels_; ++c) row[c] -= center_[b * channels_ + c];
 }
 
 void Operands::rescore(int64_t b, int64_t query, const uint32_t* token, int64_t count, float* score,

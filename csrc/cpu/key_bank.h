@@ -1,5 +1,5 @@
-// The operands of the similarity as one matrix product (see xmemk/plain/scores.py): keys and queries, translated by a
-// middle key, as rows and columns of 2 CK + 1 numbers, packed tile by tile for gemm_tile. Channel by channel, the large
+// The operands of the similarity as one matrix product (see xmemk/plain/operands.py): keys and queries, translated by a
+// median key, as rows and columns of 2 CK + 1 numbers, packed tile by tile for gemm_tile. Channel by channel, the large
 // term last: in this order the running sum stays small, and with it the rounding.
 #pragma once
 
@@ -34,7 +34,7 @@ class Operands {
   void pack_queries(int64_t b, int64_t first, int64_t count, float* out) const;
 
   // Rows of numbers as Eq. 2 has them: keys k[count, CK] with s[count] = shrinkage / sqrt(CK), queries q, e[count, CK].
-  // `translated`: by the middle key.
+  // `translated`: by the median key.
   void read_keys(int64_t b, int64_t first, int64_t count, bool translated, float* k, float* s) const;
   void read_queries(int64_t b, int64_t first, int64_t count, bool translated, float* q, float* e) const;
 
@@ -48,14 +48,14 @@ class Operands {
     int64_t start;
   };
 
-  void find_middle();
-  void subtract_middle(int64_t b, float* row) const;
+  void find_center();
+  void subtract_center(int64_t b, float* row) const;
   const Segment& segment_of(int64_t token) const;
 
   std::vector<Segment> segments_;
   at::Tensor qk_, qe_;
   int64_t batch_, channels_, queries_, tokens_ = 0;
-  std::vector<float> middle_;  // [B, CK]
+  std::vector<float> center_;  // [B, CK]
 };
 
 // Some tiles of the memory, packed side by side. At most kBytes of it exist at a time, whatever N is.

@@ -1,13 +1,10 @@
-// The operators of the memory read: checks, and which way to go.
+// The operators memory_read and memory_read_saving: checks, and which way to go.
 #include "../memory_read.h"
 
-#include <vector>
-
 #include <ATen/ops/empty.h>
-#include <ATen/ops/ones.h>
 #include <torch/library.h>
 
-#include "memory_read_cpu.h"
+#include "read_steps.h"
 
 namespace xmemk::cpu {
 namespace {
@@ -15,9 +12,7 @@ namespace {
 std::tuple<at::Tensor, at::Tensor> memory_read(at::TensorList mk, at::TensorList ms, at::TensorList mv,
                                                const at::Tensor& qk, const std::optional<at::Tensor>& qe,
                                                std::optional<int64_t> top_k, bool return_usage) {
-  check_keys("memory_read", mk, ms, qk, qe);
-  check_values_of_keys("memory_read", mv, mk);
-  if (top_k) check_top_k("memory_read", *top_k);
+  check_memory_read("memory_read", mk, ms, mv, qk, qe, top_k);
   const int64_t tokens = tokens_of(mk);
   if (!top_k || *top_k >= tokens) return read_dense(mk, ms, mv, qk, qe, return_usage);
   const auto [weight, index] = select_topk(mk, ms, qk, qe, *top_k);
@@ -25,48 +20,28 @@ std::tuple<at::Tensor, at::Tensor> memory_read(at::TensorList mk, at::TensorList
   return {read_topk(mv, weight, index), usage};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> affinity_topk(at::TensorList mk, at::TensorList ms, const at::Tensor& qk,
-                                                             const std::optional<at::Tensor>& qe, int64_t top_k,
-                                                             bool return_usage) {
-  check_keys("affinity_topk", mk, ms, qk, qe);
-  check_top_k("affinity_topk", top_k);
-  auto [weight, index] = select_topk(mk, ms, qk, qe, top_k);
+// A read that is to be differentiated: also what memory_read_backward needs.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> memory_read_saving(at::TensorList mk, at::TensorList ms,
+                                                                              at::TensorList mv, const at::Tensor& qk,
+                                                                              const std::optional<at::Tensor>& qe,
+                                                                              std::optional<int64_t> top_k,
+                                                                              bool return_usage) {
+  check_memory_read("memory_read_saving", mk, ms, mv, qk, qe, top_k);
+  if (!top_k) {
+    at::Tensor softmax;
+    auto [readout, usage] = read_dense(mk, ms, mv, qk, qe, return_usage, &softmax);
+    return {readout, usage, softmax, at::empty({qk.size(0), qk.size(2), 0}, qk.options().dtype(at::kLong))};
+  }
+  const auto [weight, index] = select_topk(mk, ms, qk, qe, *top_k);
   at::Tensor usage = return_usage ? usage_of(weight, index, tokens_of(mk)) : at::empty({0}, weight.options());
-  return {weight, index, usage};
-}
-
-at::Tensor readout_topk(at::TensorList mv, const at::Tensor& weight, const at::Tensor& index) {
-  check_affinity("readout_topk", weight, index);
-  check_values("readout_topk", mv, weight.size(0), weight.device());
-  const at::Tensor chosen = index.contiguous();
-  const int64_t tokens = tokens_of(mv);
-  const int64_t* i = chosen.const_data_ptr<int64_t>();
-  for (int64_t j = 0; j < chosen.numel(); ++j) {
-    TORCH_CHECK_INDEX(0 <= i[j] && i[j] < tokens, "index: wanted 0 to ", tokens - 1, " (N = ", tokens, " tokens), got ",
-                      i[j]);
-  }
-  return read_topk(mv, weight.to(at::kFloat).contiguous(), chosen);
-}
-
-std::tuple<at::Tensor, at::Tensor> potentiate(at::TensorList mk, at::TensorList ms, at::TensorList mv,
-                                              const at::Tensor& pk, const std::optional<at::Tensor>& pe) {
-  check_keys("potentiate", mk, ms, pk, pe);
-  check_values_of_keys("potentiate", mv, mk);
-  std::vector<at::Tensor> shrinkage;
-  for (size_t i = 0; i < mk.size(); ++i) {
-    shrinkage.push_back(ms.empty() ? at::ones({mk[i].size(0), 1, mk[i].size(2)}, mk[i].options().dtype(at::kFloat))
-                                   : ms[i].to(at::kFloat));
-  }
-  return read_potentiated(mk, shrinkage, mv, pk, pe);
+  return {read_topk(mv, weight, index), usage, weight, index};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(xmemk, CPU, m) {
   m.impl("memory_read", &memory_read);
-  m.impl("affinity_topk", &affinity_topk);
-  m.impl("readout_topk", &readout_topk);
-  m.impl("potentiate", &potentiate);
+  m.impl("memory_read_saving", &memory_read_saving);
 }
 
 }  // namespace xmemk::cpu

@@ -1,32 +1,14 @@
-// The operators of a memory read that is to be differentiated: forward with what the backward pass needs, and backward.
-#include "memory_read_backward.h"
+// The operator memory_read_backward: checks, and which way to go.
+#include "../memory_read_backward.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "../memory_read.h"
-#include "memory_read_cpu.h"
+#include "read_gradients.h"
+#include "read_steps.h"
 
 namespace xmemk::cpu {
 namespace {
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> memory_read_saving(at::TensorList mk, at::TensorList ms,
-                                                                              at::TensorList mv, const at::Tensor& qk,
-                                                                              const std::optional<at::Tensor>& qe,
-                                                                              std::optional<int64_t> top_k,
-                                                                              bool return_usage) {
-  check_keys("memory_read_saving", mk, ms, qk, qe);
-  check_values_of_keys("memory_read_saving", mv, mk);
-  if (!top_k) {
-    at::Tensor softmax;
-    auto [readout, usage] = read_dense(mk, ms, mv, qk, qe, return_usage, &softmax);
-    return {readout, usage, softmax, at::empty({qk.size(0), qk.size(2), 0}, qk.options().dtype(at::kLong))};
-  }
-  check_top_k("memory_read_saving", *top_k);
-  const auto [weight, index] = select_topk(mk, ms, qk, qe, *top_k);
-  at::Tensor usage = return_usage ? usage_of(weight, index, tokens_of(mk)) : at::empty({0}, weight.options());
-  return {read_topk(mv, weight, index), usage, weight, index};
-}
 
 // Gradients of mk.., ms.., mv.., qk, qe in this order, each in the shape and dtype of its input; empty where `wanted`
 // says false, and of a qe that is not there.
@@ -39,7 +21,7 @@ std::vector<at::Tensor> memory_read_backward(at::TensorList mk, at::TensorList m
   check_keys(op, mk, ms, qk, qe);
   check_values_of_keys(op, mv, mk);
   const int64_t tokens = tokens_of(mk);
-  check_backward(op, mv, qk, readout, weight, index, d_readout, d_usage, tokens);
+  check_saved(op, mv, qk, readout, weight, index, d_readout, d_usage, tokens);
   TORCH_CHECK_VALUE(wanted.size() == mk.size() + ms.size() + mv.size() + 2, op, ": wanted: wanted one per tensor, got ",
                     wanted.size());
 
@@ -81,7 +63,6 @@ std::vector<at::Tensor> memory_read_backward(at::TensorList mk, at::TensorList m
 }  // namespace
 
 TORCH_LIBRARY_IMPL(xmemk, CPU, m) {
-  m.impl("memory_read_saving", &memory_read_saving);
   m.impl("memory_read_backward", &memory_read_backward);
 }
 

@@ -1,4 +1,4 @@
-// Backward through the read over all tokens; xmemk/plain/backward.py has the formulas.
+// Backward through the read over all tokens; xmemk/plain/memory_read_backward.py has the formulas.
 //
 // Everything runs as [tokens, queries], so that no tile is ever transposed. A group of tokens at a time meets all
 // queries: the tokens' own gradients are sums over queries, complete when it is done; those of the queries are sums
@@ -12,8 +12,8 @@
 
 #include "gemm_tile.h"
 #include "key_bank.h"
-#include "memory_read_backward.h"
-#include "memory_read_cpu.h"
+#include "read_gradients.h"
+#include "read_steps.h"
 #include "value_tiles.h"
 #include "vec.h"
 
@@ -26,7 +26,7 @@ constexpr int64_t kSpan = 4 * kPanel;         // queries that a tile meets at a 
 constexpr int64_t kQuad = 4;                  // tiles that a query's sums go through at a time
 constexpr int64_t kBlockBytes = 16 << 20;     // of queries that are packed together
 constexpr int64_t kMostQueries = 16 * kSpan;  // of them
-constexpr float kHeavy = 1.0f / 128;          // a weight from which on its gradient is summed from differences
+constexpr float kHeavy = 1.0f / 128;          // a weight from which on its gradient is summed by the direct form
 
 class DenseBackward {
  public:
@@ -262,13 +262,13 @@ class DenseBackward {
       if (r >= tile.count) continue;
       const float usage = more == nullptr ? 0.0f : more[tile.token + r];
       kernels_.score_gradients(row, weight + r * kSpan, usage, delta_.data() + first_query_ + q, span(q));
-      if (row_ > 0) sum_differences(r, q, weight + r * kSpan, usage, value, row);
+      if (row_ > 0) sum_direct_form(r, q, weight + r * kSpan, usage, value, row);
     }
   }
 
   // Where a token has much of a query's weight, the gradient of the weight and delta nearly cancel, and come from two
   // products whose roundings do not: there it is sum (v - readout) d_readout. At most 1 / kHeavy tokens a query.
-  void sum_differences(int64_t r, int64_t q, const float* weight, float usage,
+  void sum_direct_form(int64_t r, int64_t q, const float* weight, float usage,
                        const std::vector<ValueTiles::Tile>& value, float* d) const {
     const int64_t count = std::min(kSpan, count_queries() - q);
     for (int64_t j = 0; j < count; ++j) {

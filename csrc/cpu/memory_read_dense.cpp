@@ -13,7 +13,7 @@
 
 #include "gemm_tile.h"
 #include "key_bank.h"
-#include "memory_read_cpu.h"
+#include "read_steps.h"
 #include "value_tiles.h"
 #include "vec.h"
 

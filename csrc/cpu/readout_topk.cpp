@@ -1,12 +1,15 @@
 // The readout of selected tokens: a weighted sum of k rows of values per query.
+#include "../readout_topk.h"
+
 #include <algorithm>
 #include <type_traits>
 #include <vector>
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
-#include "memory_read_cpu.h"
+#include "read_steps.h"
 #include "vec.h"
 #include "work.h"
 
@@ -122,6 +125,26 @@ at::Tensor read_topk(at::TensorList mv, const at::Tensor& weight, const at::Tens
     }
   });
   return out.permute({0, 2, 3, 1});
+}
+
+namespace {
+
+at::Tensor readout_topk(at::TensorList mv, const at::Tensor& weight, const at::Tensor& index) {
+  check_readout_topk(mv, weight, index);
+  const at::Tensor chosen = index.contiguous();
+  const int64_t tokens = tokens_of(mv);
+  const int64_t* i = chosen.const_data_ptr<int64_t>();
+  for (int64_t j = 0; j < chosen.numel(); ++j) {
+    TORCH_CHECK_INDEX(0 <= i[j] && i[j] < tokens, "index: wanted 0 to ", tokens - 1, " (N = ", tokens, " tokens), got ",
+                      i[j]);
+  }
+  return read_topk(mv, weight.to(at::kFloat).contiguous(), chosen);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(xmemk, CPU, m) {
+  m.impl("readout_topk", &readout_topk);
 }
 
 }  // namespace xmemk::cpu

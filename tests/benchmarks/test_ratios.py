@@ -8,7 +8,7 @@ import time
 import pytest
 from xmemk.benchmarks import ratios
 
-from xmemk import ops
+from xmemk import operators as ops
 from xmemk.measure.machine import describe
 
 FLOORS = ratios.floors()

@@ -6,7 +6,8 @@ from gpu import BACKENDS_OF, DEVICE, captured, gpu, needs_cuda_kernels, no_waiti
 from usage_rows import DTYPES, KINDS, row
 
 import xmemk
-from xmemk import ops, reference
+from xmemk import operators as ops
+from xmemk import reference
 from xmemk.testing import compare_consolidate, make_inputs
 
 pytestmark = gpu

@@ -9,7 +9,7 @@ import torch
 from interpreter import find_kernels, interpreted
 
 import xmemk
-from xmemk import ops
+from xmemk import operators as ops
 from xmemk.backends import BACKENDS, OPS, Call, choose, for_upkeep, refusal
 from xmemk.testing import make_inputs
 
@@ -22,9 +22,9 @@ def on_gpu(op="memory_read", **more):
 
 def test_auto_takes_it_on_a_gpu():
     for op in ("memory_read", "affinity_topk", "readout_topk", "consolidate"):
-        assert choose(on_gpu(op), "auto", "the C++ extension is not built") == "triton"
-    assert choose(on_gpu(gradient=True), "auto", None) == "triton"
-    assert choose(on_gpu(top_k=256, key_channels=128), "auto", None) == "triton"
+        assert choose(on_gpu(op), "auto", {"cpu": "not built", "cuda": "not built"}) == "triton"
+    assert choose(on_gpu(gradient=True), "auto", {}) == "triton"
+    assert choose(on_gpu(top_k=256, key_channels=128), "auto", {}) == "triton"
 
 
 @pytest.mark.parametrize(
@@ -37,23 +37,31 @@ def test_auto_takes_it_on_a_gpu():
         (on_gpu("readout_topk", gradient=True), "has no gradient for readout_topk"),
         (on_gpu(top_k=257), "no kernel for top_k above 256, this is 257"),
         (on_gpu(key_channels=129), "no kernel for CK above 128, this is 129"),
-        (on_gpu(triton_error="needs Triton, which is not installed"), "not installed"),
         (Call("memory_read", "cpu", False), "needs cuda tensors, these are on cpu"),
-        (Call("memory_read", "mps", False, interpreted=True), "needs cuda tensors, these are on mps"),
+        (Call("memory_read", "mps", False), "needs cuda tensors, these are on mps"),
     ],
 )
 def test_it_says_what_it_lacks_and_auto_goes_on(call, words):
-    assert words in refusal("triton", call, None)
+    refused(call, {}, words)
+
+
+def test_a_triton_that_is_missing_is_a_reason_as_any_other():
+    refused(on_gpu(), {"triton": "needs Triton, which is not installed"}, "not installed")
+
+
+def refused(call, errors, words):
+    assert words in refusal("triton", call, errors)
     with pytest.raises(ValueError, match=r"backend: 'triton'.*Would do: .*'torch'"):
-        choose(call, "triton", None)
-    assert choose(call, "auto", "not built") == "torch"
+        choose(call, "triton", errors)
+    assert choose(call, "auto", {**errors, "cpu": "not built", "cuda": "not built"}) == "torch"
 
 
+@interpreted
 def test_interpreted_it_serves_cpu_tensors_when_asked_for_by_name_alone():
-    call = Call("memory_read", "cpu", False, interpreted=True)
-    assert choose(call, "triton", None) == "triton"
-    assert choose(call, "auto", None) == "cpu"
-    assert choose(call, "auto", "not built") == "torch"
+    call = Call("memory_read", "cpu", False)
+    assert choose(call, "triton", {}) == "triton"
+    assert choose(call, "auto", {}) == "cpu"
+    assert choose(call, "auto") == "torch"
 
 
 def test_explain_knows_sizes():

@@ -8,6 +8,7 @@ import torch
 from interpreter import interpreted
 
 import xmemk
+from xmemk.inputs import MemoryInputs, QueryInputs
 from xmemk.testing import make_inputs
 
 
@@ -78,8 +79,10 @@ def test_gradients_of_segments_have_memory_of_their_own(top_k):
 
     x = make_inputs(40, 3, objects=2, key_channels=12, value_channels=7)
     parts = [list(t.split([15, 25], dim=-1)) for t in x.read[:3]]
-    _, _, weight, index = kernels.memory_read_saving(*parts, x.qk, x.qe, top_k, False)
-    dk, ds, dv, dq, de = kernels.memory_read_backward(*parts, x.qk, x.qe, weight, index, torch.ones(1, 2, 7, 3), None)
+    memory, queries = MemoryInputs(*parts), QueryInputs(x.qk, x.qe)
+    _, _, weight, index = kernels.memory_read_saving(memory, queries, top_k, False)
+    d_readout = torch.ones(1, 2, 7, 3)
+    dk, ds, dv, dq, de = kernels.memory_read_backward(memory, queries, weight, index, d_readout, None, [True] * 5)
     grads = [*dk, *ds, *dv, dq, de]
     assert len({g.untyped_storage().data_ptr() for g in grads}) == len(grads) == 8
 
@@ -194,13 +197,13 @@ def test_operators_pass_opcheck(top_k, token_major, queries):
     x = make_inputs(40, queries, batch=2, objects=2, key_channels=4, value_channels=3, token_major=token_major)
     parts = [[t[..., :15].clone().requires_grad_(), t[..., 15:].clone().requires_grad_()] for t in x.read[:3]]
     qk, qe = x.qk.requires_grad_(), x.qe.requires_grad_()
-    torch.library.opcheck(torch.ops.xmemk.memory_read_triton, (*parts, qk, qe, top_k, True))
+    torch.library.opcheck(torch.ops.xmemk.memory_read_saving, (*parts, qk, qe, top_k, True))
     parts = [[t.detach() for t in part] for part in parts]
-    readout, usage, weight, index = torch.ops.xmemk.memory_read_triton(*parts, qk.detach(), None, top_k, True)
+    readout, usage, weight, index = torch.ops.xmemk.memory_read_saving(*parts, qk.detach(), None, top_k, True)
     wanted = [True] * 6 + [True, False]
     gradients = (torch.randn_like(readout), torch.randn_like(usage))
-    given = (*parts, qk.detach(), None, weight, index, *gradients, wanted)
-    torch.library.opcheck(torch.ops.xmemk.memory_read_triton_backward, given)
+    given = (*parts, qk.detach(), None, readout, weight, index, *gradients, wanted)
+    torch.library.opcheck(torch.ops.xmemk.memory_read_backward, given)
 
 
 NAMES = ("mk", "ms", "mv", "qk", "qe")

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from extension import needs_extension
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import xmemk
-from xmemk import ops
 from xmemk.testing import compare_close, make_inputs
 
 
@@ -132,7 +132,7 @@ def test_gradients_with_inductor():
         compare_close("gradient", g, w, 1e-4 * w.abs().max().item()).check()
 
 
-@pytest.mark.skipif(ops.native_error() is not None, reason=f"xmemk._C: {ops.native_error()}")
+@needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_operators_pass_opcheck(dtype):
     usage = torch.rand(2, 30, dtype=dtype)

@@ -2,21 +2,20 @@
 
 import itertools
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
+from extension import needs_extension
+from fresh import fresh
 from gradient_rounding import NAMES, check_gradients, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vector_sets import vector_sets
 
 import xmemk
-from xmemk import ops
 from xmemk.testing import Inputs, make_inputs
 
-pytestmark = pytest.mark.skipif(ops.native_error() is not None, reason=f"xmemk._C: {ops.native_error()}")
+pytestmark = needs_extension
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -331,9 +330,7 @@ print(-1 if peak.bytes is None else peak.bytes - sum(g.numel() * g.element_size(
 def test_memory_beyond_the_gradients_does_not_grow_with_n_times_q(top_k, dtype):
     # 20,000 x 1,000 numbers of 4 bytes are 80 MB. The forward pass may pack 64 MB of keys and as much of values.
     def extra(n):
-        code = MEMORY.format(n=n, top_k=top_k, dtype=dtype)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        return int(done.stdout)
+        return int(fresh(MEMORY.format(n=n, top_k=top_k, dtype=dtype)))
 
     small, large = extra(5_000), extra(20_000)
     if small < 0:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from xmemk import api, ops, validate
+from xmemk import api, validate
 from xmemk.backends import BACKENDS, OPS
+from xmemk.operators import native
 
 SMALL = (validate.Shape(41, 9, objects=2, batch=2, value_channels=5, key_channels=8),)
 
@@ -30,7 +31,7 @@ def test_one_backend_alone():
 
 
 def test_a_backend_that_is_not_built_is_a_row_with_its_reason(monkeypatch):
-    monkeypatch.setattr(ops, "native_error", lambda: "the C++ extension is not built")
+    monkeypatch.setattr(native, "_native_error", "the C++ extension is not built")
     rows = [row for row in validate.validate(SMALL, only="cpu") if row.op == "evict_lfu"]
     assert [row.unavailable[:30] for row in rows] == ["the C++ extension is not built"]
 

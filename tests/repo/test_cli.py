@@ -48,9 +48,9 @@ def test_doctor_as_json(capsys):
 
 
 def test_doctor_says_how_to_get_a_missing_extension(monkeypatch, capsys):
-    from xmemk import ops
+    from xmemk.operators import native
 
-    monkeypatch.setattr(ops, "native_error", lambda: "the C++ extension is not built")
+    monkeypatch.setattr(native, "_native_error", "the C++ extension is not built")
     assert run(["doctor"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "plain PyTorch" in said
@@ -58,9 +58,9 @@ def test_doctor_says_how_to_get_a_missing_extension(monkeypatch, capsys):
 
 
 def test_doctor_fails_on_what_is_broken(monkeypatch, capsys):
-    from xmemk import ops
+    from xmemk.operators import native
 
-    monkeypatch.setattr(ops, "native_error", lambda: "the C++ extension does not load: undefined symbol")
+    monkeypatch.setattr(native, "_native_error", "the C++ extension does not load: undefined symbol")
     assert run(["doctor"]) == 1
     assert "undefined symbol" in " ".join(capsys.readouterr().out.split())
 

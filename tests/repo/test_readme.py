@@ -90,7 +90,7 @@ def test_the_table_of_backends_is_true():
         assert ("no kernel" in why) == (f"`{op}`" not in row), (op, why)
     row = README[README.index("| `triton`") : README.index("| `cuda` (C++)")]
     for op in backends.OPS:
-        why = backends.refusal("triton", backends.Call(op, "cuda", False), None)
+        why = backends.refusal("triton", backends.Call(op, "cuda", False), {})
         assert (why is not None) == (f"`{op}`" not in row), (op, why)
     assert torch.equal(xmemk.evict_lfu(x.usage, 3), xmemk.reference.evict_lfu(x.usage, 3))
 

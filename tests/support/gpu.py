@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from xmemk import ops
+from xmemk import operators as ops
 
 DEVICE = "cuda"
 AVAILABLE = torch.cuda.is_available()

@@ -7,6 +7,7 @@ runs there, in one process for all of them; the process of the other tests never
 """
 
 import atexit
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -57,9 +58,28 @@ def _start():
 
     torch.set_num_threads(1)
     find_kernels()
+    serve_cpu_tensors()
     _numbers_of_arrays()
     _products_of_bfloat16()
     _patch_the_language_once()
+
+
+@functools.cache
+def serve_cpu_tensors():
+    """Backend "triton" serves CPU tensors in this process, if it is asked for by name.
+
+    The operators' kernels on the CPU are then Triton's, so the C++ extension is hidden.
+    """
+    sys.modules["xmemk._C"] = None
+    from xmemk import backends
+    from xmemk.operators import library
+
+    for name, kernel in library.TRITON_KERNELS.items():
+        library.LIBRARY.impl(name, kernel, "CPU")
+    library.SAVES_SOFTMAX.clear()
+    for rows in backends.TABLE.values():
+        if "triton" in rows:  # put last, so that "auto" takes plain PyTorch
+            rows["triton"] = dataclasses.replace(rows.pop("triton"), device="cpu")
 
 
 def _numbers_of_arrays():
@@ -117,6 +137,7 @@ def _run(module, name, arguments):
 def interpreted(test):
     """A test whose arguments are parameters, not fixtures."""
     if os.environ.get(_HERE) == "1":
+        serve_cpu_tensors()
         return test
 
     @functools.wraps(test)

@@ -1,6 +1,6 @@
 """The instruction sets that the extension can run on this processor."""
 
-from xmemk import ops
+from xmemk import operators as ops
 
 
 def vector_sets() -> list[str]:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .. import api, ops
+from .. import api, operators
 from ..inputs import MemoryInputs, QueryInputs
 
 Segment = tuple[int, int, int]  # tokens, the first of them in the keys' storage, and in the values'
@@ -58,7 +58,7 @@ class CudaGraphs:
 
     def ready(self, like: Tensor) -> bool:
         # An installation that cannot run the kernels must not fail here: other backends serve it.
-        if not like.is_cuda or ops.triton_error("cuda", like.device.index) is not None:
+        if not like.is_cuda or operators.triton_error("cuda", like.device.index) is not None:
             return False
         return not torch.cuda.is_current_stream_capturing()
 
@@ -66,15 +66,15 @@ class CudaGraphs:
         return api.explain("memory_read", *queries, mv, top_k=top_k, backend=backend).chosen == "triton"
 
     def fits(self, tokens: int, top_k: int) -> bool:
-        return bool(ops.sized().fits(tokens, top_k))
+        return bool(operators.sized().fits(tokens, top_k))
 
     def table(self, like: Tensor) -> Tensor:
-        table: Tensor = ops.sized().new_table(like)
+        table: Tensor = operators.sized().new_table(like)
         return table
 
     def place(self, table: Tensor, segments: Sequence[Segment]) -> None:
         with torch.cuda.device_of(table):
-            ops.sized().write(table, ops.sized().rows(segments))
+            operators.sized().write(table, operators.sized().rows(segments))
 
     def read(
         self,
@@ -86,7 +86,7 @@ class CudaGraphs:
         return_usage: bool,
     ) -> Result:
         with torch.cuda.device_of(queries.qk):
-            result: Result = ops.sized().memory_read(memory, table, capacity, queries, top_k, return_usage)
+            result: Result = operators.sized().memory_read(memory, table, capacity, queries, top_k, return_usage)
         return result
 
     def capture(self, call: Callable[[], Result], like: Tensor) -> tuple[Result, Callable[[], None]]:

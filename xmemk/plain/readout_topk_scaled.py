@@ -5,16 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .read import locate, token_table
-
-_BLOCK_BYTES = 16 << 20  # of widened rows at a time
+from .blocks import queries_at_a_time
+from .tokens import check_index, locate, token_table
 
 
 def readout_topk_scaled(mv: list[Tensor], scale: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
-    """mv [B, O, CV, N_i], scale [B, O, G, N_i], weight, index [B, Q, k] -> [B, O, CV, Q] float32, channel stride 1"""
+    """mv [B, O, CV, N_i], scale [B, O, G, N_i], weight, index [B, Q, k]
+
+    -> [B, O, CV, Q] float32, with channel stride 1.
+    """
+    check_index(index, sum(v.shape[3] for v in mv))
     b, o, cv, _ = mv[0].shape
     q, k = index.shape[1:]
-    step = q if torch.compiler.is_compiling() else max(1, _BLOCK_BYTES // max(1, 4 * b * k * o * cv))
+    step = queries_at_a_time(q, b * k * o * cv)
     codes = [v.view(torch.uint8) for v in mv]  # bytes, which every step of a gather can do
     blocks = []
     for a in range(0, q, max(1, step)):

@@ -9,8 +9,9 @@ from torch import Tensor
 def topk_rows(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """score [B, Q, N], k < N -> values, index [B, Q, k], descending.
 
-    torch.topk leaves open which of several equal scores at rank k it takes. Where it can be seen without waiting for a
-    device (eager, on the CPU), rows with such a tie are settled by lowest index; elsewhere torch.topk's choice stands.
+    torch.topk leaves open which of several equal scores at rank k it takes. On the CPU in eager mode,
+    where reading the scores waits for nothing, the lowest index wins such a tie. Elsewhere the choice
+    of torch.topk stands.
     """
     if torch.compiler.is_compiling() or score.device.type != "cpu":
         values, index = score.topk(k, dim=2)

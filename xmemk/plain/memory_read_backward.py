@@ -1,7 +1,7 @@
 """Gradients of the memory read without the N x Q matrices: recomputed for a block of queries at a time.
 
-With S_ij = -(s_i / sqrt(CK)) D_ij, D_ij = sum_c e_cj (k_ci - q_cj)^2, W the softmax of S over i, and dF, dU the
-gradients of readout and usage:
+With S_ij = -(s_i / sqrt(CK)) D_ij, D_ij = sum_c e_cj (k_ci - q_cj)^2, W the softmax of S over i, and
+dF, dU the gradients of readout and usage:
 
     dW_ij = v_i . dF_j + dU_i          dv_i = sum_j W_ij dF_j
     dS_ij = W_ij (dW_ij - sum_i W_ij dW_ij)
@@ -9,77 +9,60 @@ gradients of readout and usage:
     dk_i  = 2 sum_j H_ij e_j (k_i - q_j)        ds_i = -sum_j dS_ij D_ij / sqrt(CK)
     dq_j  = -2 e_j sum_i H_ij (k_i - q_j)       de_j = sum_i H_ij (k_i - q_j)^2
 
-The top-k read has the same sums over the selected tokens only (the selection itself is piecewise constant).
+The top-k read has the same sums over the selected tokens only, since the selection is piecewise
+constant.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .read import affinity_topk, gather_rows, locate, query_blocks, token_table
-from .scores import center, compute_dtype, operands
+from ..inputs import MemoryInputs, QueryInputs
+from .affinity_topk import affinity_topk
+from .blocks import queries_at_a_time, query_blocks
+from .operands import center_key, compute_dtype, operands
+from .tokens import gather_rows, locate, token_table
 
-
-class Gradients(NamedTuple):
-    mk: list[Tensor]
-    ms: list[Tensor] | None
-    mv: list[Tensor]
-    qk: Tensor
-    qe: Tensor | None
+Gradients = tuple[MemoryInputs, QueryInputs]  # each gradient in the place of its input
 
 
 def memory_read_backward(
-    mk: list[Tensor],
-    ms: list[Tensor] | None,
-    mv: list[Tensor],
-    qk: Tensor,
-    qe: Tensor | None,
-    top_k: int | None,
-    d_readout: Tensor,
-    d_usage: Tensor | None,
+    memory: MemoryInputs, queries: QueryInputs, top_k: int | None, d_readout: Tensor, d_usage: Tensor | None
 ) -> Gradients:
     """Gradients in the dtypes of the inputs. d_readout [B, O, CV, Q], d_usage [B, N] or None."""
-    dtype = compute_dtype(qk.dtype)
+    dtype = compute_dtype(queries.qk.dtype)
     d_readout = d_readout.to(dtype).permute(0, 3, 1, 2).flatten(2)  # [B, Q, O * CV]
     d_usage = None if d_usage is None else d_usage.to(dtype)
-    if top_k is not None and top_k < sum(k.shape[2] for k in mk):
-        grads = _topk(mk, ms, mv, qk, qe, top_k, d_readout, d_usage)
+    if top_k is not None and top_k < memory.tokens:
+        d_memory, d_queries = _topk(memory, queries, top_k, d_readout, d_usage)
     else:
-        grads = _dense(mk, ms, mv, qk, qe, d_readout, d_usage)
-    return Gradients(
-        [g.to(k.dtype) for g, k in zip(grads.mk, mk)],
-        None if ms is None or grads.ms is None else [g.to(s.dtype) for g, s in zip(grads.ms, ms)],
-        [g.to(v.dtype) for g, v in zip(grads.mv, mv)],
-        grads.qk.to(qk.dtype),
-        None if qe is None or grads.qe is None else grads.qe.to(qe.dtype),
+        d_memory, d_queries = _dense(memory, queries, d_readout, d_usage)
+    return MemoryInputs(
+        [g.to(k.dtype) for g, k in zip(d_memory.mk, memory.mk)],
+        None if memory.ms is None or d_memory.ms is None else [g.to(s.dtype) for g, s in zip(d_memory.ms, memory.ms)],
+        [g.to(v.dtype) for g, v in zip(d_memory.mv, memory.mv)],
+    ), QueryInputs(
+        d_queries.qk.to(queries.qk.dtype),
+        None if queries.qe is None or d_queries.qe is None else d_queries.qe.to(queries.qe.dtype),
     )
 
 
-def _dense(
-    mk: list[Tensor],
-    ms: list[Tensor] | None,
-    mv: list[Tensor],
-    qk: Tensor,
-    qe: Tensor | None,
-    d_readout: Tensor,
-    d_usage: Tensor | None,
-) -> Gradients:
-    ops = operands(mk, ms, qk, qe)
-    b, ck, _ = qk.shape
-    _, o, cv, _ = mv[0].shape
-    sizes = [k.shape[2] for k in mk]
-    dtype = ops.query.dtype
-    middle = center(mk)
-    # Tokens as rows: k, q [B, N or Q, CK]; D is translation invariant, so are all sums below.
-    k = torch.cat([x.to(dtype) - middle for x in mk], 2).transpose(1, 2)
-    q = (qk.to(dtype) - middle).transpose(1, 2)
-    e = torch.ones_like(q) if qe is None else qe.to(dtype).transpose(1, 2)
-    s = k.new_ones(b, 1, k.shape[1]) if ms is None else torch.cat([x.to(dtype) for x in ms], 2)
-    values = [v.to(dtype).flatten(1, 2) for v in mv]
+def _dense(memory: MemoryInputs, queries: QueryInputs, d_readout: Tensor, d_usage: Tensor | None) -> Gradients:
+    sides = operands(memory, queries)
+    b, ck, _ = queries.qk.shape
+    _, o, cv, _ = memory.mv[0].shape
+    sizes = [k.shape[2] for k in memory.mk]
+    dtype = sides.query.dtype
+    center = center_key(memory.mk)
+    # Tokens as rows: k, q [B, N or Q, CK]. D does not change with a translation, nor do the sums below.
+    k = torch.cat([x.to(dtype) - center for x in memory.mk], 2).transpose(1, 2)
+    q = (queries.qk.to(dtype) - center).transpose(1, 2)
+    e = torch.ones_like(q) if queries.qe is None else queries.qe.to(dtype).transpose(1, 2)
+    s = k.new_ones(b, 1, k.shape[1]) if memory.ms is None else torch.cat([x.to(dtype) for x in memory.ms], 2)
+    values = [v.to(dtype).flatten(1, 2) for v in memory.mv]
     # A token that cannot be read has weight 0, and 0 times what is not finite would be NaN for all queries.
     k, s = (torch.where(x.square().isfinite(), x, 0.0) for x in (k, s))
     k_squared = k.square()
@@ -88,9 +71,9 @@ def _dense(
     dv = [x.new_zeros(b, n, o * cv) for x, n in zip(values, sizes)]
     dq, de = torch.empty_like(q), torch.empty_like(q)
     root = math.sqrt(ck)
-    for start, stop in query_blocks(ops):
+    for start, stop in query_blocks(sides):
         qb, eb, d_out = q[:, start:stop], e[:, start:stop], d_readout[:, start:stop]
-        score = ops.scores(start, stop)
+        score = sides.scores(start, stop)
         w = score.softmax(2)
         dw = torch.cat([d_out @ v for v in values], 2)
         if d_usage is not None:
@@ -98,7 +81,7 @@ def _dense(
         for part, grad in zip(w.split(sizes, 2), dv):
             grad.baddbmm_(part.transpose(1, 2), d_out)
         d_score = w * (dw - (w * dw).sum(2, keepdim=True))
-        # S = -(s / sqrt(CK)) D, so D is S less its scale; where s is 0, so is the scale and D is computed anew.
+        # S = -(s / sqrt(CK)) D gives no D where s is 0, so D is computed anew.
         distance = (k_squared @ eb.transpose(1, 2) - 2 * (k @ (eb * qb).transpose(1, 2))).transpose(1, 2)
         distance = distance + (eb * qb.square()).sum(2, keepdim=True)
         ds = ds - (d_score * distance).sum(1) / root
@@ -110,38 +93,31 @@ def _dense(
         dq[:, start:stop] = -2 * eb * (hk - qb * total)
         de[:, start:stop] = h @ k_squared - 2 * qb * hk + qb.square() * total
     dk = 2 * (k * dk_e - dk_eq)
-    return Gradients(
+    d_memory = MemoryInputs(
         list(dk.transpose(1, 2).split(sizes, 2)),
-        None if ms is None else list(ds.unsqueeze(1).split(sizes, 2)),
+        None if memory.ms is None else list(ds.unsqueeze(1).split(sizes, 2)),
         [g.transpose(1, 2).unflatten(1, (o, cv)) for g in dv],
-        dq.transpose(1, 2),
-        None if qe is None else de.transpose(1, 2),
     )
+    return d_memory, QueryInputs(dq.transpose(1, 2), None if queries.qe is None else de.transpose(1, 2))
 
 
 def _topk(
-    mk: list[Tensor],
-    ms: list[Tensor] | None,
-    mv: list[Tensor],
-    qk: Tensor,
-    qe: Tensor | None,
-    top_k: int,
-    d_readout: Tensor,
-    d_usage: Tensor | None,
+    memory: MemoryInputs, queries: QueryInputs, top_k: int, d_readout: Tensor, d_usage: Tensor | None
 ) -> Gradients:
-    weight, index = affinity_topk(mk, ms, qk, qe, top_k)
-    b, ck, q_tokens = qk.shape
+    mk, ms, mv = memory
+    weight, index, _ = affinity_topk(memory, queries, top_k)
+    b, ck, q_tokens = queries.qk.shape
     _, o, cv, _ = mv[0].shape
     dtype = weight.dtype
     root = math.sqrt(ck)
-    q = qk.to(dtype).transpose(1, 2)
-    e = torch.ones_like(q) if qe is None else qe.to(dtype).transpose(1, 2)
+    q = queries.qk.to(dtype).transpose(1, 2)
+    e = torch.ones_like(q) if queries.qe is None else queries.qe.to(dtype).transpose(1, 2)
     dk = [x.new_zeros(b * x.shape[2], ck, dtype=dtype) for x in mk]
     ds = [x.new_zeros(b * x.shape[2], 1, dtype=dtype) for x in mk]
     dv = [x.new_zeros(b * x.shape[3], o * cv, dtype=dtype) for x in mv]
     dq, de = torch.empty_like(q), torch.empty_like(q)
-    step = max(1, (16 << 20) // max(1, 4 * b * top_k * max(o * cv, ck)))
-    for start in range(0, q_tokens, step):
+    step = queries_at_a_time(q_tokens, b * top_k * max(o * cv, ck))
+    for start in range(0, q_tokens, max(1, step)):
         span = slice(start, start + step)
         w, i, d_out = weight[:, span], index[:, span], d_readout[:, span]
         difference = gather_rows(mk, i, dtype) - q[:, span].unsqueeze(2)  # [B, q, k, CK]
@@ -159,17 +135,19 @@ def _topk(
         _scatter(dv, mv, i, w.unsqueeze(3) * d_out.unsqueeze(2))
         dq[:, span] = -2 * e[:, span] * pull.sum(2)
         de[:, span] = (h * squared).sum(2)
-    return Gradients(
+    d_memory = MemoryInputs(
         [g.view(b, x.shape[2], ck).transpose(1, 2) for g, x in zip(dk, mk)],
         None if ms is None else [g.view(b, 1, x.shape[2]) for g, x in zip(ds, mk)],
         [g.view(b, x.shape[3], o, cv).permute(0, 2, 3, 1) for g, x in zip(dv, mv)],
-        dq.transpose(1, 2),
-        None if qe is None else de.transpose(1, 2),
     )
+    return d_memory, QueryInputs(dq.transpose(1, 2), None if queries.qe is None else de.transpose(1, 2))
 
 
 def _scatter(grads: list[Tensor], segments: list[Tensor], index: Tensor, rows: Tensor) -> None:
-    """Adds rows [B, q, k, channels] to the tokens they were gathered from; ``grads`` are tables [B * N, channels]."""
+    """Adds rows [B, q, k, channels] to the tokens they were gathered from.
+
+    ``grads``: a table [B * N_i, channels] for each segment.
+    """
     targets = [g for g, segment in zip(grads, segments) if segment.shape[-1] > 0] if len(grads) > 1 else grads
     for grad, (segment, here, local) in zip(targets, locate(segments, index)):
         _, row = token_table(segment[:, :0], local)

@@ -1,7 +1,8 @@
-"""Consolidation of candidates in several segments, which is that of one."""
+"""consolidate: candidates in several segments, which are read as one memory; threads; gradients."""
 
 import pytest
 import torch
+from extension import needs_extension
 
 import xmemk
 from xmemk import reference
@@ -58,3 +59,13 @@ def test_compiled():
         arguments = [cut(t, [5, n - 5]) for t in (x.mk, x.ms, x.me, x.mv)]
         for a, b in zip(compiled(*arguments, x.usage), xmemk.consolidate(*arguments, x.usage, 4), strict=True):
             torch.testing.assert_close(a, b)
+
+
+@needs_extension
+def test_consolidation_is_the_same_for_any_number_of_threads(threads):
+    x = make_inputs(4000, 1, objects=2, value_channels=24)
+    results = []
+    for count in (1, 2, 7):
+        threads(count)
+        results.append(xmemk.consolidate(x.mk, x.ms, x.me, x.mv, x.usage, 100, backend="cpu"))
+    assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(results[0], r))
