@@ -94,7 +94,7 @@ def measured(
 
 
 def floors() -> dict[str, Any]:
-    """"processor", "floors" by name, "runs" by label and name: [lowest, highest, how many]."""
+    """ "processor", "floors" by name, "runs" by label and name: [lowest, highest, how many]."""
     return json.loads(FLOORS.read_text(encoding="utf-8"))
 
 

@@ -142,13 +142,14 @@ def test_a_method_stops_where_the_next_checkpoint_would_pass_a_limit():
     assert late.reason.startswith("it stopped at frame 16") and not late.points
 
 
-def test_a_process_that_ends_is_a_reason():
+def test_a_process_that_ends_is_a_reason(capsys):
     broken = length.in_fresh_process(
         "STCN", length.Film(0, 5, 40, window=4, seconds=5, distinct=2), length.MethodLimits()
     )
     assert "failed with 1" in broken.reason
     assert broken.features["width"] == 5 and broken.points == []
-    assert length.text_of(broken).splitlines()[-1].strip() == broken.reason
+    length.show(broken)
+    assert capsys.readouterr().err.splitlines()[-1].strip() == broken.reason
 
 
 def test_what_was_measured_before_a_process_ends_is_kept(monkeypatch):
@@ -175,7 +176,7 @@ def test_interrupted_curves_are_in_the_file(monkeypatch, tmp_path):
         result.reason = ""
 
     monkeypatch.setattr(length, "in_fresh_process", play)
-    monkeypatch.setattr(length, "text_of", lambda track: "")
+    monkeypatch.setattr(length, "show", lambda track: None)
     monkeypatch.setattr(sys, "argv", ["/a/place/length.py"])
     path = tmp_path / "results.jsonl"
     with pytest.raises(KeyboardInterrupt):

@@ -234,9 +234,10 @@ def test_a_worker_takes_the_kernels_of_its_own_tree(tmp_path):
     for folder in ("xmemk", "kernels"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").write_text(f"where = {str(tmp_path)!r}")
+    script = revisions.__file__.replace("revisions.py", "revision_worker.py")
     code = (
         "import json, pathlib, sys, importlib.util; "
-        f"spec = importlib.util.spec_from_file_location('worker', {revisions.__file__.replace('revisions.py', 'revision_worker.py')!r}); "
+        f"spec = importlib.util.spec_from_file_location('worker', {script!r}); "
         "worker = importlib.util.module_from_spec(spec); spec.loader.exec_module(worker); "
         f"worker.load(pathlib.Path({str(tmp_path)!r})); import xmemk.kernels; "
         "print(json.dumps([xmemk.where, xmemk.kernels.where]))"
