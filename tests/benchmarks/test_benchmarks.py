@@ -205,7 +205,7 @@ def test_what_the_time_does_not_suffice_for_is_a_row(tiny_run):
     assert code == 0
     reasons = {row["reason"] for result in done["results"] for row in result["rows"]}
     assert reasons == {"not reached in the time given"}
-    assert {result["op"] for result in done["results"]} == {item.op for item in suites.GPU.items}
+    assert {result["op"] for result in done["results"]} == {item.op for item in suites.SUITES["gpu"].items}
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory can be measured on Linux alone")
@@ -367,4 +367,4 @@ def test_presets_ask_for_what_there_is():
             assert item.op in ALL_OPS
             assert item.workload in (case_setup.NETWORKS if item.op in FRAME_OPS else WORKLOADS)
     names = {p.name for op in OPS for p in peers_of(op, ["cpu"])}
-    assert set(suites.QUICK.left_out) <= names
+    assert set(suites.SUITES["quick"].left_out) <= names
