@@ -186,11 +186,11 @@ def test_what_is_wrong_with_a_revision_is_a_reason(revision):
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [("import time; time.sleep(60)", "no answer within 2 s"), ("raise SystemExit(3)", "failed with 3")],
+    [("import time; time.sleep(60)", "no answer within 1 s"), ("raise SystemExit(3)", "failed with 3")],
 )
 def test_a_worker_that_hangs_or_dies_is_a_reason(tmp_path, code, said):
     worker = revisions.RevisionProcess(
-        revisions.SourceTree(tmp_path, ""), threads=1, limit=2 if "sleep" in code else 60
+        revisions.SourceTree(tmp_path, ""), threads=1, limit=1 if "sleep" in code else 60
     )
     worker._command = [sys.executable, "-c", code]
     for _ in range(2):  # and may be asked again
