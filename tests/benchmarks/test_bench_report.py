@@ -1,4 +1,4 @@
-"""The report: what is read from result files, tables that follow the figures, a page that stands alone."""
+"""The report: what is read from result files, tables of it, a page that stands alone."""
 
 import io
 import json

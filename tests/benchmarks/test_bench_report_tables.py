@@ -1,4 +1,4 @@
-"""Every table of the report follows from the rows, whatever they are: peers that fail, one op alone, a GPU."""
+"""Every table of the report follows from the rows, whatever they are."""
 
 import json
 import re

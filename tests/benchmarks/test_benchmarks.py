@@ -1,4 +1,4 @@
-"""The harness: peers are checked before they are timed, and whatever goes wrong with one is a row with its reason."""
+"""Peers are checked before they are timed; what goes wrong with one is a row with its reason."""
 
 import contextlib
 import csv

@@ -1,4 +1,4 @@
-"""What the scripts share: processes of their own and how they end, command lines, lines of result files."""
+"""What the scripts share: processes and how they end, command lines, lines of result files."""
 
 import importlib
 import json

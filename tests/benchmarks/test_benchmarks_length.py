@@ -1,4 +1,4 @@
-"""The curves over a video's length: the methods' memories, the protocol of Fig. 1 (left), that of Fig. 5."""
+"""The curves over a video's length: the methods' memories, Fig. 1 (left), Fig. 5."""
 
 import json
 import math

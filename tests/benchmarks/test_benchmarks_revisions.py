@@ -230,7 +230,7 @@ def test_a_revision_that_is_not_there(tiny_run):
 
 
 def test_a_worker_takes_the_kernels_of_its_own_tree(tmp_path):
-    """The installed package may be an editable one, whose finder knows another folder for xmemk.kernels."""
+    """An editable install has a finder that knows another folder for xmemk.kernels."""
     for folder in ("xmemk", "kernels"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").write_text(f"where = {str(tmp_path)!r}")
