@@ -20,7 +20,7 @@ NO_RESULT = "its process ended without a result"
 
 
 class LineProcess:
-    """``command`` in ``cwd``, in a session of its own. Use it as a context, so that it is ended for sure."""
+    """``command`` in ``cwd``, in a session of its own. As a context it is ended for sure."""
 
     def __init__(self, command: Sequence[str], cwd: Path | str | None = None) -> None:
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
@@ -42,11 +42,11 @@ class LineProcess:
             self._process.stdin.flush()
 
     def read(self, seconds: float) -> str | None:
-        """The next line of its standard output; None at its end. Raises TimeoutError, and ends it, when it is late."""
+        """The next line of its output; None at its end. Ends it, and raises TimeoutError, if late."""
         return next(self._lines(seconds, f"no answer within {seconds:.0f} s"), None)
 
     def lines(self, seconds: float) -> Iterator[str]:
-        """Its standard output to the end, for so many seconds in all. Raises TimeoutError, and ends it, after them."""
+        """Its output to the end. After so many seconds, ends it, and raises TimeoutError."""
         return self._lines(seconds, f"did not end within {seconds:.0f} s")
 
     def _lines(self, seconds: float, how: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Over the length of a video: what each method's memory takes, and how long a frame takes.
 
-    python benchmarks/studies/length.py [--protocol fig1 fig5] [--quick] [--budget SECONDS] [--save FILE]
+    python benchmarks/studies/length.py [--protocol fig1 fig5] [--quick]
+        [--budget SECONDS] [--save FILE]
 
 Fig. 1 (left) of the paper: "GPU memory increase per frame by averaging the memory consumption
 difference between the 100-th and 200-th frame in 480p". Here: bytes held, resident memory and time

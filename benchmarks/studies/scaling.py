@@ -1,7 +1,8 @@
 """Time and extra memory of a read against the memory's size N, the queries Q, the objects O, k, and
 threads.
 
-    python benchmarks/studies/scaling.py [--axis N Q O k threads] [--quick] [--budget SECONDS] [--save FILE] [--gb 12]
+    python benchmarks/studies/scaling.py [--axis N Q O k threads] [--quick]
+        [--budget SECONDS] [--save FILE] [--gb 12]
 
 One axis is varied, the rest is that of a named workload (``BASES``). Three peers are measured as
 far as each fits: ours, tidy PyTorch and the original's formulation. What a point would take is
@@ -217,7 +218,7 @@ def time_point(point: Point, peers: list[Peer], limits: PointLimits) -> list[Mea
 
 
 def judge(case: OpCase, result: Any) -> Comparison | None:
-    """The verdict on some channels of the first object's values: float64 of all would not fit into memory."""
+    """The verdict on some channels of the first object: float64 of all may not fit into memory."""
     x, step = case.inputs, max(1, case.inputs.mv.shape[2] // CHECKED_CHANNELS)
     thinned = OpCase(case.op, case.workload, replace(x, mv=x.mv[:, :1, ::step]))
     values = 2 if case.op == "consolidate" else 0  # where the values are in the result
