@@ -42,7 +42,7 @@ class LineProcess:
             self._process.stdin.flush()
 
     def read(self, seconds: float) -> str | None:
-        """The next line of its output; None at its end. Ends it, and raises TimeoutError, if late."""
+        """The next line of its output; None at its end. Raises TimeoutError and ends it if late."""
         return next(self._lines(seconds, f"no answer within {seconds:.0f} s"), None)
 
     def lines(self, seconds: float) -> Iterator[str]:

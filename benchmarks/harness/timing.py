@@ -102,8 +102,8 @@ def time_again(
 ) -> None:  # fmt: skip
     """More rounds of the peers that :func:`time_peers` timed, on the case made anew, into its rows.
 
-    A peer whose calls have taken ``in_all`` seconds is left as it is; so is one that compiles, which
-    would do so again. Raises DeviceLost.
+    A peer whose calls have taken ``in_all`` seconds is left as it is; so is one that compiles,
+    which would do so again. Raises DeviceLost.
     """
     timer, calls = RoundTimer(str(case.device)), {}
     row_of = {row.peer: row for row in rows if row.seconds and sum(row.seconds) < in_all}
