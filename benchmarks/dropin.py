@@ -8,10 +8,10 @@ The checkout is XMem (https://github.com/hkchengrex/XMem), Track-Anything, Cutie
 with their memory code; "rf-cutie" stands for the installed package. Two parts, each run in fresh
 processes, without the drop-in and with:
 
-* memory: the host's memory manager alone, on synthetic features, filled to 9 frames and 10,000 long-term
-  tokens; then reads, and memory frames that end in an eviction and a consolidation. Times are medians.
-* clip: the whole network with random weights and a fixed seed over 200 small frames, with limits so low
-  that it consolidates and evicts often. Networks that cannot be loaded here are named and left out.
+* memory: the host's memory manager alone, on synthetic features, filled to 9 frames and 10,000
+  long-term tokens; then reads, and memory frames that end in an eviction and a consolidation.
+* clip: the whole network with random weights over 200 small frames, with limits so low that it
+  consolidates and evicts often. Networks that cannot be loaded here are named and left out.
 """
 
 from __future__ import annotations

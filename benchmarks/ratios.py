@@ -1,8 +1,8 @@
 """How many times our time a tidy PyTorch takes, measured so that a busy machine gives the same
 answer: what CI holds.
 
-    python benchmarks/ratios.py                                # the ratios here, beside their floors
-    python benchmarks/ratios.py --runs 20 --write quiet        # measure anew, under that name, and set the floors
+    python benchmarks/ratios.py                          # the ratios here, beside their floors
+    python benchmarks/ratios.py --runs 20 --write quiet  # measure anew, and set the floors
 
 Seconds differ from machine to machine and from minute to minute. The ratio of two ways to do the
 same work hardly does on one thread, if the time is the CPU time of that thread and the shortest of
@@ -94,7 +94,7 @@ def measured(
 
 
 def floors() -> dict[str, Any]:
-    """"processor", "floors" by name, "runs" by label and name: [lowest, highest, how many]."""
+    """ "processor", "floors" by name, "runs" by label and name: [lowest, highest, how many]."""
     return json.loads(FLOORS.read_text(encoding="utf-8"))
 
 

@@ -10,7 +10,7 @@ or is wrong is a row with its reason. Where it makes the GPU unusable, as by an 
 access, a fresh process goes on with the others. On a GPU the time is the device's, by replays of a
 graph; cold is one replay after the cache was overwritten, launch what it takes to issue a call.
 
---base REV compares with another revision of this repository, --agree FILE [FILE] two runs with each other.
+--base REV compares with another revision of this repository, --agree FILE [FILE] two runs.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ may choose the same tokens, so that k are the least whose values are touched.
                         those of keys and queries; bytes: memory and queries read again, a gradient
                         written for each of their numbers, Q V e of the readout's gradient read
     _train              read and backward, without usage; keys, queries and values are read once
-    consolidate         a dense read of P queries, whose values have one channel more, the shrinkage,
-                        which is read once; 4 N of usage read; P 2 C e: selections read, prototypes'
-                        keys written
+    consolidate         a dense read of P queries; the values have one channel more, the shrinkage,
+                        which is read once; 4 N of usage read; P 2 C e: selections read,
+                        keys of prototypes written
     select_prototypes   4 N + 8 P bytes
     evict_lfu           4 N + 8 (N - P) bytes
 

@@ -93,7 +93,7 @@ def check(
 
 
 def run(nodes: list[str], root: Path) -> tuple[dict[str, str], str]:
-    """The outcome of each test of ``nodes``, and what went wrong with the whole run, if anything."""
+    """The outcome of each test of ``nodes``, and what went wrong with the whole run, or ""."""
     command = [sys.executable, str(Path(__file__).with_name("pytest_outcomes.py")), *nodes]
     try:
         done = subprocess.run(command, cwd=root / "tests", capture_output=True, text=True, timeout=LIMIT)

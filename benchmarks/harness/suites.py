@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -54,69 +56,15 @@ class Suite:
         return None
 
 
-_UPKEEP = (SuiteItem("select_prototypes", "480p-full"), SuiteItem("evict_lfu", "480p-full"))
+def _suite(stored: dict[str, Any]) -> Suite:
+    cases = {name: tuple(SuiteItem(*case) for case in stored.get(name) or ()) for name in ("items", "compilers")}
+    if "compilers" not in stored:
+        del cases["compilers"]
+    fields: dict[str, Any] = {**{name: tuple(x) if isinstance(x, list) else x for name, x in stored.items()}, **cases}
+    return Suite(**fields)
 
-_SLOW_ON_CPUS = ("KeOps", "original, autocast", "original, autocast, torch.compile")  # minutes for a case
 
-# Two minutes on two cores.
-QUICK = Suite(
-    (
-        SuiteItem("memory_read", "480p-full"),
-        SuiteItem("memory_read_dense", "480p-early"),
-        SuiteItem("memory_read_backward", "480p-early"),
-        SuiteItem("consolidate", "480p-full"),
-        *_UPKEEP,
-    ),
-    rounds=10,
-    budget=4.0,
-    memory=("memory_read",),
-    compilers=(),
-    left_out=_SLOW_ON_CPUS,
-    why="left out of the quick run: run.py --op OP has it",
-)
-
-# A quarter of an hour on two cores; growth, length and claims take `xmemk bench --full` to half an
-# hour.
-FULL = Suite(
-    (
-        *(SuiteItem("memory_read", "480p-full", o) for o in (1, 5)),
-        *(SuiteItem("memory_read_dense", "480p-full", o) for o in (1, 5)),
-        SuiteItem("memory_read", "1080p-full"),
-        *(SuiteItem(op, "480p-early") for op in GRADIENTS),
-        *(SuiteItem("consolidate", "480p-full", o) for o in (1, 5)),
-        *_UPKEEP,
-        *(SuiteItem("frame", network) for network in ("small", "full")),
-        SuiteItem("memory_frame", "full"),
-        SuiteItem("video", "small"),
-    ),
-    budget=4.0,
-    memory=(*READS, "consolidate"),
-    compilers=(SuiteItem("memory_read", "480p-full"), SuiteItem("memory_read_dense", "480p-full")),
-    left_out=_SLOW_ON_CPUS,
-    why="left out of the full run, which it would lengthen by minutes: run.py --op OP has it",
-)
-
-# On a GPU, in a time given: what is most wanted first, the compiled peers when all the others are
-# done.
-GPU = Suite(
-    (
-        SuiteItem("memory_read", "480p-full"),
-        *_UPKEEP,
-        SuiteItem("consolidate", "480p-early", 5),
-        SuiteItem("memory_read_dense", "480p-full"),
-        SuiteItem("memory_read", "1080p-full"),
-        SuiteItem("memory_read", "480p-full", 5),
-        SuiteItem("memory_read_dense", "480p-full", 5),
-        *(SuiteItem(op, "480p-early", o) for op in READS for o in (1, 5)),
-        *(SuiteItem(op, "480p-early") for op in GRADIENTS),
-        SuiteItem("memory_read", "1080p-full", 5),
-        SuiteItem("memory_read_dense", "1080p-full"),
-    ),
-    rounds=9,
-    sweeps=1,
-    dtype="float16",
-    memory=(),
-    compiled_last=True,
-)
-
-SUITES = {"quick": QUICK, "full": FULL, "gpu": GPU}
+# quick: two minutes on two cores. full: a quarter of an hour; growth, length and claims take
+# `xmemk bench --full` to half an hour. gpu: within the time given, what is most wanted first, the
+# compiled peers when all the others are done.
+SUITES = {name: _suite(x) for name, x in json.loads(Path(__file__).with_name("suites.json").read_text()).items()}

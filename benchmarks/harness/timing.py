@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -56,16 +57,9 @@ def answers(device: torch.device) -> bool:
 
 
 def time_peers(
-    case: OpCase,
-    peers: list[Peer],
-    *,
-    rounds: int,
-    budget: float,
-    tell: Tell = silent,
-    judge: Judge = verdict,
-    trial: Callable[[Peer], Trial] | None = None,
-    until: float | None = None,
-) -> list[Measurement]:
+    case: OpCase, peers: list[Peer], *, rounds: int, budget: float, tell: Tell = silent, judge: Judge = verdict,
+    trial: Callable[[Peer], Trial] | None = None, until: float | None = None,
+) -> list[Measurement]:  # fmt: skip
     """Checks each peer, then times them in turn, round by round, so that a busy machine slows them
     alike.
 
@@ -103,26 +97,17 @@ def time_peers(
 
 
 def time_again(
-    case: OpCase,
-    peers: list[Peer],
-    rows: list[Measurement],
-    *,
-    rounds: int,
-    budget: float,
-    in_all: float,
+    case: OpCase, peers: list[Peer], rows: list[Measurement], *, rounds: int, budget: float, in_all: float,
     tell: Tell = silent,
-) -> None:
+) -> None:  # fmt: skip
     """More rounds of the peers that :func:`time_peers` timed, on the case made anew, into its rows.
 
     A peer whose calls have taken ``in_all`` seconds is left as it is; so is one that compiles,
     which would do so again. Raises DeviceLost.
     """
-    timer = RoundTimer(str(case.device))
-    calls: dict[str, TimedCall] = {}
+    timer, calls = RoundTimer(str(case.device)), {}
     row_of = {row.peer: row for row in rows if row.seconds and sum(row.seconds) < in_all}
-    for peer in peers:
-        if peer.compiled or peer.name not in row_of:
-            continue
+    for peer in (p for p in peers if p.name in row_of and not p.compiled):
         tell(peer.name)
         row = row_of[peer.name]
         try:
@@ -179,11 +164,9 @@ def checked(case: OpCase, peer: Peer, row: Measurement, timer: RoundTimer, judge
     start = time.perf_counter()
     if timer.cuda:
         call()  # compiles kernels, allocates
-        with Peak(case.device) as peak:
-            result = call()
-        row.extra_bytes = peak.bytes
-    else:
+    with Peak(case.device) if timer.cuda else contextlib.nullcontext() as peak:
         result = call()
+    row.extra_bytes = peak.bytes if peak else row.extra_bytes
     first = time.perf_counter() - start
     compared = judge(case, result)
     if compared is not None:

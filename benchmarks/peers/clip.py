@@ -22,7 +22,7 @@ FRAMES = 132  # of the clip
 
 
 class ClipFeatures:
-    """Frames of ``height`` x ``width`` tokens, one object; ``count`` frames of the clip are used."""
+    """Frames of ``height`` x ``width`` tokens, one object, from ``count`` frames of the clip."""
 
     def __init__(self, height: int, width: int, count: int = FRAMES) -> None:
         from xmemk.data.video import read_frames

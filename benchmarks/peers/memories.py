@@ -63,9 +63,8 @@ class OriginalFunctions:
     ) -> Any:  # fmt: skip
         """:func:`xmemk.memory_read` with shrinkage and selection always there."""
         if self.hurried:
-            return xmemk.memory_read(
-                _listed(mk), _listed(ms), _listed(mv), qk, qe, top_k=top_k, return_usage=return_usage
-            )
+            read: Any = xmemk.memory_read
+            return read(mk, ms, mv, qk, qe, top_k=top_k, return_usage=return_usage)
         if top_k is not None:
             readout, usage = original.memory_read(_listed(mk), _listed(ms), _listed(mv), qk, qe, top_k=top_k)
         else:  # potentiation

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def features(h: int, w: int, objects: int, channels: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """A scene that changes slowly: key, shrinkage, selection [1, C, h, w], value [1, O, CV, h, w]."""
+    """A slow scene: key, shrinkage, selection [1, C, h, w], value [1, O, CV, h, w]."""
     g = torch.Generator().manual_seed(0)
     scene = torch.randn(1, 64, h, w, generator=g)
     while True:

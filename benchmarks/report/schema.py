@@ -170,14 +170,6 @@ class CaseResult(Stored):
         ours = self.ours
         return row.median / ours.median if ours and ours.median and row.median is not None else None
 
-    def of_roof(self, row: Measurement) -> float | None:
-        """The share of its time that the op's arithmetic and bytes need at the machine's best."""
-        roof = self.source.run.roof if self.source else None
-        if row.of_roof is not None or not roof or not row.median or not (self.flops or self.bytes):
-            return row.of_roof
-        arithmetic = (self.flops or 0.0) / (1e9 * roof["gflops"])
-        return max(arithmetic, (self.bytes or 0.0) / (1e9 * roof["gbytes_per_s"])) / row.median
-
     def to_json(self) -> dict[str, Any]:
         point = {} if self.axis else {"axis", "value"}
         shown = {name: value for name, value in super().to_json().items() if name not in point}

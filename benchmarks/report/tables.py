@@ -31,6 +31,16 @@ ON_AMD = (
     "The processor is AMD's. MKL, torch's library for products, takes a slow path there: peers that multiply "
     "by it are slowed, our C++ is not (benchmarks/notes/cpu-read.md). Elsewhere the ratios may be smaller."
 )
+INPUTS = (
+    "Random numbers, the same for all peers. Real features have ties and clusters, which can change the time of "
+    "a selection."
+)
+QUALITY = (
+    "J along a video is that of the demo's hand-made features on the bundled clip: it shows what the rules of the "
+    "memories do to the same features, not what XMem scores."
+)
+CHAINS = "each the mean of a chain of calls (on a CPU the median of three chains of short calls)"
+PARTS = ("functions", "growth with the sizes", "length of a video", "the paper's claims")
 
 
 class Table(NamedTuple):
@@ -141,7 +151,7 @@ def figures(case: CaseResult) -> Table:
         cells = [row.peer, duration(row.median)]
         cells += [duration(row.cold_seconds), duration(row.host_seconds)] if on_gpu else []
         cells += [percent(row.spread or None), str(len(row.seconds)), times(case.ratio(row))]
-        cells += [percent(case.of_roof(row)) if row.whole or row.ours else "", size(row.extra_bytes)]
+        cells += [percent(row.of_roof), size(row.extra_bytes)]
         rows.append([*cells, exponent(row.error), row.kind])
     about = [sizes(case), f"{figure(case.flops / 1e9)} GFLOP" if case.flops else ""]
     about += [f"{size(case.bytes)} at least to be moved" if case.bytes else "", place(case.source)]
@@ -192,11 +202,11 @@ def curve_points(machine: MachineResults) -> Table:
     return Table("All points of the curves", columns, "llrlrrrrrl", rows, ours=ours)
 
 
-def track_points(machine: MachineResults) -> Table:
+def track_points(tracks: Iterable[VideoTrack]) -> Table:
     rows = [
         [track.protocol, track.method, track.grid, f"{p['frame']:,}", duration(p.get("seconds")), size(p.get("bytes")),
          size(p.get("peak_bytes")), f"{p.get('tokens', 0):,}", figure(p["quality"]) if p.get("quality") else ""]
-        for track in machine.tracks for p in track.points
+        for track in tracks for p in track.points
     ]  # fmt: skip
     ours = [i for i, row in enumerate(rows) if row[1] == "xmemk"]
     columns = ["protocol", "method", "tokens of a frame", "frame", "time of a frame", "memory"]
@@ -239,36 +249,21 @@ def limits(machine: MachineResults) -> Table:
 def _limits(machine: MachineResults) -> Iterator[tuple[str, str]]:
     cases, both = machine.cases, (*machine.cases, *machine.scaling)
     devices = {case.device.split(":")[0] for case in both}
-    kinds = {"cpu": "its CPU alone, no GPU", "cuda": "its GPU alone, no CPU"}
-    alone = kinds[next(iter(devices))] if len(devices) == 1 else "CPU and GPU"
-    yield "machine", f"One machine, {machine.name}, {alone}. On another, ratios can differ and even turn round."
+    alone = {"cpu": "its CPU alone, no GPU", "cuda": "its GPU alone, no CPU"}
+    which = alone[next(iter(devices))] if len(devices) == 1 else "CPU and GPU"
+    yield "machine", f"One machine, {machine.name}, {which}. On another, ratios can differ and even turn round."
     if on_amd(machine):
         yield "products", ON_AMD
     if any(case.op not in FRAME_OPS for case in both):
-        yield (
-            "inputs",
-            (
-                "Random numbers, the same for all peers. Real features have ties and clusters, which can change the time "
-                "of a selection."
-            ),
-        )
+        yield "inputs", INPUTS
     if any(track.protocol == "fig5" for track in machine.tracks):
-        yield (
-            "quality",
-            (
-                "J along a video is that of the demo's hand-made features on the bundled clip: it shows what the rules of "
-                "the memories do to the same features, not what XMem scores."
-            ),
-        )
+        yield "quality", QUALITY
     timed = [(row, case) for case in cases for row in case.timed]
     if timed:
         rounds = [len(row.seconds) for row, _ in timed]
-        chain = "each the mean of a chain of calls (on a CPU the median of three chains of short calls)"
-        yield (
-            "rounds",
-            f"Medians of {min(rounds)} to {max(rounds)}, {chain}; fewer than five: {sum(n < 5 for n in rounds)}",
-        )
-    spread = [(row.spread, row.peer, title(case)) for row, case in timed if len(row.seconds) >= FEWEST_FOR_SPREAD]
+        few = sum(n < 5 for n in rounds)
+        yield "rounds", f"Medians of {min(rounds)} to {max(rounds)}, {CHAINS}; fewer than five: {few}"
+    spread = [(r.spread, r.peer, title(c)) for r, c in timed if len(r.seconds) >= FEWEST_FOR_SPREAD]
     if spread:
         share, peer, where = max(spread)
         yield "widest spread", f"{percent(share)} ({peer}, {where}): differences below it are noise there"
@@ -285,20 +280,20 @@ def _limits(machine: MachineResults) -> Iterator[tuple[str, str]]:
     wrong = sorted({f"{row.peer} in {title(case)}" for row, case in timed if row.status == "WRONG"})
     if wrong:
         yield "wrong results", f"{'; '.join(wrong)}: not compared with"
-    unknown = {case.tested for case in cases if case.tested is not True}
-    if unknown:
-        yield "not tested first", "; ".join(sorted(x if isinstance(x, str) else "not recorded" for x in unknown))
-    commits = {source.run.commit for source in machine.sources}
-    if len(machine.sources) > 1:
-        days = sorted({source.run.date for source in machine.sources})
-        several = f"{len(machine.sources)} runs, {days[0]} to {days[-1]}, {counted(len(commits), 'commit')}"
+    untested = {c.tested if isinstance(c.tested, str) else "not recorded" for c in cases if c.tested is not True}
+    if untested:
+        yield "not tested first", "; ".join(sorted(untested))
+    runs = [source.run for source in machine.sources]
+    commits = {run.commit for run in runs}
+    if len(runs) > 1:
+        days = sorted({run.date for run in runs})
+        several = f"{len(runs)} runs, {days[0]} to {days[-1]}, {counted(len(commits), 'commit')}"
         yield "runs", f"{several}. Compare within a table, where everybody took turns, not between tables."
     changed = sorted(commit for commit in commits if "dirty" in commit)
     if changed:
         yield "changed files", f"{', '.join(changed)}: the files differed from the commit"
-    parts = {"functions": cases, "growth with the sizes": machine.scaling, "length of a video": machine.tracks,
-             "the paper's claims": machine.claims}  # fmt: skip
-    absent = [name for name, found in parts.items() if not found]
+    parts = zip(PARTS, (cases, machine.scaling, machine.tracks, machine.claims))
+    absent = [name for name, found in parts if not found]
     if absent:
         yield "not measured", ", ".join(absent)
 

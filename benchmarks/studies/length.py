@@ -1,6 +1,7 @@
 """Over the length of a video: what each method's memory takes, and how long a frame takes.
 
-    python benchmarks/studies/length.py [--protocol fig1 fig5] [--quick] [--budget SECONDS] [--save FILE]
+    python benchmarks/studies/length.py [--protocol fig1 fig5] [--quick]
+        [--budget SECONDS] [--save FILE]
 
 Fig. 1 (left) of the paper: "GPU memory increase per frame by averaging the memory consumption
 difference between the 100-th and 200-th frame in 480p". Here: bytes held, resident memory and time
@@ -33,11 +34,12 @@ import torch
 from xmemk.benchmarks.harness import record
 from xmemk.benchmarks.harness.arguments import StudyParser, positive
 from xmemk.benchmarks.harness.line_process import NO_RESULT, ask
-from xmemk.benchmarks.harness.timing import Tell, printed
 from xmemk.benchmarks.peers.clip import FRAMES, KEY_CHANNELS, VALUE_CHANNELS, ClipFeatures, checkpoints
 from xmemk.benchmarks.peers.memories import METHODS, held_bytes, held_tokens, hurry
-from xmemk.benchmarks.report.formatting import duration, size
+from xmemk.benchmarks.report import terminal
+from xmemk.benchmarks.report.formatting import size
 from xmemk.benchmarks.report.schema import NOT_REACHED, VideoTrack
+from xmemk.benchmarks.report.tables import track_points
 from xmemk.benchmarks.studies import quality
 
 from xmemk.measure.peak import Peak, resident_bytes
@@ -219,7 +221,7 @@ def measure(
     quick: bool = False,
     limits: MethodLimits | None = None,
     budget: float | None = None,
-    tell: Tell = printed,
+    tell: Callable[[VideoTrack], None] | None = None,
     results: list[VideoTrack] | None = None,
 ) -> list[VideoTrack]:
     """The curves of these protocols, also put into ``results`` as they come; ``tell`` gets lines
@@ -227,7 +229,7 @@ def measure(
 
     ``budget``: seconds for all of it, shared by what is still to be measured.
     """
-    results = [] if results is None else results
+    results, tell = [] if results is None else results, tell or show
     until = None if budget is None else time.monotonic() + budget
     films = (QUICK if quick else FILMS) if "fig1" in protocols else ()
     left = [(name, film) for film in films for name in COMPARED]
@@ -245,27 +247,22 @@ def measure(
             in_fresh_process(name, film, limits or MethodLimits(), seconds, track)
         else:
             track.reason = NOT_REACHED
-        tell(text_of(track))
+        tell(track)
     if "fig5" in protocols:
         for track in quality.measure(quick=quick, until=until, results=results):
-            tell(text_of(track))
+            tell(track)
     return results
 
 
-def text_of(track: VideoTrack) -> str:
-    """A curve as lines of text."""
-    lines = [f"{track.protocol}, {track.method}, {track.grid} tokens"]
-    for p in track.points:
-        cells = [f"  frame {p['frame']:>6}: {duration(p['seconds']):>8}", f"{size(p['bytes'])} held"]
-        cells.append(f"{p['tokens']} tokens")
-        cells += [f"{size(p['resident'])} resident"] if p.get("resident") else []
-        cells += [f"{size(p['peak_bytes'])} more at the peak"] if p.get("peak_bytes") is not None else []
-        cells += [f"J {p['quality']:.4f}"] if "quality" in p else []
-        lines.append(", ".join(cells))
+def show(track: VideoTrack) -> None:
+    """A curve as a table, and why it ends."""
+    table = track_points([track])._replace(title=f"{track.protocol}, {track.method}, {track.grid} tokens a frame")
+    terminal.console.print(terminal.grid_of(table, ("protocol", "method", "tokens of a frame")))
     if track.increase:
-        lines.append(f"  growth from frame 100 to 200: {track.increase['bytes_per_frame'] / 1e6:.3f} MB a frame")
-    lines += [f"  computed: {size(c['bytes'])} at frame {c['frame']}" for c in track.computed[-1:]]
-    return "\n".join([*lines, *([f"  {track.reason}"] if track.reason else [])])
+        terminal.tell(f"  growth from frame 100 to 200: {size(track.increase['bytes_per_frame'])} a frame")
+    for point in track.computed[-1:]:
+        terminal.tell(f"  computed: {size(point['bytes'])} at frame {point['frame']:,}")
+    terminal.tell(f"  {track.reason}" if track.reason else "")
 
 
 def main(words: list[str] | None = None) -> None:

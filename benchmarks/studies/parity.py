@@ -1,8 +1,9 @@
 """The whole of XMem beside a real checkout's, frame by frame in turn: probabilities, masks, and
 where the time goes.
 
-    python benchmarks/studies/parity.py PATH_TO_A_CHECKOUT [--frames 60] [--size 480] [--mem-every 3]
-        [--objects 2] [--late 20 40] [--top-k 30] [--plain | --compile | --itself] [--half] [--exact] [--keys 1]
+    python benchmarks/studies/parity.py PATH_TO_A_CHECKOUT [--frames 60] [--size 480]
+        [--mem-every 3] [--objects 2] [--late 20 40] [--top-k 30]
+        [--plain | --compile | --itself] [--half] [--exact] [--keys 1]
 
 The checkout is XMem (https://github.com/hkchengrex/XMem). Both networks get the same random weights
 and no file is fetched. Both follow the same objects through the bundled clip, scaled to the size:

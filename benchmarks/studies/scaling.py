@@ -1,7 +1,8 @@
 """Time and extra memory of a read against the memory's size N, the queries Q, the objects O, k, and
 threads.
 
-    python benchmarks/studies/scaling.py [--axis N Q O k threads] [--quick] [--budget SECONDS] [--save FILE] [--gb 12]
+    python benchmarks/studies/scaling.py [--axis N Q O k threads] [--quick]
+        [--budget SECONDS] [--save FILE] [--gb 12]
 
 One axis is varied, the rest is that of a named workload (``BASES``). Three peers are measured as
 far as each fits: ours, tidy PyTorch and the original's formulation. What a point would take is
@@ -33,13 +34,14 @@ from xmemk.benchmarks.harness.arguments import StudyParser, positive
 from xmemk.benchmarks.harness.peaks import peak_of
 from xmemk.benchmarks.harness.round_timer import CHAIN_SECONDS
 from xmemk.benchmarks.harness.timing import Tell, available_bytes, printed, time_peers
-from xmemk.benchmarks.peers.catalogue import CHECKED_QUERIES, Call, Peer, peers_of
+from xmemk.benchmarks.peers.catalogue import CHECKED_QUERIES, Peer, peers_of
+from xmemk.benchmarks.peers.verdicts import verdict
 from xmemk.benchmarks.peers.workloads import READS, WORKLOADS, OpCase, Workload, make_case, sizes_of
 from xmemk.benchmarks.report.formatting import duration, percent, size
 from xmemk.benchmarks.report.schema import NOT_REACHED, CaseResult, Measurement
 
-from xmemk import operators as ops
-from xmemk.testing import Inputs
+from xmemk import operators
+from xmemk.testing import Comparison
 
 BASES = {"N": "480p-full", "Q": "480p-full", "O": "480p-early", "k": "480p-full", "threads": "480p-full"}
 OPS = {"N": (*READS, "consolidate"), "Q": READS, "O": READS, "k": ("memory_read",), "threads": READS}
@@ -209,11 +211,19 @@ def time_point(point: Point, peers: list[Peer], limits: PointLimits) -> list[Mea
     for peer in peers:
         with contextlib.suppress(Exception):  # why it fails, time_peers will say
             peaks[peer.name] = peak_of(case, peer)
-    checked = [through_check(case, peer) for peer in peers]
-    rows = time_peers(thinned(case), checked, rounds=limits.rounds, budget=limits.budget)
+    rows = time_peers(case, peers, rounds=limits.rounds, budget=limits.budget, judge=judge)
     for row in rows:
-        row.extra_bytes = peaks.get(row.peer) if row.median is not None else None
+        row.extra_bytes = peaks.get(row.peer) if row.seconds else None
     return rows
+
+
+def judge(case: OpCase, result: Any) -> Comparison | None:
+    """The verdict on some channels of the first object: float64 of all may not fit into memory."""
+    x, step = case.inputs, max(1, case.inputs.mv.shape[2] // CHECKED_CHANNELS)
+    thinned = OpCase(case.op, case.workload, replace(x, mv=x.mv[:, :1, ::step]))
+    values = 2 if case.op == "consolidate" else 0  # where the values are in the result
+    cut = (t[:, :1, ::step] if at == values and t is not None else t for at, t in enumerate(result))
+    return verdict(thinned, tuple(cut))
 
 
 class OutOfTime(BaseException):
@@ -241,36 +251,8 @@ def alarm(until: float | None) -> Iterator[None]:
 
 
 def chosen(op: str) -> list[Peer]:
-    backend = "torch" if ops.native_error() is not None else "cpu"
+    backend = "torch" if operators.native_error() is not None else "cpu"
     return [peer for peer in peers_of(op, [backend]) if peer.ours or peer.name in OTHERS]
-
-
-def thinned(case: OpCase) -> OpCase:
-    """The case with some channels of the first object's values, which is what is checked."""
-    x = case.inputs
-    return OpCase(case.op, case.workload, Inputs(x.mk, x.ms, _some(x.mv), x.qk, x.qe, x.me, x.usage))
-
-
-def through_check(case: OpCase, peer: Peer) -> Peer:
-    """The peer on the whole case, its result cut to what :func:`thinned` keeps, by a view."""
-
-    def prepare(_: OpCase) -> Call:
-        call = peer.prepare(case)
-
-        def cut() -> Any:
-            result = call()
-            if case.op == "consolidate":
-                pk, ps, pv = result
-                return pk, ps, _some(pv)
-            return _some(result[0]), result[1]
-
-        return cut
-
-    return Peer(peer.name, prepare, peer.compiled, peer.ours)
-
-
-def _some(values: torch.Tensor) -> torch.Tensor:
-    return values[:, :1, :: max(1, values.shape[2] // CHECKED_CHANNELS)]
 
 
 def default_bytes() -> float:

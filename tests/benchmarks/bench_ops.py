@@ -1,7 +1,8 @@
-"""`make bench`: every op and everybody who does it, by pytest-benchmark. `make test` collects test_*.py, so not this.
+"""`make bench`: every op and its peers, by pytest-benchmark. `make test` does not collect it.
 
-A group is an op on a workload. A peer that cannot run or is wrong is skipped with its reason. `make bench
-BENCH="-k read --benchmark-autosave --benchmark-compare"` keeps a run and compares with the last one.
+A group is an op on a workload. A peer that cannot run or is wrong is skipped with its reason. `make
+bench BENCH="-k read --benchmark-autosave --benchmark-compare"` keeps a run and compares with the
+last one.
 """
 
 import pytest

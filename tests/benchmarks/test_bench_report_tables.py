@@ -1,4 +1,4 @@
-"""Every table of the report follows from the rows, whatever they are: peers that fail, one op alone, a GPU."""
+"""Every table of the report follows from the rows, whatever they are."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def read(runs, path):
 
 def tables_of(place):
     found = [tables.summary(place.cases), tables.claims(place.claims), tables.tracks(place.tracks)]
-    found += [tables.growth(place), tables.curve_points(place), tables.track_points(place), tables.limits(place)]
+    found += [tables.growth(place), tables.curve_points(place), tables.track_points(place.tracks), tables.limits(place)]
     return [*found, tables.reasons(place), tables.runs(place), *map(tables.figures, place.cases)]
 
 

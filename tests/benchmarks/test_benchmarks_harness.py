@@ -1,4 +1,4 @@
-"""What the scripts share: processes of their own and how they end, command lines, lines of result files."""
+"""What the scripts share: processes and how they end, command lines, lines of result files."""
 
 import importlib
 import json
@@ -145,7 +145,8 @@ def test_a_line_is_written_however_a_run_ends(tmp_path):
         results.append(Claim("a", "b"))
     code = "import sys, time; from pathlib import Path; from xmemk.benchmarks.harness import record\n"
     code += "from xmemk.benchmarks.report.schema import Claim\n"
-    code += f"with record.recorded('length', Path({str(path)!r})) as r:\n r.append(Claim('a', 'b'))\n print(flush=True)\n time.sleep(60)"
+    code += f"with record.recorded('length', Path({str(path)!r})) as r:\n r.append(Claim('a', 'b'))\n"
+    code += " print(flush=True)\n time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     process.stdout.readline()
     os.kill(process.pid, signal.SIGTERM)

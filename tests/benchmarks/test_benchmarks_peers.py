@@ -1,4 +1,4 @@
-"""The peers that need other packages, with stand-ins where those are not installed, and attention on augmented keys."""
+"""Peers that need other packages, with stand-ins for them, and attention on augmented keys."""
 
 import importlib.machinery
 import importlib.util

@@ -23,7 +23,7 @@ PEERS = ("xmemk torch", "xmemk other", "bad", "last")
 
 @pytest.fixture
 def standing_in(tmp_path):
-    """run.py with stand-in peers, as a program -> the run, its exit code, the number of its processes, its words."""
+    """run.py with stand-in peers -> the run, its exit code, its number of processes, its words."""
 
     def call(plan, *arguments):
         log, out = tmp_path / "log", tmp_path / "out"
@@ -84,7 +84,8 @@ def test_what_was_measured_is_kept_and_the_third_fresh_process_is_the_last(stand
     assert processes == restart.MOST_RESTARTS + 1 and len(run["losses"]) == restart.MOST_RESTARTS + 1
     assert code == 1
     rows = rows_of(run)
-    # The last process has prepared select's peers for the second sweep when it does so for the third.
+    # The last process has prepared select's peers for the second sweep when it does so for the
+    # third.
     assert [loss["op"] for loss in run["losses"]] == ["evict_lfu", "consolidate", "consolidate", "select_prototypes"]
     assert rows["select_prototypes"]["xmemk torch"]["reason"] == LOST
     for op, name in (("evict_lfu", "bad"), ("consolidate", "bad"), ("consolidate", "last")):

@@ -186,11 +186,11 @@ def test_what_is_wrong_with_a_revision_is_a_reason(revision):
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [("import time; time.sleep(60)", "no answer within 2 s"), ("raise SystemExit(3)", "failed with 3")],
+    [("import time; time.sleep(60)", "no answer within 1 s"), ("raise SystemExit(3)", "failed with 3")],
 )
 def test_a_worker_that_hangs_or_dies_is_a_reason(tmp_path, code, said):
     worker = revisions.RevisionProcess(
-        revisions.SourceTree(tmp_path, ""), threads=1, limit=2 if "sleep" in code else 60
+        revisions.SourceTree(tmp_path, ""), threads=1, limit=1 if "sleep" in code else 60
     )
     worker._command = [sys.executable, "-c", code]
     for _ in range(2):  # and may be asked again
@@ -230,13 +230,14 @@ def test_a_revision_that_is_not_there(tiny_run):
 
 
 def test_a_worker_takes_the_kernels_of_its_own_tree(tmp_path):
-    """The installed package may be an editable one, whose finder knows another folder for xmemk.kernels."""
+    """An editable install has a finder that knows another folder for xmemk.kernels."""
     for folder in ("xmemk", "kernels"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").write_text(f"where = {str(tmp_path)!r}")
+    script = revisions.__file__.replace("revisions.py", "revision_worker.py")
     code = (
         "import json, pathlib, sys, importlib.util; "
-        f"spec = importlib.util.spec_from_file_location('worker', {revisions.__file__.replace('revisions.py', 'revision_worker.py')!r}); "
+        f"spec = importlib.util.spec_from_file_location('worker', {script!r}); "
         "worker = importlib.util.module_from_spec(spec); spec.loader.exec_module(worker); "
         f"worker.load(pathlib.Path({str(tmp_path)!r})); import xmemk.kernels; "
         "print(json.dumps([xmemk.where, xmemk.kernels.where]))"

@@ -119,12 +119,15 @@ def test_a_wrong_result_is_a_row_with_its_reason(monkeypatch, op):
     assert rows[1].reason == "MemoryError: no room" and rows[1].extra_bytes is None
 
 
-def test_what_is_checked_is_cut_from_the_timed_result():
+def test_what_is_checked_is_cut_from_the_timed_result(monkeypatch):
     case = make_case("memory_read", replace(WORKLOADS["tiny"], value_channels=64), objects=2)
-    peer = peers_of("memory_read", ["torch"])[0]
-    readout, usage = scaling.through_check(case, peer).prepare(case)()
-    assert readout.shape[1:3] == scaling.thinned(case).inputs.mv.shape[1:3] == (1, 32)
-    assert torch.equal(readout, peer.prepare(case)()[0][:, :1, ::2])
+    result = peers_of("memory_read", ["torch"])[0].prepare(case)()
+    checked = []
+    monkeypatch.setattr(scaling, "verdict", lambda *arguments: checked.append(arguments))
+    scaling.judge(case, result)
+    thinned, (readout, usage) = checked[0]
+    assert readout.shape[1:3] == thinned.inputs.mv.shape[1:3] == (1, 32)
+    assert torch.equal(readout, result[0][:, :1, ::2])
     assert usage.shape == (1, 300)
 
 

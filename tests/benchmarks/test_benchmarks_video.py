@@ -1,4 +1,4 @@
-"""Whole frames and videos with each method's memory: equal where they should be, checked before they are timed."""
+"""Whole frames and videos with each method's memory: equal where they should be."""
 
 import pytest
 import torch

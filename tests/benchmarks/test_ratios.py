@@ -1,6 +1,6 @@
-"""A kernel that has become slower is found out: ratios to tidy PyTorch against tests/benchmarks/ratio-floors.json.
+"""A kernel that has become slower is found: ratios to tidy PyTorch against ratio-floors.json.
 
-benchmarks/ratios.py says how they are measured, so that other work on the machine does not show in them.
+benchmarks/ratios.py says how they are measured, so that other work does not show in them.
 """
 
 import time
@@ -18,7 +18,7 @@ ELSEWHERE = f"the floors are those of {FLOORS['processor']}, this is {HERE}: pyt
 
 
 def floor_of(check):
-    """On another processor a read is no slower than the peer all the same; nothing is known of the upkeep."""
+    """On another processor a read is no slower than the peer; nothing is known of the upkeep."""
     if FLOORS["processor"] == HERE:
         return FLOORS["floors"][check.name]
     if check.op in ("memory_read", "memory_read_dense"):
@@ -39,7 +39,7 @@ def test_no_ratio_is_below_its_floor(check):
 
 @pytest.mark.parametrize("check", ratios.CHECKS[:-1], ids=named)
 def test_a_slowed_kernel_is_rejected(check):
-    """One that works twice; by the clock, which is coarser, one that waits three times as long as it works."""
+    """One that works twice; by the clock, one that waits three times as long as it works."""
     if FLOORS["processor"] != HERE:
         pytest.skip(ELSEWHERE)
 
