@@ -1,7 +1,8 @@
-"""Triton kernels for NVIDIA GPUs of compute capability 8.0 and newer, imported as ``xmemk.kernels``: backend "triton".
+"""Backend "triton": kernels for NVIDIA GPUs of compute capability 8.0 and newer.
 
-Importing this loads neither Triton nor a kernel; the functions do. A kernel is launched on the current device, so each
-function makes that of its tensors current.
+The folder is imported as ``xmemk.kernels``.
+Importing this loads neither Triton nor a kernel; the functions do. A kernel is launched on the
+current device, so each function makes that of its tensors current.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def memory_read_backward(
     d_usage: Tensor | None,
     requested: tuple[bool, bool, bool, bool, bool] = (True,) * 5,
 ) -> Gradients:
-    """:func:`.ops.memory_read_backward.memory_read_backward`; ``requested`` are mk, ms, mv, qk and qe."""
+    """:func:`.ops.memory_read_backward.memory_read_backward`; ``requested`` are mk, ms, mv, qk and
+    qe.
+    """
     from .ops import memory_read_backward
     from .structs import Requested
 

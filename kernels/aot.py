@@ -1,10 +1,12 @@
-"""Compiles every launch of the kernels ahead of time, for every architecture, on a machine that need not have a GPU.
+"""Compiles every launch of the kernels ahead of time, for every architecture; no GPU is needed.
 
-The host code runs as it is, on tensors without data ("meta"), while launches are recorded instead of made. What is
-compiled is therefore what a GPU would be asked to run: the same types, specialisations and configurations.
+The host code runs as it is, on tensors without data ("meta"), while launches are recorded instead
+of made. What is compiled is therefore what a GPU would be asked to run: the same types,
+specialisations and configurations.
 
-``python -m xmemk.kernels.aot [--arch 90 ...] [--quick]`` prints a table of registers, spills, shared memory and matrix
-instructions, and fails where a kernel spills, does not fit, or multiplies without the matrix units it should use.
+``python -m xmemk.kernels.aot [--arch 90 ...] [--quick]`` prints a table of registers, spills,
+shared memory and matrix instructions, and fails where a kernel spills, does not fit, or multiplies
+without the matrix units it should use.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from torch import Tensor
 from ..inputs import MemoryInputs, QueryInputs
 from . import configs
 
-# Bytes of shared memory that one program may have (CUDA C++ Programming Guide, compute capabilities).
+# Bytes of shared memory that one program may have (CUDA C++ Programming Guide, compute
+# capabilities).
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 
 # The instruction that a kernel's 16-bit products must become.
@@ -52,7 +55,9 @@ _TYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """A kernel with the types and constants of one launch; hashable, and small enough to send to another process."""
+    """A kernel with the types and constants of one launch; hashable, and small enough to send to
+    another process.
+    """
 
     module: str
     kernel: str
@@ -83,11 +88,13 @@ class Compiled:
         return self.launch.kernel, *map(str, numbers), sizes, "; ".join(self.problems)
 
 
-HEAD: tuple[str, ...] = ("kernel", "sm", "warps", "registers", "stack", "local", "shared", "matrix", "constants", "problems")
+HEAD = ("kernel", "sm", "warps", "registers", "stack", "local", "shared", "matrix", "constants", "problems")
 
 
 def cases() -> dict[str, Callable[[], object]]:
-    """Calls whose launches together are all kernels in all forms. XMem's sizes at 480p unless the name says more."""
+    """Calls whose launches together are all kernels in all forms. XMem's sizes at 480p unless the
+    name says more.
+    """
     from . import affinity_topk, memory_read, memory_read_backward, readout_topk, sized
 
     def read(n: int = 24580, q: int = 1620, k: int = 30, o: int = 1, **more: Any) -> object:
@@ -180,7 +187,9 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def _launch(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Launch:
-    """What Triton's launcher makes of arguments: 1 and None are constants, and what 16 divides is known to be so."""
+    """What Triton's launcher makes of arguments: 1 and None are constants, and what 16 divides is
+    known to be so.
+    """
     signature: list[tuple[str, Any]] = []
     constants: list[tuple[tuple[int, ...], Any]] = []
     aligned: list[tuple[int, ...]] = []
@@ -296,7 +305,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name holds this")
     options = parser.parse_args()
     jobs = [(x, arch) for arch in options.arch for x in launches(arch, lambda name: options.only in name)]
-    rows = [HEAD]
+    rows: list[tuple[str, ...]] = [HEAD]
     bad = 0
     for compiled in compile_all(jobs, options.processes):
         rows.append(compiled.row())

@@ -1,6 +1,7 @@
-"""Tile sizes per architecture, from configs.json, which ``python -m xmemk.kernels.tune`` rewrites on a GPU.
+"""Tile sizes per architecture, from configs.json.
 
-They are fixed, so that a read is launched in the same way every time: a program that runs tries nothing out.
+``python -m xmemk.kernels.tune`` rewrites the file on a GPU. Tile sizes are fixed, so that a read is
+launched in the same way every time: a program that runs tries nothing out.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ _assumed: int | None = None
 
 @functools.cache
 def table() -> dict[str, dict[str, dict[str, int]]]:
-    """architecture, or "cpu" for tensors that are not on a GPU -> kernel -> tile sizes, warps and stages."""
+    """architecture, or "cpu" for tensors that are not on a GPU -> kernel -> tile sizes, warps and
+    stages.
+    """
     loaded: dict[str, dict[str, dict[str, int]]] = json.loads(PATH.read_text())
     return loaded
 
 
 @contextlib.contextmanager
 def assumed(architecture: int) -> Iterator[None]:
-    """Launches are those of this architecture, wherever the tensors are; for compiling ahead of time."""
+    """Launches are those of this architecture, wherever the tensors are; for compiling ahead of
+    time.
+    """
     global _assumed
     before, _assumed = _assumed, architecture
     forget()
@@ -46,7 +51,9 @@ def forget() -> None:
 
 
 def name(device: torch.device) -> str:
-    """The table's name for a device: the newest architecture listed that is no newer than the GPU's."""
+    """The table's name for a device: the newest architecture listed that is no newer than the
+    GPU's.
+    """
     if _assumed is not None:
         return str(_assumed)
     if device.type != "cuda":
@@ -56,7 +63,9 @@ def name(device: torch.device) -> str:
 
 
 def of(kernel: str, like: Tensor, channels: int = 64) -> dict[str, int]:
-    """The configuration of a kernel on the device of ``like``, for key operands of ``channels`` (at most 128)."""
+    """The configuration of a kernel on the device of ``like``, for key operands of ``channels`` (at
+    most 128).
+    """
     return _of(kernel, like.device, channels > 64)
 
 
@@ -71,7 +80,9 @@ def _of(kernel: str, device: torch.device, many_channels: bool) -> dict[str, int
 
 
 def power_of_2_from(n: int) -> int:
-    """The smallest power of two that is at least n; Triton's own function for it takes several times as long."""
+    """The smallest power of two that is at least n; Triton's own function for it takes several
+    times as long.
+    """
     return 1 << (n - 1).bit_length() if n > 1 else 1
 
 

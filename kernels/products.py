@@ -1,7 +1,8 @@
 """Products of float32 accuracy on 16-bit matrix units, for the backward passes.
 
-One factor is stored in 16-bit parts that add up to it, as ``memory_read_weights`` stores weights; the other is 16-bit, or
-float32 and split into three bfloat16 as it is read. Of the nine products of three parts and three, six count.
+One factor is stored in 16-bit parts that add up to it, as ``memory_read_weights`` stores weights;
+the other is 16-bit, or float32 and split into three bfloat16 as it is read. Of the nine products of
+three parts and three, six count.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ from .tiles import in_three_parts
 
 
 class Strided(NamedTuple):
-    """A matrix, or parts of one, with the strides that its index is multiplied by, the batch's first."""
+    """A matrix, or parts of one, with the strides that its index is multiplied by, the batch's
+    first.
+    """
 
     ptr: Pointer
     strides: tuple[int, ...]
 
 
 def in_parts(x: Tensor) -> Tensor:
-    """x [B, M, K] as parts [B, PARTS, M, K]: itself where it has 16 bits, of float32 three bfloat16."""
+    """x [B, M, K] as parts [B, PARTS, M, K]: itself where it has 16 bits, of float32 three
+    bfloat16.
+    """
     if x.dtype != torch.float32:
         return x[:, None]
     hi = x.bfloat16()
@@ -36,10 +41,11 @@ def in_parts(x: Tensor) -> Tensor:
 
 
 def multiply(parts: Tensor, other: Tensor, out: Tensor, scale: float = 1.0, add: bool = False) -> None:
-    """out [B, M, N] float32 becomes scale * sum of parts [B, PARTS, M, K] times other [B, K, N], or has it added.
+    """out [B, M, N] float32 becomes scale * sum of parts [B, PARTS, M, K] times other [B, K, N], or
+    has it added.
 
-    Any strides, but columns of ``out`` lie together. parts and other have the same 16-bit type, or parts are three
-    bfloat16 and other is float32. Sums are made in a fixed order. One launch.
+    Any strides, but columns of ``out`` lie together. parts and other have the same 16-bit type, or
+    parts are three bfloat16 and other is float32. Sums are made in a fixed order. One launch.
     """
     b, count, m, k = parts.shape
     n = other.shape[2]

@@ -1,13 +1,15 @@
-"""The top-k read of a memory whose size is on the device, so that one CUDA graph serves it while it grows.
+"""The top-k read of a memory whose size is on the device.
 
-Segments are storage of fixed places and sizes, of which some tokens are held. A table [MOST_SEGMENTS, COLUMNS] int64 on
-the device says which. Its row for a segment, in the order in which segments are read, has five numbers: that of the
-segment's first token; that of the token which lies first in the keys' storage (less than 0 where that one is not held);
-the same two for the values' storage; and the number behind the segment's last token. A segment may be empty, and
-several may lie in the same storage.
+One CUDA graph serves such a memory while it grows. Segments are storage of fixed places and sizes,
+of which some tokens are held. A table [MOST_SEGMENTS, COLUMNS] int64 on the device says which. Its
+row for a segment, in the order in which segments are read, has five numbers: that of the segment's
+first token; that of the token which lies first in the keys' storage (less than 0 where that one is
+not held); the same two for the values' storage; and the number behind the segment's last token. A
+segment may be empty, and several may lie in the same storage.
 
-Launches are those of a memory that fills its storage. Programs whose tokens are not held leave at once. Sums are made in
-the order in which a read of views of the same tokens makes them, so the results are the same bits.
+Launches are those of a memory that fills its storage. Programs whose tokens are not held leave at
+once. Sums are made in the order in which a read of views of the same tokens makes them, so the
+results are the same bits.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ _KEYS, _VALUES, _END = 0, 2, 4  # where a row's numbers begin
 
 
 def fits(tokens: int, top_k: int) -> bool:
-    """Whether so many tokens are read by groups, as here; of fewer all are candidates (affinity_topk.py)."""
+    """Whether so many tokens are read by groups, as here; of fewer all are candidates
+    (affinity_topk.py).
+    """
     return tokens > top_k * GROUP
 
 
@@ -40,7 +44,9 @@ def new_table(like: Tensor) -> Tensor:
 
 
 def rows(segments: Sequence[tuple[int, int, int]]) -> list[int]:
-    """The table of segments (tokens held, first of them in the keys' storage, and in the values'), as a list."""
+    """The table of segments (tokens held, first of them in the keys' storage, and in the values'),
+    as a list.
+    """
     numbers: list[int] = []
     end = 0
     for tokens, in_keys, in_values in segments:
@@ -52,7 +58,8 @@ def rows(segments: Sequence[tuple[int, int, int]]) -> list[int]:
 def write(table: Tensor, numbers: list[int]) -> None:
     """Writes :func:`rows` into the table.
 
-    Values are kernel arguments: no copy, no synchronisation. Launches already queued keep their own.
+    Values are kernel arguments: no copy, no synchronisation. Launches already queued keep their
+    own.
     """
     write_numbers[(1,)](table, tuple(encode(n) for n in numbers), num_warps=1)
 
@@ -62,7 +69,8 @@ def memory_read(
 ) -> tuple[Tensor, Tensor | None]:
     """-> readout [B, O, CV, Q]; usage [B, capacity], that of the tokens held, then 0, or None.
 
-    memory: MOST_SEGMENTS segments, none of zero size; at most ``capacity`` tokens are held at a time.
+    memory: MOST_SEGMENTS segments, none of zero size; at most ``capacity`` tokens are held at a
+    time.
     """
     mk, mv = tuple(memory.mk), tuple(memory.mv)
     in_keys, in_values, ends = (

@@ -2,28 +2,33 @@
 
     S[n, q] = -(s[n] / sqrt(CK)) D[n, q],    D = sum_c e k^2 + sum_c (-2 e q) k + sum_c e q^2
 
-Keys and queries are centred on a median key, which makes the terms that cancel small. Matrix units multiply 16-bit
-numbers at full speed, so each float32 factor x is held as two float16, x = hi + lo / 2048, and a product as hi hi +
-(hi lo + lo hi) / 2048. Its error is 2^-22 of the product where float32 has 2^-24. Errors of single products have random
-signs, and the rounding of their sums in float32 is larger (``testing.score_tolerance`` allows the worst case, too).
+Keys and queries are centred on a median key, which makes the terms that cancel small. Matrix units
+multiply 16-bit numbers at full speed, so each float32 factor x is held as two float16,
+x = hi + lo / 2048, and a product as hi hi + (hi lo + lo hi) / 2048. Its error is 2^-22 of the
+product where float32 has 2^-24. Errors of single products have random signs, and the rounding of
+their sums in float32 is larger (``testing.score_tolerance`` allows the worst case, too).
 
-Range. float16 ends at 65,504 and at 2^-24. Keys are scaled by a power of two (the typical deviation of a key from the
-centre to 2 .. 4), and each query's e and 2 e q by another (the largest to 2048 .. 4096). A query is **certified** where
-this is enough.
+Range. float16 ends at 65,504 and at 2^-24. Powers of two scale keys (their typical deviation from
+the centre to 2 .. 4) and each query's e and 2 e q (the largest of them to 2048 .. 4096). A query is
+**certified** where these ranges are enough.
 
-Claim. What falls below the range of a certified query changes D by less than 2^-22 sum_c e q^2, a part of what rounding
-is measured against.
+Claim. What falls below the range changes D of a certified query by at most 2^-22 sum_c e q^2, which
+is a part of what rounding is measured against.
 
-Proof. 1. A part of x that float16 cannot hold is at most 2^-36: lo is a multiple of 2^-24, hence within 2^-25 of its
-value, and stands for lo / 2^11. 2. The terms of D have the factors e, k^2, 2 e q and k, so D changes by at most
-2^-36 sum_c (|e| + k^2 + |2 e q| + |k|). 3. The memory is certified only where |k| < LARGEST_KEY in every channel, so
-k^2 + |k| < KEY_TERMS. 4. Hence D changes by at most LOST (sum_c (|e| + |2 e q|) + CKP KEY_TERMS), with LOST >= 2^-36;
-certified is who has this at most CERTIFIED sum_c e q^2, with CERTIFIED <= 2^-22.
+Proof.
 
-What is not certified (e < 0, a query at the median key, a memory with keys hundreds of times farther out than most)
-takes the fallback: kernels that score by the direct form of Eq. 2 in float32. The results agree; the fallback is
-slower. Both kinds are launched, and a program whose tile of queries is for the other kind leaves at once, so nothing
-waits for the device.
+1. float16 holds x but for at most 2^-36: lo is a multiple of 2^-24, within 2^-25 of what it stands
+   for, and stands for 2^11 times the rest of x.
+2. The factors of D's terms are e, k^2, 2 e q and k. So D changes by at most
+   2^-36 sum_c (|e| + k^2 + |2 e q| + |k|).
+3. A memory is certified only where |k| < LARGEST_KEY in every channel, so k^2 + |k| < KEY_TERMS.
+4. So D changes by at most LOST (sum_c (|e| + |2 e q|) + CKP KEY_TERMS), with LOST >= 2^-36. A query
+   is certified only where this is at most CERTIFIED sum_c e q^2, with CERTIFIED <= 2^-22.
+
+What is not certified (e < 0, a query at the median key, a memory with keys hundreds of times
+farther out than most) takes the fallback: kernels that score by the direct form of Eq. 2 in
+float32. The results agree; the fallback is slower. Both kinds are launched, and a program whose
+tile of queries is for the other kind leaves at once, so nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -44,30 +49,36 @@ _TILE = tl.constexpr(TILE)
 _SAMPLES = tl.constexpr(SAMPLES)
 _SAMPLE_ROOM = tl.constexpr(_ROOM)
 
-# Of a certified memory, per channel of a scaled and centred key: k^2 is within float16, which ends at 255.9^2.
+# Limits of what is certified.
+# |k|, scaled and centred: k^2 stays below the largest float16, 65,504 = 255.9^2.
 LARGEST_KEY = tl.constexpr(240.0)
 KEY_TERMS = tl.constexpr(240.0**2 + 240.0)
-# Of a certified memory: s / sqrt(CK). A score stays within float32 for every D below 3.4e20.
+# s / sqrt(CK): a score stays within float32 for every D below 3.4e20.
 LARGEST_SCALE = tl.constexpr(1e18)
-# Of a certified query: sum_c e q^2, scaled. D stays within float32.
+# sum_c e q^2, scaled: D stays within float32.
 LARGEST_OFFSET = tl.constexpr(1e30)
-# Of a certified query: |e| and |2 e q|. tiles.power_of_two ends at 2^30 = 1.07e9, so what is larger is not scaled.
+# |e| and |2 e q|: tiles.power_of_two ends at 2^30 = 1.07e9, and would not scale what is larger.
 LARGEST_FACTOR = tl.constexpr(1e9)
-# e and 2 e q are scaled to this .. twice this, within float16 and with room for their products' sums in float32.
-QUERY_SCALE = tl.constexpr(2048.0)
-# Keys are scaled so that the median of their largest deviations is this .. twice this.
-KEY_SCALE = tl.constexpr(2.0)
+# The proof's two factors of D.
 LOST = tl.constexpr(1.46e-11)  # 2^-36, rounded up
 CERTIFIED = tl.constexpr(2.38e-7)  # 2^-22, rounded down
 
+# What the two scales aim at, up to a factor of two.
+KEY_SCALE = tl.constexpr(2.0)  # the median of the keys' largest deviations
+QUERY_SCALE = tl.constexpr(2048.0)  # the largest |e| or |2 e q| of a query
+
 
 def e_is_exact(queries: QueryArgs) -> bool:
-    """Whether one float16 is to hold e, which is 1 or has 16 bits; a query of whose e it does not is not certified."""
+    """Whether e has no low part: it is 1, or has 16 bits. A query whose e it lacks is not
+    certified.
+    """
     return queries.qe is None or queries.qk.dtype != torch.float32
 
 
 def prepare(memory: Segments, queries: QueryArgs, pad: int) -> SplitOperands:
-    """Two launches. The keys' operand is padded to a multiple of ``pad`` tokens, so no kernel needs a mask there."""
+    """Two launches. The keys' operand is padded to a multiple of ``pad`` tokens, so no kernel needs
+    a mask there.
+    """
     qk = queries.qk
     b, ck, q = qk.shape
     ckp = padded_channels(ck)
@@ -88,9 +99,7 @@ def prepare(memory: Segments, queries: QueryArgs, pad: int) -> SplitOperands:
     key_scale, samples = new((b,), dtype=float32), new((b, _ROOM, ckp), dtype=float32)
     starts, ends = memory.compact  # samples are taken of tokens without gaps between segments
     keys = memory.args._replace(starts=starts, ends=ends, ms=(), ms_sb=(), ms_sn=())
-    find_center[(b,)](
-        keys, operands.center, key_scale, operands.fallback_memory, samples, CK=ck, CKP=ckp, num_warps=8
-    )
+    find_center[(b,)](keys, operands.center, key_scale, operands.fallback_memory, samples, CK=ck, CKP=ckp, num_warps=8)
     key_tiles = np // TILE
     fill_operands[(key_tiles + qp // TILE, b)](
         memory.args, queries, key_scale, operands, q, key_tiles, 1 / math.sqrt(ck),
@@ -104,10 +113,12 @@ def find_center(
     memory: MemoryArgs, center: tl.tensor, key_scale: tl.tensor, fallback_memory: tl.tensor, samples: tl.tensor,
     CK: tl.constexpr, CKP: tl.constexpr,
 ) -> None:  # fmt: skip
-    """center [B, CKP]: per channel the median of some tokens; key_scale [B]: the power of two that scales keys.
+    """center [B, CKP]: per channel the median of some tokens; key_scale [B]: the power of two that
+    scales keys.
 
-    Neither keys that are not finite nor a few enormous ones move a median away from the rest. ``memory`` is numbered
-    without gaps; samples [B, 32, CKP] is room. fallback_memory [B] becomes 0. Grid [B].
+    Neither keys that are not finite nor a few enormous ones move a median away from the rest.
+    ``memory`` is numbered without gaps; samples [B, 32, CKP] is room. fallback_memory [B] becomes
+    0. Grid [B].
     """
     b = tl.program_id(0)
     sample = tl.arange(0, _SAMPLE_ROOM)
@@ -116,8 +127,9 @@ def find_center(
     token = tl.minimum(sample.to(tl.int64) * tokens // _SAMPLES, tokens - 1)
     x = load_tokens(memory, b, token, channel, CK).to(tl.float32)
     x = tl.where(x == x, x, 0.0)
-    # A median is the sample of middle rank. Each program reads all samples in all threads: a sum over threads would
-    # take several times as long, and one program has nothing else to do meanwhile.
+    # A median is the sample of middle rank. Each program reads all samples in all threads: a sum
+    # over threads would take several times as long, and one program has nothing else to do
+    # meanwhile.
     samples += b * _SAMPLE_ROOM * CKP
     tl.store(samples + sample[:, None] * CKP + channel[None, :], x)
     tl.debug_barrier()
@@ -143,7 +155,7 @@ def fill_operands(
     Q: tl.tensor, key_tiles: tl.tensor, root: tl.tensor,
     CK: tl.constexpr, CKP: tl.constexpr, E_EXACT: tl.constexpr, PAD: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Fills ``operands``. Grid [tiles of keys, then tiles of queries; B]; ``root`` is 1 / sqrt(CK)."""
+    """Fills ``operands``; ``root`` is 1 / sqrt(CK). Grid [tiles of keys, then of queries; B]."""
     b = tl.program_id(1)
     tile = tl.program_id(0)
     # No kernel reads room behind the last token, but for what fills the last PAD.

@@ -1,11 +1,12 @@
 """The structs that kernels take, and how the host makes them of MemoryInputs and QueryInputs.
 
-A kernel is launched with whole structs and names what it reads of them. What a struct has is known when a kernel is
-compiled: ``len(memory.mk)`` segments, shrinkage where ``len(memory.ms) > 0``, selection where ``queries.qe is not
-None``.
+A kernel is launched with whole structs and names what it reads of them. What a struct has is known
+when a kernel is compiled: ``len(memory.mk)`` segments, shrinkage where ``len(memory.ms) > 0``,
+selection where ``queries.qe is not None``.
 
-Triton compiles a kernel anew for an integer of a struct that is 1 or that 16 divides. Integers that grow with a memory
-are therefore encoded (:func:`encode`), or are parameters of their own that ``do_not_specialize`` lists.
+Triton compiles a kernel anew for an integer of a struct that is 1 or that 16 divides. Integers that
+grow with a memory are therefore encoded (:func:`encode`), or are parameters of their own that
+``do_not_specialize`` lists.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ Place = Any  # a token's number: encoded, or in an int64 tensor on the device (s
 
 
 class MemoryArgs(NamedTuple):
-    """Keys [B, CK, N_i] and shrinkage [B, 1, N_i]; of every field a tuple with one element for each segment.
+    """Keys [B, CK, N_i] and shrinkage [B, 1, N_i]; of every field a tuple with one element for each
+    segment.
 
-    Tokens are numbered through all segments. ``starts`` and ``ends`` are the segments' first numbers and those behind
-    their last; ``tiles.bound`` and ``tiles.origin`` read them. Strides are of batch, channel and token (b, c, n).
-    Where shrinkage is 1 there is none, and its three tuples are empty.
+    Tokens are numbered through all segments. ``starts`` and ``ends`` are the segments' first
+    numbers and those behind their last; ``tiles.bound`` and ``tiles.origin`` read them. Strides are
+    of batch, channel and token (b, c, n). Where shrinkage is 1 there is none, and its three tuples
+    are empty.
     """
 
     mk: tuple[Pointer, ...]
@@ -47,7 +50,9 @@ class MemoryArgs(NamedTuple):
 
 
 class ValueArgs(NamedTuple):
-    """Values [B, O, CV, N_i], numbered as the keys; strides are of batch, object, channel and token."""
+    """Values [B, O, CV, N_i], numbered as the keys; strides are of batch, object, channel and
+    token.
+    """
 
     mv: tuple[Pointer, ...]
     starts: tuple[Place, ...]
@@ -59,7 +64,9 @@ class ValueArgs(NamedTuple):
 
 
 class QueryArgs(NamedTuple):
-    """Queries and selection [B, CK, Q]; strides are of batch, channel and query. Where selection is 1 it is None."""
+    """Queries and selection [B, CK, Q]; strides are of batch, channel and query. Where selection is
+    1 it is None.
+    """
 
     qk: Pointer
     qe: Pointer | None
@@ -159,7 +166,8 @@ def query_args(queries: QueryInputs) -> QueryArgs:
 
 
 def encode(number: int) -> int:
-    """A number as kernels take it: neither 1 nor a multiple of 16, so that a memory that grows keeps its kernels.
+    """A number as kernels take it: neither 1 nor a multiple of 16, so that a memory that grows
+    keeps its kernels.
 
     ``tiles.number`` is the inverse.
     """
@@ -167,7 +175,9 @@ def encode(number: int) -> int:
 
 
 def numbered(segments: tuple[Tensor, ...], align: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Starts and ends, encoded, of segments [B, ..., N_i] that each start at a multiple of ``align``."""
+    """Starts and ends, encoded, of segments [B, ..., N_i] that each start at a multiple of
+    ``align``.
+    """
     starts: list[int] = []
     ends: list[int] = []
     last = 0
@@ -188,7 +198,8 @@ def joined(segments: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def strides(tensors: tuple[Tensor, ...]) -> tuple[tuple[int, ...], ...]:
-    """Strides of [B, ..., N_i] tensors, one tuple for each dimension. The batch's is 0 where B is 1.
+    """Strides of [B, ..., N_i] tensors, one tuple for each dimension. The batch's is 0 where B is
+    1.
 
     That of a batch of one may be anything, and changes with N.
     """

@@ -1,9 +1,10 @@
-"""What the kernels share: reading tokens and queries, splitting float32 into float16 pairs, tiles of scores.
+"""What the kernels share: reads of tokens and queries, 16-bit parts of float32, tiles of scores.
 
-Loops over the segments of a memory unroll. A token's number comes with the launch, encoded (``structs.encode``). Where
-one CUDA graph serves a memory that grows, it comes from the device (sized.py): then ``starts[i]`` points to two numbers,
-that of the segment's first token and that of the token which the segment's pointer points to, and ``ends[i]`` to the
-number behind its last token.
+Loops over the segments of a memory unroll. A token's number comes with the launch, encoded
+(``structs.encode``). Where one CUDA graph serves a memory that grows, it comes from the device
+(sized.py): then ``starts[i]`` points to two numbers, that of the segment's first token and that of
+the token which the segment's pointer points to, and ``ends[i]`` to the number behind its last
+token.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .structs import TILE, MemoryArgs, Place, QueryArgs, SplitOperands
+from .structs import TILE, MemoryArgs, QueryArgs, SplitOperands
 
 _TILE = tl.constexpr(TILE)
 
@@ -83,7 +84,9 @@ def load_key_channel(memory: MemoryArgs, b: tl.tensor, token: tl.tensor, channel
 
 @triton.jit
 def load_shrinkage(memory: MemoryArgs, b: tl.tensor, token: tl.tensor) -> tl.tensor:
-    """token [T] int64 -> [T] float32; 0 where there is no token, or 1 everywhere where there is no shrinkage."""
+    """token [T] int64 -> [T] float32; 0 where there is no token, or 1 everywhere where there is no
+    shrinkage.
+    """
     if len(memory.ms) == 0:
         return tl.full((token.shape[0],), 1.0, tl.float32)
     else:  # noqa: RET505
@@ -109,7 +112,9 @@ def token_scale(memory: MemoryArgs, b: tl.tensor, token: tl.tensor, root: tl.ten
 def load_queries(
     queries: QueryArgs, b: tl.tensor, query: tl.tensor, Q: tl.tensor, CK: tl.constexpr, CKP: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Rows of qk and qe as float32 -> q, e [queries, CKP], 0 beyond Q and CK; e is 1 where there is no selection."""
+    """Rows of qk and qe as float32 -> q, e [queries, CKP], 0 beyond Q and CK; e is 1 where there is
+    no selection.
+    """
     channel = tl.arange(0, CKP)
     mask = (query < Q)[:, None] & (channel < CK)[None, :]
     b = b.to(tl.int64)
@@ -138,14 +143,18 @@ def readable(score: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def power_of_two(x: tl.tensor) -> tl.tensor:
-    """The power of two at or below x > 0, at least LEAST_POWER (as of 0 and NaN), at most LARGEST_POWER."""
+    """The power of two at or below x > 0, at least LEAST_POWER (as of 0 and NaN), at most
+    LARGEST_POWER.
+    """
     clamped = tl.where(x > LEAST_POWER, tl.minimum(x, LARGEST_POWER), LEAST_POWER)
     return (clamped.to(tl.int32, bitcast=True) & _EXPONENT).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def split(x: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """x float32 -> hi, lo float16 with x = hi + lo / 2048, to 22 bits or 2^-36, whichever is the larger error."""
+    """x float32 -> hi, lo float16 with x = hi + lo / 2048, to 22 bits or 2^-36, whichever is the
+    larger error.
+    """
     hi = x.to(tl.float16)
     return hi, ((x - hi.to(tl.float32)) * LOW).to(tl.float16)
 
@@ -175,7 +184,9 @@ def load_part_transposed(ptr: tl.tensor, row: tl.tensor, part: tl.constexpr, CK:
 def load_query_parts(
     ptr: tl.tensor, row: tl.tensor, CK: tl.constexpr, E_EXACT: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Rows of the operand [rows, 4, CK] of queries -> e hi, -2 e q hi, -2 e q lo, e lo (anything with E_EXACT)."""
+    """Rows of the operand [rows, 4, CK] of queries -> e hi, -2 e q hi, -2 e q lo, e lo (anything
+    with E_EXACT).
+    """
     e_hi = load_part(ptr, row, 0, CK)
     q_hi = load_part(ptr, row, 1, CK)
     q_lo = load_part(ptr, row, 2, CK)
@@ -189,9 +200,11 @@ def load_query_parts(
 def split_product(
     ptr: tl.tensor, row: tl.tensor, query_parts: tl.tuple, CK: tl.constexpr, E_EXACT: tl.constexpr
 ) -> tl.tensor:
-    """sum_c e k^2 - 2 e q k of split operands, the small products first: -> [queries, rows] float32.
+    """sum_c e k^2 - 2 e q k of split operands, the small products first: -> [queries, rows]
+    float32.
 
-    ptr: the operand [rows, 4, CK] of keys: k^2 hi, k hi, k^2 lo, k lo. With E_EXACT, e lo is 0 and not multiplied.
+    ptr: the operand [rows, 4, CK] of keys: k^2 hi, k hi, k^2 lo, k lo. With E_EXACT, e lo is 0 and
+    not multiplied.
     """
     e_hi, q_hi, q_lo, e_lo = query_parts
     k2_hi = load_part_transposed(ptr, row, 0, CK)
@@ -210,9 +223,11 @@ def direct_scores(
     memory: MemoryArgs, queries: QueryArgs, b: tl.tensor, query: tl.tensor, token: tl.tensor,
     Q: tl.tensor, root: tl.tensor, CK: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Scores [queries, tokens] by the direct form of Eq. 2, in float32; -inf where one is not readable.
+    """Scores [queries, tokens] by the direct form of Eq. 2, in float32; -inf where one is not
+    readable.
 
-    The direct form adds up e (k - q)^2 channel by channel, which cancels nothing. ``root`` is 1 / sqrt(CK).
+    The direct form adds up e (k - q)^2 channel by channel, which cancels nothing. ``root`` is 1 /
+    sqrt(CK).
     """
     distance = tl.zeros((query.shape[0], token.shape[0]), tl.float32)
     in_range = query < Q
@@ -234,7 +249,9 @@ def direct_scores(
 
 @triton.jit
 def needs_fallback(operands: SplitOperands, b: tl.tensor, query: tl.tensor, BLOCK_Q: tl.constexpr) -> tl.tensor:
-    """Whether the memory, or any query of the block of BLOCK_Q that ``query`` is in, is not certified."""
+    """Whether the memory, or any query of the block of BLOCK_Q that ``query`` is in, is not
+    certified.
+    """
     fallback = tl.load(operands.fallback_memory + b)
     first = query // BLOCK_Q * (BLOCK_Q // _TILE)
     for i in tl.static_range(BLOCK_Q // _TILE):

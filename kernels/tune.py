@@ -1,12 +1,17 @@
-"""Chooses the tile sizes of configs.json for the GPU at hand: ``python -m xmemk.kernels.tune [--kernel NAME ...]``
+"""Chooses the tile sizes of configs.json for the GPU at hand.
 
-For one kernel after the other, every candidate is timed within the read that launches it, at XMem's size at 480p with
-ten frames and a full long-term memory, and the fastest is kept, if it is faster than what is used now. Rejected, with a
-line that says why, is what spills, uses local memory, has more shared memory than there is or multiplies without the
-matrix units (by aot.py: in the form that is timed, and before it is kept in all forms), and what reads anything but
-Eq. 1 and 2 in float64.
+``python -m xmemk.kernels.tune [--kernel NAME ...]``
 
-Compiling takes most of the time. It may be stopped: the table is replaced as a whole after each kernel that has gained.
+For one kernel after the other, every candidate is timed within the read that launches it: at XMem's
+size at 480p with ten frames and a full long-term memory. The fastest replaces the current one if it
+is faster. A candidate is rejected, with a line that says why, where
+
+- aot.py finds a problem (spills, local memory, too much shared memory, no matrix units): in the
+  form that is timed, and in all forms before it replaces the current one;
+- the read differs from Eq. 1 and 2 in float64.
+
+Compiling takes most of the time. A run may be stopped: the table is replaced as a whole after each
+kernel that gained.
 """
 
 from __future__ import annotations
@@ -24,12 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inputs import MemoryInputs, QueryInputs
 from . import aot, configs
 
 Config = dict[str, int]
 Read = Callable[[], tuple[Tensor, Tensor | None]]
 
-# By kernel the cases of aot.py that launch the form that is timed.
+# kernel -> the case of aot.py that launches the form that is timed
 TIMED = {
     "split_maxima": "topk float16",
     "read_rows": "topk float16",
@@ -58,42 +64,43 @@ def candidates(kernel: str) -> Iterator[Config]:
 
 def best(
     kernel: str,
-    now: Config,
+    current: Config,
     time: Callable[[Config], float],
     problem: Callable[[Config, bool], str | None],
-    said: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> tuple[Config, float]:
-    """The fastest of the candidates and of what is used now, which only a gain of 1 % replaces; and its time.
+    """The fastest of the candidates and of what is used now, which only a gain of 1 % replaces; and
+    its time.
 
-    time: of a read with it; raises where it cannot be launched or reads what is wrong. problem: why not to use what the
-    compiler makes of it, with True in every form, or None.
+    time: of a read with it; raises where it cannot be launched or reads what is wrong. problem: why
+    not to use what the compiler makes of it, with True in every form, or None.
     """
 
     def attempt(config: Config, limit: float) -> tuple[float, str | None]:
-        """Its time if it is less than ``limit``, else infinity; and why it is rejected, if it is."""
+        """Its time if less than ``limit``, else infinity; and why it is rejected, if it is."""
         why = problem(config, False)
         if why is not None:
             return math.inf, why
         try:
-            taken = time(config)
+            duration = time(config)
         except Exception as error:  # does not fit, does not compile, is wrong: each has its own way to say so
             return math.inf, str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        why = problem(config, True) if taken < limit else None
-        return (taken, None) if taken < limit and why is None else (math.inf, why)
+        why = problem(config, True) if duration < limit else None
+        return (duration, None) if duration < limit and why is None else (math.inf, why)
 
-    kept = now
-    least, why = attempt(now, math.inf)
+    chosen = current
+    least, why = attempt(current, math.inf)
     if why is not None:
-        said(f"{kernel}: what is used now, {now}, would be rejected: {why}")
+        report(f"{kernel}: what is used now, {current}, would be rejected: {why}")
     for candidate in candidates(kernel):
-        if candidate == now:
+        if candidate == current:
             continue
-        taken, why = attempt(candidate, 0.99 * least)
+        duration, why = attempt(candidate, 0.99 * least)
         if why is not None:
-            said(f"{kernel} {candidate}: rejected, {why}")
-        elif taken < math.inf:
-            kept, least = candidate, taken
-    return kept, least
+            report(f"{kernel} {candidate}: rejected, {why}")
+        elif duration < math.inf:
+            chosen, least = candidate, duration
+    return chosen, least
 
 
 @functools.cache
@@ -105,7 +112,9 @@ def _compiled(launch: aot.Launch, architecture: int) -> tuple[str, ...]:
 
 
 def compiled_problem(kernel: str, architecture: int, config: Config, every_form: bool) -> str | None:
-    """What `make aot` would say of a configuration: of the form that is timed, or of all that it configures."""
+    """The first problem that aot.py finds with a configuration: in the form that is timed, or in
+    every form.
+    """
     table = configs.table()[str(architecture)]
     before, table[kernel] = table[kernel], config
     configs.forget()
@@ -136,10 +145,10 @@ def exact(mk: Tensor, ms: Tensor, mv: Tensor, qk: Tensor, qe: Tensor, top_k: int
     return torch.einsum("bocn,bnq->bocq", mv, score.softmax(1))
 
 
-def expect(readout: Tensor, wanted: Tensor) -> None:
+def expect(readout: Tensor, expected: Tensor) -> None:
     """ValueError where a readout is off by more than its type's rounding explains."""
-    allowed = (2**-9 if readout.dtype == torch.float16 else 2**-15) * wanted.abs().max()
-    off = (readout.double() - wanted).abs().max()
+    allowed = (2**-9 if readout.dtype == torch.float16 else 2**-15) * expected.abs().max()
+    off = (readout.double() - expected).abs().max()
     if not off <= allowed:  # NaN is none
         raise ValueError(f"wrong by {off:.2g} where {allowed:.2g} is allowed")
 
@@ -175,8 +184,8 @@ def workloads(device: str, tokens: int = 24_580, queries: int = 1620) -> dict[st
     def one(dtype: torch.dtype, top_k: int | None) -> tuple[Read, Tensor]:
         mk, ms, mv, qk, qe = tensors(dtype)
         some = checked(queries)
-        wanted = exact(mk, ms, mv, qk[..., some], qe[..., some], top_k)
-        return lambda: memory_read([mk], [ms], [mv], qk, qe, top_k, True), wanted
+        expected = exact(mk, ms, mv, qk[..., some], qe[..., some], top_k)
+        return lambda: memory_read(MemoryInputs([mk], [ms], [mv]), QueryInputs(qk, qe), top_k, True), expected
 
     topk, dense = one(torch.float16, 30), one(torch.float16, None)
     return {
@@ -195,33 +204,35 @@ def checked(queries: int) -> slice:
 
 
 def tune(name: str, kernels: list[str], work: dict[str, tuple[Read, Tensor]], bench: Callable[[Read], float]) -> None:
-    """Tunes ``kernels`` on the device of ``work``, whose configurations the table has under ``name``."""
+    """Tunes ``kernels`` on the device of ``work``, whose configurations the table has under
+    ``name``.
+    """
     table = configs.table()
     for kernel in kernels:
-        read, wanted = work[kernel]
-        now = table[name][kernel]
+        read, expected = work[kernel]
+        current = table[name][kernel]
 
-        def time(config: Config, kernel: str = kernel, read: Read = read, wanted: Tensor = wanted) -> float:
+        def time(config: Config, kernel: str = kernel, read: Read = read, expected: Tensor = expected) -> float:
             table[name][kernel] = config
             configs.forget()
             readout = read()[0]
-            expect(readout[..., checked(readout.shape[3])], wanted)
+            expect(readout[..., checked(readout.shape[3])], expected)
             return bench(read)
 
         def problem(config: Config, every_form: bool, kernel: str = kernel) -> str | None:
             return compiled_problem(kernel, int(name), config, every_form)
 
-        kept = now
+        chosen = current
         try:
-            kept, least = best(kernel, now, time, problem)
+            chosen, least = best(kernel, current, time, problem)
         finally:
-            table[name][kernel] = kept
+            table[name][kernel] = chosen
             configs.forget()
-        if kept == now:
-            print(f"{kernel} on {name}: nothing is faster than {now}, the read {1000 * least:.0f} us")
+        if chosen == current:
+            print(f"{kernel} on {name}: nothing is faster than {current}, the read {1000 * least:.0f} us")
         else:
             write(table)
-            print(f"{kernel} on {name}: {kept} instead of {now}, the read {1000 * least:.0f} us")
+            print(f"{kernel} on {name}: {chosen} instead of {current}, the read {1000 * least:.0f} us")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -240,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         tune(name, options.kernel, workloads("cuda"), bench)
     except KeyboardInterrupt:
-        print("stopped: the table has what was found for the kernels before this one", file=sys.stderr)
+        print("stopped: the table has the best configurations of the kernels before this one", file=sys.stderr)
         return 130
     return 0
 

@@ -1,8 +1,8 @@
-"""affinity_topk: the exact k best tokens of each query and their softmax weights, in a few launches.
+"""affinity_topk: the exact k best tokens of each query and their softmax weights.
 
-Two prepare operands (split_operands.py), two find group maxima and one chooses groups (affinity_topk_groups.py), one
-here rescores their tokens; two more where usage is wanted. Where k groups would hold the whole memory, the one here does
-it all.
+Two prepare operands (split_operands.py), two find group maxima and one chooses groups
+(affinity_topk_groups.py), one here rescores their tokens; two more where usage is wanted. Where k
+groups would hold the whole memory, the one here does it all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Selection(NamedTuple):
 def affinity_topk(
     memory: MemoryInputs, queries: QueryInputs, top_k: int, return_usage: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """-> weight [B, Q, k] float32, descending, index [B, Q, k] int64, k = min(top_k, N); usage [B, N] or None."""
+    """-> weight [B, Q, k] float32, descending, index [B, Q, k] int64, k = min(top_k, N); usage [B,
+    N] or None.
+    """
     used = segments(memory)
     by_groups = used.tokens > min(top_k, used.tokens) * GROUP
     return select(used, query_args(queries), top_k, return_usage, by_groups)
@@ -57,7 +59,9 @@ def affinity_topk(
 def select(
     memory: Segments, queries: QueryArgs, top_k: int, return_usage: bool, by_groups: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same of inputs as the kernels take them; ``by_groups`` where there are more than k * GROUP tokens."""
+    """The same of inputs as the kernels take them; ``by_groups`` where there are more than k *
+    GROUP tokens.
+    """
     qk = queries.qk
     b, _, q = qk.shape
     k = min(top_k, memory.tokens)
@@ -88,9 +92,7 @@ def _select_by_groups(memory: Segments, queries: QueryArgs, out: Selection) -> N
         _weigh(memory, queries, groups, first, count, out)
 
 
-def _weigh(
-    memory: Segments, queries: QueryArgs, groups: Tensor | None, first: int, count: int, out: Selection
-) -> None:
+def _weigh(memory: Segments, queries: QueryArgs, groups: Tensor | None, first: int, count: int, out: Selection) -> None:
     b, q, k = out.weight.shape
     ck = queries.qk.shape[1]
     candidates = memory.tokens if groups is None else k * GROUP
@@ -107,7 +109,9 @@ def _weigh(
 def _gather_tokens(
     memory: MemoryArgs, b: tl.tensor, token: tl.tensor, channel: tl.tensor, CK: tl.constexpr
 ) -> tl.tensor:
-    """As ``tiles.load_tokens``, without a selection: a masked load of a segment keeps what the others gave."""
+    """As ``tiles.load_tokens``, without a selection: a masked load of a segment keeps what the
+    others gave.
+    """
     rows = tl.zeros((token.shape[0], channel.shape[0]), memory.mk[0].dtype.element_ty)
     for i in tl.static_range(len(memory.mk)):
         here = (token >= bound(memory.starts, i)) & (token < bound(memory.ends, i))
@@ -127,9 +131,10 @@ def weigh_candidates(
 ) -> None:  # fmt: skip
     """Of a query's candidates the K best, best first, and the softmax of their scores.
 
-    Candidates are the tokens of groups [B, count, candidates / GROUP], ascending, or all tokens where it is None; WIDTH
-    and KP are the powers of two from their number and from K. The direct form of Eq. 2, which cancels nothing, scores
-    them. Rows of ``out.sums`` are N long. ``root`` is 1 / sqrt(CK), ``unit`` as of add_usage. Grid [count, B].
+    Candidates are the tokens of groups [B, count, candidates / GROUP], ascending, or all tokens
+    where it is None; WIDTH and KP are the powers of two from their number and from K. The direct
+    form of Eq. 2, which cancels nothing, scores them. Rows of ``out.sums`` are N long. ``root`` is
+    1 / sqrt(CK), ``unit`` as of add_usage. Grid [count, B].
     """
     ROWS: tl.constexpr = _ROWS if WIDTH > _ROWS else WIDTH
     STEPS: tl.constexpr = WIDTH // ROWS

@@ -1,18 +1,21 @@
 """Groups that hold the k best tokens: those with the k largest maxima.
 
-GROUP consecutive tokens are a group. One pass over the memory computes every score and keeps each group's largest.
+GROUP consecutive tokens are a group. One pass over the memory computes every score and keeps each
+group's largest.
 
-Claim. Take the k groups with the largest maxima, the first of equal ones. Their tokens hold the k largest scores, the
-first of equal ones.
+Claim. Take the k groups with the largest maxima, the first of equal ones. Their tokens hold the k
+largest scores, the first of equal ones.
 
-Proof. Let t lie outside the chosen groups. Its score is at most its group's maximum, hence at most each of the k chosen
-maxima. Those belong to k distinct tokens. On a tie the chosen group comes first, so its token has the lower index.
+Proof. Let t lie outside the chosen groups. Its score is at most its group's maximum, hence at most
+each of the k chosen maxima. Those belong to k distinct tokens. On a tie the chosen group comes
+first, so its token has the lower index.
 
 The claim holds level by level when groups are grouped again.
 
-The k * GROUP tokens are then rescored with the direct form of Eq. 2 (affinity_topk.py). This pass decides only which
-groups are looked at, by the expanded form to float32 accuracy (split_operands.py), as the other backends choose, too.
-The work does not depend on the data, and nothing overflows.
+The k * GROUP tokens are then rescored with the direct form of Eq. 2 (affinity_topk.py). This pass
+decides only which groups are looked at, by the expanded form to float32 accuracy
+(split_operands.py), as the other backends choose, too. The work does not depend on the data, and
+nothing overflows.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import configs
-from ..structs import TILE, MemoryArgs, Place, QueryArgs, Segments, SplitOperands
 from ..split_operands import e_is_exact
+from ..structs import TILE, MemoryArgs, Place, QueryArgs, Segments, SplitOperands
 from ..tiles import direct_scores, end_of, load_query_parts, needs_fallback, number, split_product
 
 GROUP = 16
@@ -47,9 +50,11 @@ _SECOND_COUNT = tl.constexpr(65536)  # two counts below 2^16 in one int32
 def group_maxima(
     operands: SplitOperands, memory: Segments, queries: QueryArgs, first: int, count: int, config: dict[str, int]
 ) -> Tensor:
-    """Largest score of each group, [B, count, NP / GROUP], for ``count`` queries from ``first``, a multiple of TILE.
+    """Largest score of each group, [B, count, NP / GROUP], for ``count`` queries from ``first``, a
+    multiple of TILE.
 
-    Of groups behind the last token nothing is written. Two launches, of which each tile of queries takes one.
+    Of groups behind the last token nothing is written. Two launches, of which each tile of queries
+    takes one.
     """
     b, ck, q = queries.qk.shape
     np, ckp = operands.NP, operands.keys.shape[3]
@@ -81,10 +86,12 @@ def split_maxima(
     operands: SplitOperands, end: tl.tensor, out: tl.tensor, first: tl.tensor, count: tl.tensor,
     CK: tl.constexpr, E_EXACT: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """out [B, count, NP / GROUP]: largest score of each group of tokens, for certified tiles of queries.
+    """out [B, count, NP / GROUP]: largest score of each group of tokens, for certified tiles of
+    queries.
 
-    Grid [tiles of BLOCK_Q queries, chunks of BLOCK_N groups, B]. Step t of a program scores the t-th token of each of
-    its groups, so that the maximum over a group is one of whole tiles. ``end`` is the number behind the last token.
+    Grid [tiles of BLOCK_Q queries, chunks of BLOCK_N groups, B]. Step t of a program scores the
+    t-th token of each of its groups, so that the maximum over a group is one of whole tiles.
+    ``end`` is the number behind the last token.
     """
     b = tl.program_id(2).to(tl.int64)
     first_tile = first // BLOCK_Q + tl.program_id(0)
@@ -132,9 +139,9 @@ def fallback_maxima(
 def candidate_groups(maxima: Tensor, k: int, end: Place) -> Tensor:
     """The k groups with the largest of maxima [B, count, groups] -> [B, count, k] int32, ascending.
 
-    end: the number behind the last token, as in ``MemoryArgs.ends``; maxima of later groups do not matter. QUAD divides
-    the number of groups. One launch. Where there are more than WIDEST groups, too many for a program, two more for each
-    factor of GROUP.
+    end: the number behind the last token, as in ``MemoryArgs.ends``; maxima of later groups do not
+    matter. QUAD divides the number of groups. One launch. Where there are more than WIDEST groups,
+    too many for a program, two more for each factor of GROUP.
     """
     levels = [maxima]
     while levels[-1].shape[2] > WIDEST:
@@ -191,9 +198,11 @@ def order_key(x: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def best_of(key: tl.tensor, K: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """The K largest of int32 keys [W], of equal ones the first -> whether each is one, and its place among them.
+    """The K largest of int32 keys [W], of equal ones the first -> whether each is one, and its
+    place among them.
 
-    Bisection over the bits finds the K-th largest, so that the work does not depend on the data. K <= W < 2^15.
+    Bisection over the bits finds the K-th largest, so that the work does not depend on the data. K
+    <= W < 2^15.
     """
     kth = tl.where(tl.sum((key >= 0).to(tl.int32), 0) >= K, 0, _LEAST_INT32)
     for bit in range(31):
@@ -214,11 +223,12 @@ def select_groups(
     GROUPS: tl.tensor, candidates: tl.tensor, K: tl.tensor, count: tl.tensor,
     WIDTH: tl.constexpr, COARSE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """out [B, count, K] int32: of ``candidates`` groups the K largest, of equal ones the first, in ascending order.
+    """out [B, count, K] int32: of ``candidates`` groups the K largest, of equal ones the first, in
+    ascending order.
 
-    Groups are of ``span`` tokens. Candidates are all GROUPS of them, or those of ``parents`` [B, count, candidates /
-    GROUP] groups of groups, or None. Where COARSE is not 0, it is the number of groups of groups, at most, from which
-    this kernel chooses parents itself. Grid [count, B].
+    Groups are of ``span`` tokens. Candidates are all GROUPS of them, or those of ``parents`` [B,
+    count, candidates / GROUP] groups of groups, or None. Where COARSE is not 0, it is the number of
+    groups of groups, at most, from which this kernel chooses parents itself. Grid [count, B].
     """
     row = tl.program_id(1).to(tl.int64) * count + tl.program_id(0)
     there = GROUPS // _QUAD * _QUAD  # GROUPS, in a form that tells the compiler that loads may be wide

@@ -1,8 +1,8 @@
-"""Usage of a top-k read: weights added to the tokens they fall on, the same to the bit in any order.
+"""Usage of a top-k read: sums of weights, bit for bit the same in any order of the additions.
 
-A float32 weight of at most 1 is written exactly as w = (x0 + x1 / 2^B + x2 / 2^2B) / 2^B with integers below 2^B (what
-is below 2^-3B is rounded). Integers are added atomically; their sums do not depend on the order of the additions. B is
-such that sums over Q queries fit 64 bits.
+A float32 weight of at most 1 is written exactly as w = (x0 + x1 / 2^B + x2 / 2^2B) / 2^B with
+integers below 2^B (what is below 2^-3B is rounded). Integers are added atomically; their sums do
+not depend on the order of the additions. B is such that sums over Q queries fit 64 bits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def finish(sums: Tensor, bits: int) -> Tensor:
 def add_usage(
     sums: tl.tensor, token: tl.tensor, weight: tl.tensor, N: tl.tensor, unit: tl.tensor, mask: tl.tensor
 ) -> None:
-    """Adds weights to sums [LIMBS, N] of one batch element; a weight of 0 or NaN adds nothing. ``unit`` is 2^B."""
+    """Adds weights to sums [LIMBS, N] of one batch element; a weight of 0 or NaN adds nothing.
+    ``unit`` is 2^B.
+    """
     rest = tl.where(mask & (weight > 0), weight, 0.0)
     for limb in tl.static_range(_LIMBS):
         rest = rest * unit

@@ -1,11 +1,13 @@
-"""memory_read of all tokens: weights in blocks of queries (memory_read_weights.py), each multiplied with all values.
+"""memory_read of all tokens.
 
-The blocks bound the extra memory (WEIGHT_BYTES). That weights are written makes one product of them with the values of
-all objects, at the cost of writing and reading them once. Sums over queries or over splits of the memory are made in a
-fixed order: there are no atomics.
+Weights are made in blocks of queries (memory_read_weights.py), and each block is multiplied with
+all values. The blocks bound the extra memory (WEIGHT_BYTES). That weights are written makes one
+product of them with the values of all objects, at the cost of writing and reading them once. Sums
+over queries or over splits of the memory are made in a fixed order: there are no atomics.
 
-Weights and values are multiplied in 16 bits to float32 accuracy: float16 values with weights in two parts, bfloat16
-values with weights in three, float32 values and weights in three parts each, of which six products count.
+Weights and values are multiplied in 16 bits to float32 accuracy: float16 values with weights in two
+parts, bfloat16 values with weights in three, float32 values and weights in three parts each, of
+which six products count.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _SUMMED = tl.constexpr(SUMMED)
 
 
 def memory_read(memory: MemoryInputs, queries: QueryInputs, return_usage: bool) -> tuple[Tensor, Tensor | None]:
-    """-> readout [B, O, CV, Q] in mv's dtype, with channel stride 1; usage [B, N] float32 or None."""
+    """-> readout [B, O, CV, Q] in mv's dtype, channel stride 1; usage [B, N] float32 or None."""
     readout, usage, _ = read(memory, queries, return_usage, return_shrinkage=False)
     return readout, usage
 
@@ -39,7 +41,9 @@ def memory_read(memory: MemoryInputs, queries: QueryInputs, return_usage: bool) 
 def read(
     memory: MemoryInputs, queries: QueryInputs, return_usage: bool, return_shrinkage: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """-> readout, usage or None, and the shrinkage read as the values are, [B, 1, Q] float32, or None."""
+    """-> readout, usage or None, and the shrinkage read as the values are, [B, 1, Q] float32, or
+    None.
+    """
     qk, mv = queries.qk, memory.mv[0]
     b, o, cv, _ = mv.shape
     q = qk.shape[2]
@@ -68,7 +72,9 @@ def read(
 
 
 def _multiply(parts: Tensor, values: ValueArgs, out: Tensor, first: int, count: int) -> None:
-    """Rows [first, first + count) of out [B, Q, O, CV] from weights [B, parts, rows, NP]; one launch, or two."""
+    """Rows [first, first + count) of out [B, Q, O, CV] from weights [B, parts, rows, NP]; one
+    launch, or two.
+    """
     b, q, o, cv = out.shape
     rows, np = parts.shape[2:]
     config = configs.of("multiply_values_float32" if out.dtype == torch.float32 else "multiply_values", out)
@@ -101,10 +107,11 @@ def multiply_values(
     channels: tl.tensor, splits: tl.tensor, B: tl.tensor,
     BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """out [splits, B, Q, O, CV], rows [first, first + count): sum over a split of the tokens of weight * value.
+    """out [splits, B, Q, O, CV], rows [first, first + count): sum over a split of the tokens of
+    weight * value.
 
-    parts [B, PARTS, rows, NP] are weights as memory_read_weights.py writes them. Grid [blocks of queries * blocks of
-    channels, O * splits, B].
+    parts [B, PARTS, rows, NP] are weights as memory_read_weights.py writes them. Grid [blocks of
+    queries * blocks of channels, O * splits, B].
     """
     PARTS: tl.constexpr = 2 if parts.dtype.element_ty == tl.float16 else 3
     SPLIT_VALUES: tl.constexpr = values.mv[0].dtype.element_ty == tl.float32
@@ -119,7 +126,8 @@ def multiply_values(
     total = tl.zeros((BLOCK_Q, BLOCK_C), tl.float32)
     for i in tl.static_range(len(values.mv)):
         value = values.mv[i] + b * values.sb[i] + o * values.so[i] + channel[None, :].to(tl.int64) * values.sc[i]
-        # Both are multiples of ALIGN. The compiler does not know it; the division says it, which makes loads wide.
+        # Both are multiples of ALIGN. The compiler does not know it; the division says it, which
+        # makes loads wide.
         low = tl.maximum(lowest, bound(values.starts, i)) // BLOCK_N * BLOCK_N
         for start in range(low, tl.minimum(highest, bound(values.ends, i)), BLOCK_N):
             token = start + tl.arange(0, BLOCK_N)
@@ -156,7 +164,9 @@ def sum_splits(
     partial: tl.tensor, out: tl.tensor, splits: tl.tensor, B: tl.tensor, count: tl.tensor, Q: tl.tensor,
     first: tl.tensor, WIDTH: tl.tensor,
 ) -> None:  # fmt: skip
-    """out [B, Q, WIDTH] from row ``first``, of partial [splits, B, count, WIDTH]. Grid [count, blocks, B]."""
+    """out [B, Q, WIDTH] from row ``first``, of partial [splits, B, count, WIDTH]. Grid [count,
+    blocks, B].
+    """
     b = tl.program_id(2).to(tl.int64)
     at = tl.program_id(1) * _SUMMED + tl.arange(0, _SUMMED)
     total = tl.zeros((_SUMMED,), tl.float32)
@@ -172,7 +182,8 @@ def add_columns(
     columns: tl.tensor, usage: tl.tensor, starts: tl.tuple, ends: tl.tuple,
     compact: tl.tuple, tiles: tl.tensor, NP: tl.tensor, N: tl.tensor,
 ) -> None:  # fmt: skip
-    """Adds sums over queries [B, tiles, NP], numbered from ``starts``, to usage [B, N], numbered from ``compact``.
+    """Adds sums over queries [B, tiles, NP], numbered from ``starts``, to usage [B, N], numbered
+    from ``compact``.
 
     Grid [blocks of ALIGN, B].
     """

@@ -1,7 +1,7 @@
-"""memory_read_saving and memory_read_backward: a read that is to be differentiated, and its gradients.
+"""A read that is to be differentiated (memory_read_saving), and its gradients.
 
-Beside readout and usage, the read returns weight and index [B, Q, k] of the tokens that a top-k read selected. Where all
-tokens are read k = 0, and the backward pass computes the weights again.
+Beside readout and usage, the read returns weight and index [B, Q, k] of the tokens that a top-k
+read selected. Where all tokens are read k = 0, and the backward pass computes the weights again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ Gradients = tuple[list[Tensor] | None, list[Tensor] | None, list[Tensor] | None,
 def memory_read_saving(
     memory: MemoryInputs, queries: QueryInputs, top_k: int | None, return_usage: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """-> readout [B, O, CV, Q], usage [B, N] or None, weight, index. ``top_k`` is None or less than N."""
+    """-> readout [B, O, CV, Q], usage [B, N] or None, weight, index. ``top_k`` is None or less than
+    N.
+    """
     if top_k is not None:
         weight, index, usage = affinity_topk(memory, queries, top_k, return_usage)
         return readout_topk(memory.mv, weight, index), usage, weight, index
@@ -76,7 +78,9 @@ def _zeros(x: Tensor) -> Tensor:
 
 
 def _split(rows: Tensor, segments: Sequence[Tensor]) -> list[Tensor]:
-    """rows [B, N, C] as those of each segment [B, ..., N_i], in its type, each in memory of its own."""
+    """rows [B, N, C] as those of each segment [B, ..., N_i], in its type, each in memory of its
+    own.
+    """
     parts = rows.split([x.shape[-1] for x in segments], 1)
     copy = len(parts) > 1  # of one batch element a slice is contiguous, and would stay one
     form = torch.contiguous_format

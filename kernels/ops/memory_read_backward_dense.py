@@ -1,17 +1,22 @@
 """Gradients of the read of all tokens, a block of queries at a time.
 
-With S_ij = -(s_i / sqrt(CK)) D_ij, D_ij = sum_c e k^2 - 2 e q k + e q^2, W the softmax of S over i, and dF, dU the
-gradients of readout and usage:
+With S_ij = -(s_i / sqrt(CK)) D_ij, D_ij = sum_c e k^2 - 2 e q k + e q^2, W the softmax of S over i,
+and dF, dU the gradients of readout and usage:
 
-    dW_ij = v_i . dF_j + dU_i        dS_ij = W_ij (dW_ij - sum_i W_ij dW_ij)        dv_i = sum_j W_ij dF_j
+    dW_ij = v_i . dF_j + dU_i
+    dS_ij = W_ij (dW_ij - sum_i W_ij dW_ij)
+    dv_i = sum_j W_ij dF_j
     [A1 | A2 | a]_i = sum_j dS_ij [e | e q | sum_c e q^2]_j
-        dk_i = -2 (s_i / sqrt(CK)) (k_i A1_i - A2_i)        ds_i = -(k_i^2 . A1_i - 2 k_i . A2_i + a_i) / sqrt(CK)
+        dk_i = -2 (s_i / sqrt(CK)) (k_i A1_i - A2_i)
+        ds_i = -(k_i^2 . A1_i - 2 k_i . A2_i + a_i) / sqrt(CK)
     [B1 | B2 | b]_j = sum_i dS_ij [h k^2 | h k | h]_i,  h_i = -s_i / sqrt(CK)
-        dq_j = -2 e_j (B2_j - q_j b_j)        de_j = B1_j - 2 q_j B2_j + q_j^2 b_j
+        dq_j = -2 e_j (B2_j - q_j b_j)
+        de_j = B1_j - 2 q_j B2_j + q_j^2 b_j
 
-Weights come from the forward's kernels, stored as what multiplies values; dS from the one here, in three bfloat16
-parts. The four products are made in 16 bits to float32 accuracy (products.py), whatever precision PyTorch's own have.
-Keys and queries are centred on the median key; the gradients do not depend on the centre. There are no atomics.
+Weights come from the forward's kernels, stored as what multiplies values; dS from the one here, in
+three bfloat16 parts. The four products are made in 16 bits to float32 accuracy (products.py),
+whatever precision PyTorch's own have. Keys and queries are centred on the median key; the gradients
+do not depend on the centre. There are no atomics.
 """
 
 from __future__ import annotations
@@ -41,10 +46,12 @@ Rows = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor 
 def memory_read_backward(
     memory: MemoryInputs, queries: QueryInputs, d_readout: Tensor, d_usage: Tensor | None, requested: Requested
 ) -> Rows:
-    """Float32 gradients with tokens and queries as rows. d_readout [B, O, CV, Q], d_usage [B, N] or None.
+    """Float32 gradients with tokens and queries as rows. d_readout [B, O, CV, Q], d_usage [B, N] or
+    None.
 
-    Of keys [B, N, CK] and values [B, N, O * CV] of all segments, shrinkage [B, N, 1], queries and selection [B, Q, CK].
-    What is not requested is None, and what nothing else needs is not computed.
+    Of keys [B, N, CK] and values [B, N, O * CV] of all segments, shrinkage [B, N, 1], queries and
+    selection [B, Q, CK]. What is not requested is None, and what nothing else needs is not
+    computed.
     """
     (mk, ms, mv), (qk, qe) = memory, queries
     b, ck, q = qk.shape
@@ -55,7 +62,8 @@ def memory_read_backward(
     k = torch.cat([x.float() for x in mk], 2).transpose(1, 2) - center
     h = k.new_ones(b, n, 1) if ms is None else torch.cat([x.float() for x in ms], 2).transpose(1, 2)
     h = h / -root
-    # A token that cannot be read has weight 0, and 0 times what is not finite would be NaN for all queries.
+    # A token that cannot be read has weight 0, and 0 times what is not finite would be NaN for all
+    # queries.
     k, h = (torch.where(x.isfinite(), x, 0.0) for x in (k, h))
     centered = qk.float().transpose(1, 2) - center
     e = torch.ones_like(centered) if qe is None else qe.float().transpose(1, 2)
@@ -111,9 +119,7 @@ def _load_weights(
 
 
 @triton.jit
-def _load_d_weights(
-    dw: tl.tensor, d_usage: tl.tensor, b: tl.tensor, token: tl.tensor, N: tl.tensor
-) -> tl.tensor:
+def _load_d_weights(dw: tl.tensor, d_usage: tl.tensor, b: tl.tensor, token: tl.tensor, N: tl.tensor) -> tl.tensor:
     x = tl.load(dw + token, mask=token < N, other=0.0)
     if d_usage is not None:
         x += tl.load(d_usage + b * N + token, mask=token < N, other=0.0)
@@ -127,7 +133,8 @@ def score_gradients(
 ) -> None:  # fmt: skip
     """dS [B, 3, count, N] in three bfloat16 parts, of weights, dW and the gradient of usage.
 
-    w [B, PARTS, rows, NP] is to be multiplied by ``unit``; dw [B, count, N]; d_usage [B, N] or None. Grid [count, B].
+    w [B, PARTS, rows, NP] is to be multiplied by ``unit``; dw [B, count, N]; d_usage [B, N] or
+    None. Grid [count, B].
     """
     PARTS: tl.constexpr = 2 if w.dtype.element_ty == tl.float16 else 3
     b = tl.program_id(1).to(tl.int64)

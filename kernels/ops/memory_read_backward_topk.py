@@ -1,8 +1,9 @@
-"""Gradients of the top-k read: the sums of memory_read_backward_dense.py over the selected tokens, by the direct form.
+"""Gradients of the top-k read.
 
-One kernel per query gives the gradients of query and selection, and of each slot's score. A stable sort orders the slots
-by token, so that a token's slots keep the order of the queries. Then one program per token adds up its own slots: in a
-fixed order, without atomics.
+They are the sums of memory_read_backward_dense.py over the selected tokens, by the direct form. One
+kernel per query gives the gradients of query and selection, and of each slot's score. A stable sort
+orders the slots by token, so that a token's slots keep the order of the queries. Then one program
+per token adds up its own slots: in a fixed order, without atomics.
 """
 
 from __future__ import annotations
@@ -104,9 +105,7 @@ def memory_read_backward(
     by_token = TokenSlots(order, torch.searchsorted(token, numbers))
     dk, ds = new((b, n, ck)), new((b, n, 1))
     if requested.of_tokens:
-        key_gradients[(n, b)](
-            used.args, asking, by_token, slot_gradients, dk, ds, n, q, k, CK=ck, CKP=ckp, num_warps=1
-        )
+        key_gradients[(n, b)](used.args, asking, by_token, slot_gradients, dk, ds, n, q, k, CK=ck, CKP=ckp, num_warps=1)
     dv = new((b, n, o * cv)) if requested.mv else None
     block = min(512, max(16, configs.power_of_2_from(o * cv)))
     if dv is not None and dv.numel() > 0:
@@ -122,7 +121,9 @@ def query_gradients(
     N: tl.tensor, Q: tl.tensor, K: tl.tensor, O: tl.tensor, CV: tl.tensor, root: tl.tensor,  # noqa: E741
     CK: tl.constexpr, CKP: tl.constexpr, KP: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Fills ``out`` for one query. KP is the power of two from K; ``root`` is 1 / sqrt(CK). Grid [Q, B]."""
+    """Fills ``out`` for one query. KP is the power of two from K; ``root`` is 1 / sqrt(CK). Grid
+    [Q, B].
+    """
     BLOCK_C: tl.constexpr = _PAIRS // KP if KP * _LEAST_BLOCK < _PAIRS else _LEAST_BLOCK
     b = tl.program_id(1).to(tl.int64)
     query = tl.program_id(0)
@@ -193,7 +194,9 @@ def value_gradients(
     by_token: TokenSlots, weight: tl.tensor, d_out: tl.tensor, dv: tl.tensor,
     N: tl.tensor, Q: tl.tensor, K: tl.tensor, WIDTH: tl.tensor, BLOCK_C: tl.constexpr,
 ) -> None:  # fmt: skip
-    """dv [B, N, WIDTH]: sum over a token's slots of weight * d_out [B, Q, WIDTH]. Grid [N, blocks of WIDTH, B]."""
+    """dv [B, N, WIDTH]: sum over a token's slots of weight * d_out [B, Q, WIDTH]. Grid [N, blocks
+    of WIDTH, B].
+    """
     b = tl.program_id(2).to(tl.int64)
     token = tl.program_id(0)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -1,7 +1,8 @@
 """The first half of a dense read: operands, and the log-sum-exp of each query's scores.
 
-Scores here are in units of log 2, so that a weight is one exp2. As everywhere (split_operands.py), each kernel exists
-twice: for certified blocks of queries from split operands, and as the fallback by the direct form.
+Scores here are in units of log 2, so that a weight is one exp2. As everywhere (split_operands.py),
+each kernel exists twice: for certified blocks of queries from split operands, and as the fallback
+by the direct form.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _ALIGN = tl.constexpr(ALIGN)
 
 
 class Affinity(NamedTuple):
-    """What weights are computed from. lse [B, splits, QP]: log2 of sums of exp2(score), each over a split of N."""
+    """What weights are computed from. lse [B, splits, QP]: log2 of sums of exp2(score), each over a
+    split of N.
+    """
 
     memory: Segments
     queries: QueryArgs
@@ -37,7 +40,9 @@ class Affinity(NamedTuple):
 
 
 def affinity(memory: Segments, queries: QueryArgs) -> Affinity:
-    """Four launches. ``memory`` is aligned to ALIGN, or to 1 where only weights are computed (the backward pass)."""
+    """Four launches. ``memory`` is aligned to ALIGN, or to 1 where only weights are computed (the
+    backward pass).
+    """
     operands = prepare(memory, queries, ALIGN)
     np, qp = operands.NP, operands.QP
     b, ck, q = queries.qk.shape
@@ -68,7 +73,9 @@ def _log_sum(score: tl.tensor, m: tl.tensor, l: tl.tensor) -> tuple[tl.tensor, t
 
 @triton.jit
 def split_bounds(part: tl.tensor, tiles: tl.tensor, parts: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """The first number of the ``part``-th of ``parts`` equal shares of ``tiles`` tiles of ALIGN, and the next one's."""
+    """The first number of the ``part``-th of ``parts`` equal shares of ``tiles`` tiles of ALIGN,
+    and the next one's.
+    """
     first = (part.to(tl.int64) * tiles // parts * _ALIGN).to(tl.int32)
     last = ((part + 1).to(tl.int64) * tiles // parts * _ALIGN).to(tl.int32)
     return first, last
@@ -79,7 +86,9 @@ def split_scores(
     operands: SplitOperands, b: tl.tensor, token: tl.tensor, query_parts: tl.tuple,
     offset: tl.tensor, unscale: tl.tensor, CK: tl.constexpr, E_EXACT: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Scores [queries, tokens] in units of log 2. ``offset`` is that of the operands times ``unscale``."""
+    """Scores [queries, tokens] in units of log 2. ``offset`` is that of the operands times
+    ``unscale``.
+    """
     product = split_product(operands.keys + b * operands.NP * 4 * CK, token, query_parts, CK, E_EXACT)
     return (product * unscale + offset) * (tl.load(operands.scale + b * operands.NP + token) * LOG2E)[None, :]
 
@@ -89,7 +98,9 @@ def split_lse(
     operands: SplitOperands, lse: tl.tensor, tiles: tl.tensor, splits: tl.tensor,
     CK: tl.constexpr, E_EXACT: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """lse [B, splits, QP]: log2 of the sum of exp2(score) over a split. Grid [blocks of queries, splits, B]."""
+    """lse [B, splits, QP]: log2 of the sum of exp2(score) over a split. Grid [blocks of queries,
+    splits, B].
+    """
     b = tl.program_id(2).to(tl.int64)
     part = tl.program_id(1)
     query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -114,7 +125,9 @@ def fallback_lse(
     Q: tl.tensor, tiles: tl.tensor, splits: tl.tensor, root: tl.tensor,
     CK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The same by the direct form, for blocks of BLOCK_Q that are not certified. Grid [tiles of queries, splits, B]."""
+    """The same by the direct form, for blocks of BLOCK_Q that are not certified. Grid [tiles of
+    queries, splits, B].
+    """
     b = tl.program_id(2).to(tl.int64)
     part = tl.program_id(1)
     query = tl.program_id(0) * _TILE + tl.arange(0, _TILE)

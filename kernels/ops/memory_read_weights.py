@@ -11,13 +11,15 @@ import triton.language as tl
 from .. import configs
 from ..split_operands import e_is_exact
 from ..structs import TILE, MemoryArgs, Pointer, QueryArgs, SplitOperands
-from ..tiles import direct_scores, in_three_parts, is_finite, load_query_parts, needs_fallback, token_scale
+from ..tiles import direct_scores, is_finite, load_query_parts, needs_fallback, token_scale
 from .memory_read_lse import ALIGN, FALLBACK_TOKENS, LOG2E, PROGRAMS, Affinity, split_scores
 
-# How weights are stored: as what multiplies values of that dtype on matrix units to float32 accuracy.
+# How weights are stored: as what multiplies values of that dtype on matrix units to float32
+# accuracy.
 FORMATS = {torch.float16: (2, torch.float16), torch.bfloat16: (3, torch.bfloat16), torch.float32: (3, torch.bfloat16)}
 
-# Float16 weights are stored times 2^14: within float16, and with low parts above its smallest numbers.
+# Float16 weights are stored times 2^14: within float16, and with low parts above its smallest
+# numbers.
 HALF_SCALE = tl.constexpr(16384.0)
 
 BLOCK_ROWS = 2 * TILE  # queries of a block of weights are a multiple of this
@@ -48,7 +50,8 @@ def weights(
     config = configs.of("split_weights", a.queries.qk, ckp)
     block_q, block_n = config["BLOCK_Q"], config["BLOCK_N"]
     tiles = np // ALIGN
-    # Programs of one block on each multiprocessor: as many as run at once, so that queries are loaded once for each.
+    # Programs of one block on each multiprocessor: as many as run at once, so that queries are
+    # loaded once for each.
     span = max(1, min(config["SPAN"], -(-tiles * (rows // block_q) * b * 2 // PROGRAMS)))
     spans = -(-tiles // span)
     new = operands.scale.new_empty
@@ -86,7 +89,9 @@ def _whole_lse(
 def _store_weights(
     parts: tl.tensor, w: tl.tensor, b: tl.tensor, row: tl.tensor, token: tl.tensor, rows: tl.tensor, NP: tl.tensor
 ) -> None:
-    """One tile of weights in the parts of :data:`FORMATS`: two float16 times HALF_SCALE, or three bfloat16."""
+    """One tile of weights in the parts of :data:`FORMATS`: two float16 times HALF_SCALE, or three
+    bfloat16.
+    """
     PARTS: tl.constexpr = 2 if parts.dtype.element_ty == tl.float16 else 3
     at = parts + (b * PARTS * rows + row.to(tl.int64)[:, None]) * NP + token[None, :]
     part = rows.to(tl.int64) * NP
@@ -96,10 +101,14 @@ def _store_weights(
         tl.store(at, hi)
         tl.store(at + part, (scaled - hi.to(tl.float32)).to(tl.float16))
     else:
-        hi, mid, lo = in_three_parts(w)
+        # As tiles.in_three_parts; each part is stored as soon as it is there, which takes fewer
+        # registers.
+        hi = w.to(tl.bfloat16)
+        rest = w - hi.to(tl.float32)
+        mid = rest.to(tl.bfloat16)
         tl.store(at, hi)
         tl.store(at + part, mid)
-        tl.store(at + 2 * part, lo)
+        tl.store(at + 2 * part, (rest - mid.to(tl.float32)).to(tl.bfloat16))
 
 
 @triton.jit(do_not_specialize=["Q", "tiles", "splits", "first", "span"])
@@ -109,7 +118,9 @@ def split_weights(
     unroot: tl.tensor, CK: tl.constexpr, E_EXACT: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Fills ``out``; ``unroot`` is sqrt(CK). Grid [blocks of queries, spans of ``span`` ALIGN tokens, B]."""
+    """Fills ``out``; ``unroot`` is sqrt(CK). Grid [blocks of queries, spans of ``span`` ALIGN
+    tokens, B].
+    """
     b = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     query = first + row
@@ -146,7 +157,9 @@ def fallback_weights(
     Q: tl.tensor, tiles: tl.tensor, splits: tl.tensor, first: tl.tensor, rows: tl.tensor, span: tl.tensor,
     root: tl.tensor, unroot: tl.tensor, CK: tl.constexpr, SPLITS: tl.constexpr, BLOCK_Q: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The same by the direct form, for blocks of BLOCK_Q that are not certified. Grid [tiles of queries, spans, B]."""
+    """The same by the direct form, for blocks of BLOCK_Q that are not certified. Grid [tiles of
+    queries, spans, B].
+    """
     b = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * _TILE + tl.arange(0, _TILE)
     query = first + row

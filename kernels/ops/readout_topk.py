@@ -12,7 +12,9 @@ from ..tiles import bound, origin
 
 
 def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
-    """mv [B, O, CV, N_i], weight, index [B, Q, k] -> readout [B, O, CV, Q] in mv's dtype, with channel stride 1."""
+    """mv [B, O, CV, N_i], weight, index [B, Q, k] -> readout [B, O, CV, Q] in mv's dtype, with
+    channel stride 1.
+    """
     return read(value_args(mv), weight, index)
 
 
@@ -39,9 +41,11 @@ def read_rows(
     Q: tl.tensor, O: tl.tensor, CV: tl.tensor, K: tl.tensor, blocks: tl.tensor,  # noqa: E741
     BLOCK_C: tl.constexpr, SLOTS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """out [B, Q, O, CV]: sum over K slots of weight * value, float32 sums in the order of the slots.
+    """out [B, Q, O, CV]: sum over K slots of weight * value, float32 sums in the order of the
+    slots.
 
-    Grid [Q, O * blocks of BLOCK_C channels, B]: neighbouring programs read neighbouring queries, which share tokens.
+    Grid [Q, O * blocks of BLOCK_C channels, B]: neighbouring programs read neighbouring queries,
+    which share tokens.
     """
     b = tl.program_id(2).to(tl.int64)
     query = tl.program_id(0).to(tl.int64)
@@ -72,6 +76,8 @@ def read_rows(
 def _row(
     values: ValueArgs, b: tl.tensor, o: tl.tensor, token: tl.tensor, i: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Where a token's values lie if it is of the i-th segment: a pointer to its first channel, and their stride."""
+    """Where a token's values lie if it is of the i-th segment: a pointer to its first channel, and
+    their stride.
+    """
     at = values.mv[i] + b * values.sb[i] + o * values.so[i] + (token - origin(values.starts, i)) * values.sn[i]
     return at, values.sc[i]

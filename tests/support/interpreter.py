@@ -98,32 +98,28 @@ def _numbers_of_arrays():
 def _products_of_bfloat16():
     """Triton's interpreter holds bfloat16 as its bits, and would multiply these."""
     from triton import language as tl
-    from triton.runtime import interpreter
+    from triton.runtime.interpreter import InterpreterBuilder
 
-    before = interpreter.InterpreterBuilder.create_dot
-
-    def operand(x):
-        if x.dtype.scalar != tl.bfloat16:
-            return x
-        return interpreter.TensorHandle((x.data.astype("uint32") << 16).view("float32"), tl.float32)
+    before = InterpreterBuilder.create_dot
 
     def patched(self, a, b, *more):
-        return before(self, operand(a), operand(b), *more)
+        a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return before(self, a, b, *more)
 
-    interpreter.InterpreterBuilder.create_dot = patched
+    InterpreterBuilder.create_dot = patched
 
 
 def _patch_the_language_once():
-    """Triton's interpreter patches triton.language anew in every call of a function, which takes most of its time.
+    """Triton's interpreter patches triton.language in every call of a function, which takes most of its time.
 
     This process only interprets, so the first patch stays.
     """
     from triton import language as tl
     from triton.runtime import interpreter
 
-    before = interpreter._patch_lang
-
-    before(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))  # it looks at a function's modules
+    interpreter._patch_lang(
+        SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+    )  # it looks at a function's modules
     interpreter._patch_lang = lambda fn: interpreter._LangPatchScope()
 
 
