@@ -1,21 +1,24 @@
 """The public stateless functions: signature, shapes, checks, choice of backend.
 
-B batch, O objects, CK key channels, CV value channels, N memory tokens, Q query tokens, P prototypes. Tensors may have
-any strides; channel stride 1 ("token-major") is the fast layout. Keys, values and queries are float32, float16,
-bfloat16 or float64; arithmetic is float32 at least. Shrinkage and usage are float32. The memory may be given as a list
-of segments (permanent, long-term, working, some of them empty), read as one memory without concatenating.
+B batch, O objects, CK key channels, CV value channels, N memory tokens, Q query tokens, P
+prototypes. Tensors may have any strides; channel stride 1 ("token-major") is the fast layout. Keys,
+values and queries are float32, float16, bfloat16 or float64; arithmetic is float32 at least.
+Shrinkage and usage are float32. The memory may be given as a list of segments (permanent,
+long-term, working, some of them empty), read as one memory without concatenating.
 
-Every function takes ``backend``: "auto", or one of "cuda", "triton", "cpu", "torch" by name, which then serves the call
-or raises ValueError. TypeError and ValueError name the argument, what was wanted and what came.
+Every function takes ``backend``: "auto", or one of "cuda", "triton", "cpu", "torch" by name, which
+then serves the call or raises ValueError. TypeError and ValueError name the argument, what was
+wanted and what came.
 
 Rules where the paper is silent, the same for every backend:
 
-* A similarity that is NaN or +inf (a key or shrinkage that is not finite, or terms of Eq. 2 that overflow) counts as
-  -inf: that token has weight 0.
+* A similarity that is NaN or +inf (a key or shrinkage that is not finite, or terms of Eq. 2 that
+  overflow) counts as -inf: that token has weight 0.
 * A query without any finite similarity reads NaN, and adds nothing to usage.
-* Values must be finite: one that is not spreads to all queries of a dense read, to those that select it in a top-k
-  read. In a consolidation shrinkage is averaged as a value is.
-* Equal scores at rank k, and equal usage: the lower index is preferred. NaN usage ranks below every number.
+* Values must be finite: one that is not spreads to all queries of a dense read, to those that
+  select it in a top-k read. In a consolidation shrinkage is averaged as a value is.
+* Equal scores at rank k, and equal usage: the lower index is preferred. NaN usage ranks below every
+  number.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ def memory_read(
     return_usage: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """F = v W(k, q): Eq. 1, with W the softmax over memory tokens of the anisotropic L2 similarity S, Eq. 2:
+    """F = v W(k, q) of Eq. 1. W is the softmax over memory tokens of the similarity S of Eq. 2:
 
         S[n, q] = -(ms[n] / sqrt(CK)) * sum_c qe[c, q] (mk[c, n] - qk[c, q])^2
 
@@ -79,16 +82,18 @@ def memory_read(
         mv: values [B, O, CV, N] (a list if mk is one); any floating dtype.
         qk: query keys [B, CK, Q], in mk's dtype.
         qe: selection [B, CK, Q] in mk's dtype, or None for 1 (plain L2).
-        top_k: restrict the softmax to the k most similar tokens of each query, exactly; None, or k >= N, means all.
-        return_usage: also return the probability mass each token received (Sec. 2.3, prototype selection).
+        top_k: restrict the softmax to the k most similar tokens of each query, exactly. None, or a
+            top_k of N or more, means all.
+        return_usage: also return the probability mass each token received (Sec. 2.3).
 
     Returns:
-        readout [B, O, CV, Q] in mv's dtype, with channel stride 1; with ``return_usage`` also usage [B, N] float32
-        (float64 for float64 keys), which sums to Q over N.
+        readout [B, O, CV, Q] in mv's dtype, with channel stride 1; with ``return_usage`` also
+        usage [B, N] float32 (float64 for float64 keys), which sums to Q over N.
 
-    Differentiable in mk, ms, mv, qk and qe; neither backend "cpu" nor "torch" in eager mode stores an N x Q matrix
-    for the backward pass.
-    Raises TypeError or ValueError for wrong types, shapes, dtypes or devices, and for an empty memory.
+    Differentiable in mk, ms, mv, qk and qe; neither backend "cpu" nor "torch" in eager mode stores
+    an N x Q matrix for the backward pass.
+    Raises TypeError or ValueError for wrong types, shapes, dtypes or devices, and for an empty
+    memory.
     """
     memory, queries = checks.read(mk, ms, mv, qk, qe)
     if top_k is not None:
@@ -112,10 +117,12 @@ def affinity_topk(
     """The sparse affinity W of a top-k read (see :func:`memory_read` for the arguments and Eq. 2).
 
     Returns:
-        weight [B, Q, k] float32 (float64 for float64 keys), descending, and index [B, Q, k] int64 into the N tokens of
-        all segments, k = min(top_k, N); with ``return_usage`` also usage [B, N].
+        weight [B, Q, k] float32 (float64 for float64 keys), descending, and index [B, Q, k] int64
+        into the N tokens of all segments, with k = min(top_k, N); with ``return_usage`` also
+        usage [B, N].
 
-    Where fewer than k tokens have a finite similarity, the slots left over repeat the best token with weight 0.
+    Where fewer than k tokens have a finite similarity, the slots left over repeat the best token
+    with weight 0.
     Differentiable in nothing: weights are for looking, testing and several readouts.
     """
     memory, queries = checks.read(mk, ms, None, qk, qe, with_values=False)
@@ -129,19 +136,22 @@ def affinity_topk(
 def readout_topk(
     mv: Segments, weight: Tensor, index: Tensor, *, scale: Segments | None = None, backend: str = "auto"
 ) -> Tensor:
-    """Eq. 1 over selected tokens: readout[b, o, c, q] = sum_j weight[b, q, j] * mv[b, o, c, index[b, q, j]].
+    """Eq. 1 over selected tokens:
+
+        readout[b, o, c, q] = sum_j weight[b, q, j] * mv[b, o, c, index[b, q, j]]
 
     Args:
         mv: values [B, O, CV, N], or a list of segments; with ``scale`` int8 or float8_e4m3fn.
         weight, index: [B, Q, k] as :func:`affinity_topk` returns them.
-        scale: float32 [B, O, G, N] (a list if mv is one): values are mv * scale, with one scale for each of G groups of
-            ceil(CV / G) channels. Nothing but the rows read is widened.
+        scale: float32 [B, O, G, N] (a list if mv is one): values are mv * scale, with one scale for
+            each of G groups of ceil(CV / G) channels. Nothing but the rows read is widened.
 
     Returns:
-        readout [B, O, CV, Q] in mv's dtype, differentiable in mv and weight; with ``scale`` float32.
+        readout [B, O, CV, Q] in mv's dtype, differentiable in mv and weight; with ``scale``
+        float32.
 
-    Raises IndexError for an index outside 0 .. N - 1; on a GPU or under torch.compile such an index fails where it is
-    used, as PyTorch's own indexing does.
+    Raises IndexError for an index outside 0 .. N - 1; on a GPU or under torch.compile such an index
+    fails where it is used, as PyTorch's own indexing does.
     """
     if scale is not None:
         codes, scales = checks.scaled_affinity(mv, scale, weight, index)
@@ -155,9 +165,9 @@ def readout_topk(
 
 
 def similarity(mk: Segments, ms: Segments | None, qk: Tensor, qe: Tensor | None, *, backend: str = "auto") -> Tensor:
-    """S of Eq. 2 (see :func:`memory_read`), [B, N, Q] float32 (float64 for float64 keys): for looking and testing.
+    """S of Eq. 2 (see :func:`memory_read`), [B, N, Q] float32 (float64 for float64 keys).
 
-    It is the matrix that every other function avoids. Differentiable.
+    For looking and testing: it is the matrix that every other function avoids. Differentiable.
     """
     memory, queries = checks.read(mk, ms, None, qk, qe, with_values=False)
     run = _kernel("similarity", (*memory.tensors, *queries), backend)
@@ -166,9 +176,10 @@ def similarity(mk: Segments, ms: Segments | None, qk: Tensor, qe: Tensor | None,
 
 
 def select_prototypes(usage: Tensor, num_prototypes: int, *, backend: str = "auto") -> Tensor:
-    """The P most used of N candidates (Sec. 2.3, prototype selection): usage [B, N] -> index [B, P] int64.
+    """Prototype selection (Sec. 2.3): usage [B, N] -> index [B, P] int64 of the P most used.
 
-    By usage, descending; of equal usage the lower index first. Raises ValueError unless 0 <= P <= N.
+    By usage, descending; of equal usage the lower index first.
+    Raises ValueError unless 0 <= P <= N.
     """
     checks.usage(usage, num_prototypes, "num_prototypes")
     return _kernel("select_prototypes", (usage,), backend)(usage.detach(), num_prototypes)
@@ -184,17 +195,21 @@ def consolidate(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory consolidation of N candidates into P prototypes (Sec. 2.3): selection by usage, then potentiation, Eq. 3.
+    """Memory consolidation of N candidates into P prototypes (Sec. 2.3).
+
+    The P most used are selected, then potentiated (Eq. 3).
 
     Args:
-        mk, ms, me, mv: the candidates' keys [B, CK, N], shrinkage [B, 1, N] or None, selection [B, CK, N] or None, and
-            values [B, O, CV, N]; or equally long lists of segments [..., N_i], read as one memory.
+        mk, ms, me, mv: the candidates' keys [B, CK, N], shrinkage [B, 1, N] or None,
+            selection [B, CK, N] or None, and values [B, O, CV, N]; or equally long lists of
+            segments [..., N_i], read as one memory.
         usage: [B, N], normalised by the time each candidate was in memory.
         num_prototypes: P, 0 <= P <= N.
 
     Returns:
-        pk [B, CK, P] the chosen candidates' keys, most used first; ps [B, 1, P] float32 and pv [B, O, CV, P], shrinkage
-        and values of all candidates averaged with the softmax of their similarity to each prototype.
+        pk [B, CK, P], the chosen candidates' keys, most used first; ps [B, 1, P] float32 and
+        pv [B, O, CV, P], shrinkage and values of all candidates averaged with the softmax of their
+        similarity to each prototype.
     """
     memory, selection = checks.consolidation(mk, ms, me, mv, usage, num_prototypes)
     run = _kernel("consolidate", (*memory.tensors, *(selection or ()), usage.detach()), backend)
@@ -203,10 +218,10 @@ def consolidate(
 
 
 def evict_lfu(usage: Tensor, keep: int, *, backend: str = "auto") -> Tensor:
-    """Least-frequently-used eviction (Sec. 2.3, removing obsolete features): usage [B, N] -> index [B, keep] int64.
+    """Least-frequently-used eviction (Sec. 2.3): usage [B, N] -> index [B, keep] int64.
 
-    The indices of the survivors, ascending. Exactly ``keep`` survive; of equal usage the older (lower index) goes
-    first.
+    The indices of the survivors, ascending. Exactly ``keep`` survive; of equal usage the older
+    (lower index) goes first.
     Raises ValueError unless 0 <= keep <= N.
     """
     checks.usage(usage, keep, "keep")
@@ -216,8 +231,9 @@ def evict_lfu(usage: Tensor, keep: int, *, backend: str = "auto") -> Tensor:
 def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto", **kwargs: Any) -> Explanation:
     """Which backend a call would use, and why each other one would not; ``print`` the result.
 
-    ``explain(xmemk.memory_read, mk, ms, mv, qk, qe, top_k=30)``: the call's function (or its name) and its arguments,
-    of which only devices, dtypes, CK, top_k and the need for gradients matter. Nothing is computed.
+    ``explain(xmemk.memory_read, mk, ms, mv, qk, qe, top_k=30)``: the call's function (or its name)
+    and its arguments, of which only devices, dtypes, CK, top_k and the need for gradients matter.
+    Nothing is computed.
     """
     op = function if isinstance(function, str) else getattr(function, "__name__", "")
     if op not in backends.OPS:
@@ -276,7 +292,7 @@ def _has_tangent(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def _full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Under autocast, matrix products would fall to 16 bits, which the cancellation in Eq. 2 does not bear."""
+    """Ends autocast, whose 16-bit products lose what is left when the terms of Eq. 2 cancel."""
     device = like.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)

@@ -34,9 +34,9 @@ class Kernel:
     dtypes: tuple[torch.dtype, ...] | None = None  # None: any
     largest_k: int | None = None
     most_key_channels: int | None = None
-    # (device type, index) -> why the kernel cannot run there, or None; and the end of that sentence.
+    # (device type, index) -> why the kernel cannot run there, or None.
     error: Callable[[str, int | None], str | None] = lambda *_: None
-    remedy: str = ""
+    remedy: str = ""  # the end of that sentence
     needs: str = ""  # for the table that people read
     remark: str = ""
 
@@ -118,8 +118,8 @@ _UPKEEP = ("select_prototypes", "evict_lfu")
 class Call(NamedTuple):
     """What the choice depends on.
 
-    device, device_index: of the tensors. dtype: the widest of theirs. key_channels: CK, or 0 where the op
-    has no keys.
+    device, device_index: of the tensors. dtype: the widest of theirs. key_channels: CK, or 0 where
+    the op has no keys.
     """
 
     op: str
@@ -171,7 +171,10 @@ def refusal(backend: str, call: Call, errors: Errors | None = None) -> str | Non
 
 
 def choose(call: Call, requested: str, errors: Errors | None = None) -> str:
-    """The backend that serves ``call``. Raises ValueError for an unknown name, or one that cannot."""
+    """The backend that serves ``call``.
+
+    Raises ValueError for an unknown name, or one that cannot.
+    """
     if requested == "auto":
         for backend in TABLE[call.op]:
             if refusal(backend, call, errors) is None:
@@ -197,13 +200,13 @@ def explain(call: Call, requested: str, errors: Errors | None = None) -> Explana
 
 
 def for_upkeep(op: str, requested: str) -> str:
-    """What a memory whose backend is ``requested`` asks for in upkeep: "auto" where that one has no kernel."""
+    """The backend of a memory's upkeep: "auto" where the ``requested`` one has no kernel for it."""
     without = op in _UPKEEP and requested in BACKENDS and requested not in TABLE[op]
     return "auto" if without else requested
 
 
 def markdown() -> str:
-    """The table for people to read: a line for the functions of a backend that take the same types."""
+    """The table in Markdown: a line for the functions of a backend that take the same types."""
     lines = ["| backend | needs | functions | types |", "|---|---|---|---|"]
     for backend in reversed(BACKENDS):
         rows = [TABLE[op][backend] for op in OPS if backend in TABLE[op]]

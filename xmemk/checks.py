@@ -1,7 +1,8 @@
-"""Checks at the public border: ValueError or TypeError that name the argument, what was wanted and what came.
+"""Checks at the public border.
 
-They read metadata only (types, shapes, dtypes, devices). So they cost microseconds, never wait for a
-device, and are traced away by torch.compile. What they let through is safe for every backend.
+Their ValueError or TypeError names the argument, what was wanted and what came.
+They read metadata only (types, shapes, dtypes, devices). So they cost microseconds, never wait for
+a device, and are traced away by torch.compile. What they let through is safe for every backend.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def read(
 ) -> tuple[MemoryInputs, QueryInputs]:
     """Keys, shrinkage and values of a read, and the queries they are read with.
 
-    Raises TypeError for what is not a floating tensor or mixes dtypes, ValueError for shapes, devices
-    and an empty memory.
+    Raises TypeError for what is not a floating tensor or mixes dtypes, ValueError for shapes,
+    devices and an empty memory.
     """
     keys = _segments("mk", mk)
     values = _segments("mv", mv) if with_values else []  # None is then no memory, and the error says so
@@ -70,7 +71,10 @@ def read(
 
 
 def affinity(mv: Segments, weight: Tensor, index: Tensor, dtypes: tuple[torch.dtype, ...] = _FLOATING) -> list[Tensor]:
-    """Values and the sparse affinity they are read out with. The numbers in index are not read here."""
+    """Values and the sparse affinity they are read out with.
+
+    The numbers in index are not read here.
+    """
     values = _segments("mv", mv)
     _tensor("weight", weight, "[B, Q, k]")
     if not isinstance(index, Tensor) or index.dtype != torch.int64:

@@ -1,4 +1,7 @@
-"""What is installed, built and usable on this machine, what is not, and how to get it. Printed by ``xmemk doctor``."""
+"""What is installed, built and usable on this machine, what is not, and how to get it.
+
+Printed by ``xmemk doctor``.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Looks at this machine; nothing is changed, and no device is touched beyond asking for its name."""
+    """Looks at this machine and changes nothing. Devices are asked for their names alone."""
     return [*_core(), _extension(), *_cuda(), *_packages()]
 
 

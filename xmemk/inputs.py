@@ -1,4 +1,4 @@
-"""The arguments of a memory read as two structs, which every layer below the public functions takes."""
+"""The arguments of a memory read as two structs, for every layer below the public functions."""
 
 from __future__ import annotations
 

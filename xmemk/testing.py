@@ -1,14 +1,17 @@
-"""Inputs and comparators for validating a memory read against the float64 oracle; public, for other projects too.
+"""Inputs and comparators for validating a memory read against the float64 oracle.
 
-The measuring stick is float64. A result may be off by a small factor times what plain PyTorch in the same dtype is off
-by, plus an epsilon that grows with the length of the sums. Top-k choices are judged by the scores of what was chosen,
-never by index: within the rounding of a score, another choice is as right.
+They are public, for other projects too.
+The measure is float64. A result may be off by a small factor times what plain PyTorch in the same
+dtype is off by, plus an epsilon that grows with the length of the sums. Top-k choices are judged by
+the scores of what was chosen and never by index: within the rounding of a score, another choice is
+as right.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ from . import reference
 
 @dataclass
 class Inputs:
-    """Arguments of a memory read; for consolidation also the memory tokens' selection ``me`` and ``usage``."""
+    """Arguments of a memory read; for a consolidation also ``me``, its selection, and ``usage``."""
 
     mk: Tensor
     ms: Tensor | None
@@ -53,10 +56,11 @@ def make_inputs(
     token_major: bool = True,
     seed: int = 0,
 ) -> Inputs:
-    """Random features of a video's statistics: each query resembles some memory tokens and differs from most.
+    """Random features of a video's statistics.
 
-    mk [B, CK, N], ms [B, 1, N] in 1 .. 10, mv [B, O, CV, N], qk and qe [B, CK, Q], me [B, CK, N], usage [B, N].
-    Token-major tensors have channel stride 1; otherwise they are contiguous.
+    Each query resembles some memory tokens and differs from most.
+    mk [B, CK, N], ms [B, 1, N] in 1 .. 10, mv [B, O, CV, N], qk and qe [B, CK, Q], me [B, CK, N],
+    usage [B, N]. Token-major tensors have channel stride 1; otherwise they are contiguous.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -96,8 +100,9 @@ def _float32_or_more(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass
 class Comparison:
-    """The largest absolute error, in the units of what was compared, and the largest share of what is allowed that any
-    number used; up to 1 passes.
+    """error: the largest absolute error, in the units of what was compared.
+
+    share: the largest share of the allowed error that any number used; up to 1 passes.
     """
 
     what: str
@@ -118,7 +123,7 @@ class Comparison:
 
 
 def _compared(what: str, error: Tensor, allowed: Tensor) -> Comparison:
-    """error and allowed >= 0 of one shape; where nothing is allowed, any error is infinitely much. NaN fails."""
+    """error and allowed >= 0, of one shape. NaN fails, and any error where nothing is allowed."""
     if error.numel() == 0:
         return Comparison(what, 0.0, 0.0)
     share = torch.where(error == 0, 0.0, error / allowed).nan_to_num(math.inf, math.inf)
@@ -130,14 +135,17 @@ def _failed(what: str) -> Comparison:
 
 
 def score_tolerance(inputs: Inputs) -> Tensor:
-    """How far each float32 score may be from its float64 value: [B, N, Q], from the terms that cancel in Eq. 2.
+    """How far each float32 score may be from its float64 value, [B, N, Q].
 
-    n = 2 CK + 2 products, each rounded by u = 2^-24 (2^-53 for float64 input), of the size of that token's terms about
-    a middle key: sqrt(n) u times that size, which is some ten times what random roundings add up to.
+    It follows from the terms of Eq. 2 that cancel.
+
+    There are n = 2 CK + 2 products of the size of that token's terms, centred on the median key.
+    Each is rounded by u = 2^-24 (2^-53 for float64 input). The tolerance is sqrt(n) u times that
+    size, some ten times what random roundings add up to.
     """
     exact = inputs.double()
-    middle = exact.mk.nanmedian(2, keepdim=True).values if exact.mk.shape[2] else exact.mk.new_zeros(())
-    k, q = exact.mk - middle, exact.qk - middle
+    center = exact.mk.nanmedian(2, keepdim=True).values if exact.mk.shape[2] else exact.mk.new_zeros(())
+    k, q = exact.mk - center, exact.qk - center
     e = torch.ones_like(q) if exact.qe is None else exact.qe
     s = k.new_ones(k.shape[0], 1, k.shape[2]) if exact.ms is None else exact.ms
     ck = k.shape[1]
@@ -151,11 +159,13 @@ def _unit(dtype: torch.dtype) -> float:
 
 
 def compare_topk(inputs: Inputs, weight: Tensor, index: Tensor, top_k: int) -> Comparison:
-    """Judges an affinity [B, Q, k]: k different tokens, each no worse than the true k-th best, weighed by their scores.
+    """Judges an affinity [B, Q, k]: k different tokens, each no worse than the true k-th best,
+    weighed by their scores.
 
-    A chosen token's float64 score may fall short of the k-th best by the :func:`score_tolerance` of both. A weight may
-    differ from the softmax of the chosen float64 scores, relatively, by twice its token's tolerance and the mean one,
-    which the sum carries, and by the roundings of the softmax.
+    A chosen token's float64 score may fall short of the k-th best by the :func:`score_tolerance` of
+    both. A weight may differ from the softmax of the chosen float64 scores, relatively, by twice
+    its token's tolerance and the mean one, which the sum carries, and by the roundings of the
+    softmax.
     """
     exact = inputs.double()
     score = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe).transpose(1, 2)
@@ -170,10 +180,10 @@ def compare_topk(inputs: Inputs, weight: Tensor, index: Tensor, top_k: int) -> C
     kth, at = (x[..., -1:] for x in score.topk(k, dim=2))
     allowed = chosen_tolerance + tolerance.gather(2, at)
     shortfall = _compared(f"choice of the {what}", (kth - chosen).clamp_min(0), allowed)
-    wanted = chosen.softmax(2)
-    relative = 2 * (chosen_tolerance + (wanted * chosen_tolerance).sum(2, keepdim=True))
+    expected = chosen.softmax(2)
+    relative = 2 * (chosen_tolerance + (expected * chosen_tolerance).sum(2, keepdim=True))
     rounding = (8 + k) * _unit(weight.dtype)  # of exp and of the sum; a weight below 1e-30 may be flushed to 0
-    drift = _compared(what, (weight.double() - wanted).abs(), wanted * (relative + rounding) + 1e-30)
+    drift = _compared(what, (weight.double() - expected).abs(), expected * (relative + rounding) + 1e-30)
     return max(shortfall, drift, key=lambda c: c.share)
 
 
@@ -182,46 +192,49 @@ def compare_read(
 ) -> Comparison:
     """Judges a readout [B, O, CV, Q] (and usage [B, N]) against the float64 oracle.
 
-    Scores that are off by d move a readout by up to d times the spread (standard deviation) of the values it averages.
-    Allowed is ``factor`` times that, with d the largest error that Eq. 2 has when it is written out in plain PyTorch in
-    float32, plus the rounding of the result and of a sum of its length. Where rank k is decided by less than
-    :func:`score_tolerance`, any of the tokens in question may have been chosen: such a readout must lie between the
-    extremes that these choices allow.
+    Scores that are off by d move a readout by up to d times the spread (standard deviation) of the
+    values it averages. Allowed is ``factor`` times that, with d the largest error that Eq. 2 has
+    when it is written out in plain PyTorch in float32, plus the rounding of the result and of a sum
+    of its length. Where rank k is decided by less than :func:`score_tolerance`, any of the tokens
+    in question may have been chosen: such a readout must lie between the extremes that these
+    choices allow.
     """
-    exact = inputs.double()
-    b, o, cv, n = exact.mv.shape
-    if readout.shape != (b, o, cv, exact.qk.shape[2]):
+    b, o, cv, n = inputs.mv.shape
+    if readout.shape != (b, o, cv, inputs.qk.shape[2]):
         return _failed(f"readout of shape {list(readout.shape)}")
-    tolerance = score_tolerance(inputs)
-    weight, open_mass = _affinity_and_open(exact, tolerance, top_k)
-    low, high = _readout_range(exact, weight, open_mass, tolerance)
+    truth = _truth(inputs, top_k)
+    exact, weight = truth.inputs, truth.weight
+    low, high = _readout_range(truth)
     got = readout.double()
     mean, mean_square = exact.mv @ weight.unsqueeze(1), exact.mv.square() @ weight.unsqueeze(1)
     spread = (mean_square - mean.square()).clamp_min(0).sqrt()
     terms = n if top_k is None else min(top_k, n)
     rounding = (8 + math.sqrt(terms)) * _unit(inputs.mk.dtype) * mean_square.sqrt()
     info = torch.finfo(readout.dtype)
-    # Processors may flush what is below the normal float32 numbers; a 16-bit result has its own smallest step.
+    # Processors may flush what is below the normal float32 numbers; a 16-bit result has its own
+    # smallest step.
     smallest = max(torch.finfo(torch.float32).smallest_normal, info.smallest_normal * info.eps)
     rounding = rounding + info.eps * mean.abs() + smallest
-    allowed = factor * _plain_score_error(inputs, exact, weight) * spread + rounding
+    allowed = factor * _plain_score_error(inputs, truth) * spread + rounding
     comparison = _compared("readout", torch.maximum(low - got, got - high).clamp_min(0), allowed)
     if usage is None or not comparison.passed:
         return comparison
-    return compare_usage(inputs, usage, top_k)
+    return _compare_usage(truth, usage)
 
 
 def compare_usage(inputs: Inputs, usage: Tensor, top_k: int | None = None) -> Comparison:
-    """Judges usage [B, N]: each token within what the choice at rank k leaves open, and Q in sum."""
-    exact = inputs.double()
-    b, q, n = inputs.qk.shape[0], inputs.qk.shape[2], inputs.mk.shape[2]
+    """Judges usage [B, N]: each token within what rank k leaves open, and Q in sum."""
+    return _compare_usage(_truth(inputs, top_k), usage)
+
+
+def _compare_usage(truth: _Truth, usage: Tensor) -> Comparison:
+    weight, tolerance = truth.weight, truth.tolerance
+    b, n, q = weight.shape
     if usage.shape != (b, n):
         return _failed(f"usage of shape {list(usage.shape)}")
     if n == 0 or q == 0:
         return _compared("usage", usage.abs(), torch.zeros_like(usage))
-    tolerance = score_tolerance(inputs)
-    weight, open_mass = _affinity_and_open(exact, tolerance, top_k)
-    low, high = (weight - open_mass).clamp_min(0).sum(2), (weight + open_mass).sum(2)
+    low, high = (weight - truth.open_mass).clamp_min(0).sum(2), (weight + truth.open_mass).sum(2)
     # A weight's relative error is that of its score and of the sum; Q of them are added up.
     unit = _unit(usage.dtype)
     drift = (weight * (tolerance + (weight * tolerance).sum(1, keepdim=True))).sum(2)
@@ -233,25 +246,29 @@ def compare_usage(inputs: Inputs, usage: Tensor, top_k: int | None = None) -> Co
 
 
 def compare_consolidate(inputs: Inputs, num_prototypes: int, pk: Tensor, ps: Tensor, pv: Tensor) -> Comparison:
-    """Judges prototypes pk [B, CK, P], ps [B, 1, P], pv [B, O, CV, P] of a consolidation against the float64 oracle.
+    """Judges prototypes pk [B, CK, P], ps [B, 1, P], pv [B, O, CV, P] of a consolidation against
+    the float64 oracle.
 
-    Keys must be those of the oracle's prototypes, to the bit; shrinkage and values are judged as readouts (Eq. 3).
+    Keys must be those of the oracle's prototypes, to the bit; shrinkage and values are judged as
+    readouts (Eq. 3).
     """
     mk, ms, mv, me = inputs.mk, inputs.ms, inputs.mv, inputs.me
     index = reference.select_prototypes(inputs.usage, num_prototypes)
     row = index.unsqueeze(1).expand(-1, mk.shape[1], -1)
-    wanted = mk.gather(2, row)
-    if pk.shape != wanted.shape or not torch.equal(pk, wanted):
+    keys = mk.gather(2, row)
+    if pk.shape != keys.shape or not torch.equal(pk, keys):
         return _failed("prototype keys")
-    asked = Inputs(mk, ms, mv, wanted, me.gather(2, row), me, inputs.usage)
+    values = Inputs(mk, ms, mv, keys, me.gather(2, row), me, inputs.usage)
     shrinkage = torch.ones_like(mk[:, :1], dtype=ps.dtype) if ms is None else ms
-    asked_shrinkage = Inputs(mk, ms, shrinkage.unsqueeze(1), asked.qk, asked.qe, me, inputs.usage)
-    compared = [compare_read(asked, pv), compare_read(asked_shrinkage, ps.unsqueeze(1))]
+    shrinkages = Inputs(mk, ms, shrinkage.unsqueeze(1), values.qk, values.qe, me, inputs.usage)
+    compared = [compare_read(values, pv), compare_read(shrinkages, ps.unsqueeze(1))]
     return max(compared, key=lambda c: c.share)
 
 
 def compare_close(what: str, got: Tensor, wanted: Tensor, allowed: float) -> Comparison:
-    """No number may differ by more than ``allowed``; shapes must agree, NaN only where NaN is wanted."""
+    """No number may differ by more than ``allowed``; shapes must agree, NaN only where NaN is
+    wanted.
+    """
     if got.shape != wanted.shape:
         return _failed(f"{what} of shape {list(got.shape)}, wanted {list(wanted.shape)}")
     if not torch.equal(got.isnan(), wanted.isnan()):
@@ -260,13 +277,23 @@ def compare_close(what: str, got: Tensor, wanted: Tensor, allowed: float) -> Com
     return _compared(what, difference, torch.full_like(difference, allowed))
 
 
-def _affinity_and_open(exact: Inputs, tolerance: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
-    """The float64 affinity [B, N, Q]; and the mass of tokens whose choice the rounding of scores leaves open."""
+class _Truth(NamedTuple):
+    """What a read is judged by, in float64."""
+
+    inputs: Inputs
+    score: Tensor  # [B, N, Q]
+    tolerance: Tensor  # of a float32 score, [B, N, Q]
+    weight: Tensor  # the affinity, [B, N, Q]
+    open_mass: Tensor  # mass of tokens whose choice the rounding of scores leaves open, [B, N, Q]
+
+
+def _truth(inputs: Inputs, top_k: int | None) -> _Truth:
+    exact, tolerance = inputs.double(), score_tolerance(inputs)
     score = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe)
     n = score.shape[1]
     if top_k is None or top_k >= n:
         weight = score.softmax(1)
-        return weight, torch.zeros_like(weight)
+        return _Truth(exact, score, tolerance, weight, torch.zeros_like(weight))
     best, order = score.sort(dim=1, descending=True, stable=True)
     kth, at = best[:, top_k - 1 : top_k], order[:, top_k - 1 : top_k]
     total = best[:, :top_k].logsumexp(1, keepdim=True)
@@ -274,35 +301,36 @@ def _affinity_and_open(exact: Inputs, tolerance: Tensor, top_k: int | None) -> t
     chosen = torch.zeros_like(score, dtype=torch.bool).scatter(1, order[:, :top_k], True)
     near = (score - kth).abs() <= tolerance + tolerance.gather(1, at)
     near = near & (near & ~chosen).any(1, keepdim=True)  # nothing is open where no token outside is near
-    return weight, torch.where(near, (kth - total).exp(), 0.0)
+    return _Truth(exact, score, tolerance, weight, torch.where(near, (kth - total).exp(), 0.0))
 
 
-def _readout_range(exact: Inputs, weight: Tensor, open_mass: Tensor, tolerance: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest readout [B, O, CV, Q] that the open choices at rank k allow; equal where there are none."""
-    middle = exact.mv @ weight.unsqueeze(1)
-    low, high = middle.clone(), middle.clone()
-    for b, q in (open_mass > 0).any(1).nonzero().tolist():
-        near = open_mass[b, :, q] > 0
-        mass = float(open_mass[b, near, q][0])
-        w = weight[b, :, q]
+def _readout_range(truth: _Truth) -> tuple[Tensor, Tensor]:
+    """Smallest and largest readout [B, O, CV, Q] that the open choices at rank k allow."""
+    mv = truth.inputs.mv
+    readout = mv @ truth.weight.unsqueeze(1)
+    low, high = readout.clone(), readout.clone()
+    for b, q in (truth.open_mass > 0).any(1).nonzero().tolist():
+        near = truth.open_mass[b, :, q] > 0
+        mass = float(truth.open_mass[b, near, q][0])
+        w = truth.weight[b, :, q]
         room = int((w[near] > 0).sum())  # how many of the near ones there is room for
-        values = exact.mv[b, :, :, near].sort(dim=-1).values
-        sure = exact.mv[b] @ torch.where(near, 0.0, w)
+        values = mv[b, :, :, near].sort(dim=-1).values
+        sure = mv[b] @ torch.where(near, 0.0, w)
         # Their masses differ within the tolerance, too.
-        slack = 4 * float(tolerance[b, near, q].max()) * mass * values.abs().sum(-1)
+        slack = 4 * float(truth.tolerance[b, near, q].max()) * mass * values.abs().sum(-1)
         low[b, :, :, q] = sure + mass * values[..., :room].sum(-1) - slack
         high[b, :, :, q] = sure + mass * values[..., values.shape[-1] - room :].sum(-1) + slack
-    return torch.minimum(low, middle), torch.maximum(high, middle)
+    return torch.minimum(low, readout), torch.maximum(high, readout)
 
 
-def _plain_score_error(inputs: Inputs, exact: Inputs, weight: Tensor) -> float:
-    """Largest error of a score that matters (one with weight), of Eq. 2 as XMem writes it, in float32.
+def _plain_score_error(inputs: Inputs, truth: _Truth) -> float:
+    """Largest error of a score that matters (one with weight), of Eq. 2 as XMem writes it, in
+    float32.
 
-    For float64 input, whose truth is float64 itself, the same error scaled to its unit roundoff.
+    For float64 input, whose truth is float64 itself, it is scaled to the unit roundoff of float64.
     """
     mk, ms, _, qk, qe = (None if t is None else t.float() for t in inputs.read)
     assert mk is not None and qk is not None
-    truth = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe)
-    error = (reference.similarity(mk, ms, qk, qe).double() - truth).abs().nan_to_num(0.0, 0.0)
-    largest = float(torch.where(weight > 1e-9, error, 0.0).amax()) if error.numel() else 0.0
+    error = (reference.similarity(mk, ms, qk, qe).double() - truth.score).abs().nan_to_num(0.0, 0.0)
+    largest = float(torch.where(truth.weight > 1e-9, error, 0.0).amax()) if error.numel() else 0.0
     return largest * _unit(inputs.mk.dtype) / _unit(torch.float32)

@@ -1,4 +1,7 @@
-"""Every backend on this machine against the float64 oracle, over dtypes and shapes. Printed by ``xmemk validate``."""
+"""Every backend on this machine against the float64 oracle, over dtypes and shapes.
+
+Printed by ``xmemk validate``.
+"""
 
 from __future__ import annotations
 
@@ -63,9 +66,11 @@ FULL = (
 
 
 @dataclass
-class Row:
-    """One op on one backend in one dtype: how many comparisons, and the largest share of the allowed error they
-    used.
+class Outcome:
+    """One op on one backend in one dtype.
+
+    checks: how many comparisons. worst: the largest share of the allowed error that one of them
+        used.
     """
 
     op: str
@@ -92,22 +97,24 @@ class Row:
         return asdict(self) | {"passed": self.passed}
 
 
-def validate(shapes: tuple[Shape, ...], device: str = "cpu", only: str | None = None) -> Iterator[Row]:
-    """Yields a row per op, backend and dtype as each is done; ``only`` is the name of one backend.
+def validate(shapes: tuple[Shape, ...], device: str = "cpu", only: str | None = None) -> Iterator[Outcome]:
+    """Yields an outcome per op, backend and dtype as each is done; ``only`` is the name of one
+    backend.
 
-    A backend that cannot serve an op on this device gives one row with the reason, and no dtype.
+    A backend that cannot serve an op on this device gives one outcome with the reason, and no
+    dtype.
     """
     where = torch.device(device)
     for op in OPS:
         for backend in BACKENDS if only is None else (only,):
             why = refusal(backend, Call(op, where.type, False, device_index=where.index))
             if why is not None:
-                yield Row(op, backend, "", unavailable=why)
+                yield Outcome(op, backend, "", unavailable=why)
                 continue
             for dtype in DTYPES:
                 if refusal(backend, Call(op, where.type, False, dtype, device_index=where.index)) is not None:
                     continue
-                row = Row(op, backend, str(dtype).removeprefix("torch."))
+                row = Outcome(op, backend, str(dtype).removeprefix("torch."))
                 for i, shape in enumerate(shapes):
                     try:
                         for comparison, case in _compare(op, backend, shape, dtype, device, seed=i):
@@ -147,15 +154,15 @@ def _compare(
             yield compare_topk(x, weight, index, top_k), f" k={top_k}"
     elif op == "readout_topk":
         weight, index = reference.affinity_topk(x.mk.float(), x.ms, x.qk.float(), _float(x.qe), top_k=30)[:2]
-        wanted = reference.readout_topk(x.mv.double(), weight.double(), index)
-        yield _close("readout", api.readout_topk(x.mv, weight, index, backend=backend), wanted, x.mv), ""
+        expected = reference.readout_topk(x.mv.double(), weight.double(), index)
+        yield _close("readout", api.readout_topk(x.mv, weight, index, backend=backend), expected, x.mv), ""
     elif op == "similarity":
         exact = x.double()
-        wanted = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe)
+        expected = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe)
         got = api.similarity(x.mk, x.ms, x.qk, x.qe, backend=backend)
         # The largest scores are those that lose most, so the error is measured against them.
-        largest = float(wanted.abs().amax())
-        yield compare_close("similarity", got, wanted, 64 * torch.finfo(got.dtype).eps * max(largest, 1.0)), ""
+        largest = float(expected.abs().amax())
+        yield compare_close("similarity", got, expected, 64 * torch.finfo(got.dtype).eps * max(largest, 1.0)), ""
     elif op == "consolidate":
         yield from _compare_consolidation(x, backend)
     else:
@@ -175,16 +182,18 @@ def _compare_selection(op: str, usage: Tensor, backend: str) -> Iterator[tuple[C
     for name, values in (("", usage), (" ties", tied), (" all equal", torch.zeros_like(usage))):
         for count in sorted({0, 1, n // 3, n}):
             got = getattr(api, op)(values, count, backend=backend)
-            wanted = getattr(reference, op)(values, count)
-            yield compare_close("index", got, wanted, 0.0), f"{name} {count} of {n}"
+            expected = getattr(reference, op)(values, count)
+            yield compare_close("index", got, expected, 0.0), f"{name} {count} of {n}"
 
 
-def _close(what: str, got: Tensor, wanted: Tensor, source: Tensor) -> Comparison:
-    """A weighted average may be off by some roundings of its largest source, in float32 and in its own dtype."""
+def _close(what: str, got: Tensor, expected: Tensor, source: Tensor) -> Comparison:
+    """A weighted average may be off by some roundings of its largest source, in float32 and in its
+    own dtype.
+    """
     largest = float(source.abs().amax()) if source.numel() else 0.0
     arithmetic = torch.float64 if source.dtype == torch.float64 else torch.float32
     unit = torch.finfo(arithmetic).eps * 16 + torch.finfo(got.dtype).eps
-    return compare_close(what, got, wanted, unit * max(largest, 1.0))
+    return compare_close(what, got, expected, unit * max(largest, 1.0))
 
 
 def _float(x: Tensor | None) -> Tensor | None:

@@ -58,7 +58,7 @@ def test_any_k(k):
 
 
 def scores(kind, n):
-    """A memory of one channel, read from 0: all equal, ascending, descending, or in steps of equal scores."""
+    """A memory of one channel, read from 0, whose scores are in an order of this kind."""
     position = torch.arange(n, dtype=torch.float32)
     distance = {
         "equal": torch.ones(n),

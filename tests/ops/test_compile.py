@@ -1,4 +1,4 @@
-"""torch.compile without graph breaks, and a memory that grows from call to call without a recompilation per frame."""
+"""torch.compile: no graph breaks, and a memory that grows compiles twice at most."""
 
 import pytest
 import torch
@@ -17,8 +17,9 @@ def fresh_compiler():
 
 
 def growing(function, sizes, backend="aot_eager"):
-    """Runs ``function(inputs)`` compiled and plain over memories of the given sizes; returns the number of
-    compilations.
+    """Compares ``function(inputs)`` compiled and eager over memories of these sizes.
+
+    -> the number of compilations
     """
     whole = make_inputs(max(sizes), 17, objects=2, value_channels=6)
     counter = CompileCounterWithBackend(backend)

@@ -53,7 +53,7 @@ def test_gradients_reach_every_segment():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled():
-    compiled = torch.compile(lambda *a: xmemk.consolidate(*a, 4), fullgraph=True)
+    compiled = torch.compile(lambda *a: xmemk.consolidate(*a, 4), fullgraph=True, dynamic=True)
     for n in (12, 15):
         x = make_inputs(n, 3, value_channels=5)
         arguments = [cut(t, [5, n - 5]) for t in (x.mk, x.ms, x.me, x.mv)]

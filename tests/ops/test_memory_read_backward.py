@@ -1,4 +1,4 @@
-"""Gradients of memory_read on the CPU against the oracle's own autograd, and that they need no N x Q matrix."""
+"""Gradients of memory_read on the CPU against the oracle's autograd, and what they keep."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""The backward pass of the C++ memory read against the oracle's gradients in float64, and what only it promises."""
+"""The backward pass in C++ against the oracle's float64 gradients, and what only it promises."""
 
 import itertools
 import math
@@ -328,7 +328,8 @@ print(-1 if peak.bytes is None else peak.bytes - sum(g.numel() * g.element_size(
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("top_k", [None, 30])
 def test_memory_beyond_the_gradients_does_not_grow_with_n_times_q(top_k, dtype):
-    # 20,000 x 1,000 numbers of 4 bytes are 80 MB. The forward pass may pack 64 MB of keys and as much of values.
+    # 20,000 x 1,000 numbers of 4 bytes are 80 MB. The forward pass may pack 64 MB of keys and as
+    # much of values.
     def extra(n):
         return int(fresh(MEMORY.format(n=n, top_k=top_k, dtype=dtype)))
 

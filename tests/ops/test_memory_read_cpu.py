@@ -1,4 +1,7 @@
-"""The C++ memory read: what only it promises. Agreement with the oracle is tested in test_memory_read.py."""
+"""The C++ memory read: what only it promises.
+
+Agreement with the oracle is tested in test_memory_read.py.
+"""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""A call of the C++ operators that gets too little memory raises, changes nothing, and leaves them usable."""
+"""A C++ operator that gets too little memory raises, changes nothing and stays usable."""
 
 import sys
 
@@ -11,16 +11,16 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the limit on a process's memory is Linux's"),
 ]
 
-# Threads and what torch loads on first use are there before the limit: that torch and OpenMP survive its lack is not
-# ours to see to.
+# Threads and what torch loads on first use are there before the limit: that torch and OpenMP
+# survive its lack is not ours to see to.
 CODE = """
 import re, resource, torch, xmemk
 from pathlib import Path
 from xmemk.testing import make_inputs
 
 torch.set_num_threads(2)
-small, large = (make_inputs(n, q, objects=2, value_channels=64) for n, q in ((300, 100), (12_000, 700)))
-large.usage = large.usage.repeat(1, 50)
+small, large = (make_inputs(n, q, objects=2, value_channels=64) for n, q in ((300, 100), (8_000, 400)))
+large.usage = large.usage.repeat(1, 75)
 
 def gradients(x, top_k):
     inputs = [t.detach().requires_grad_() for t in x.read]

@@ -1,4 +1,7 @@
-"""potentiate: Eq. 3 alone, as an operator and in plain PyTorch; test_consolidate.py has it after the selection."""
+"""potentiate: Eq. 3 alone, as an operator and in plain PyTorch.
+
+test_consolidate.py has it after the selection.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""readout_topk: Eq. 1 over selected tokens. That with a scale is tested in memory/test_memory_scaled.py."""
+"""readout_topk: Eq. 1 over selected tokens.
+
+That with a scale is tested in memory/test_memory_scaled.py.
+"""
 
 import pytest
 import torch

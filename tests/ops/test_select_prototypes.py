@@ -1,4 +1,4 @@
-"""select_prototypes in C++ against the oracle: equal indices, so ties, NaN and signed zeros count."""
+"""select_prototypes in C++ against the oracle: equal indices, so ties, NaN and -0 count."""
 
 import math
 

@@ -140,8 +140,8 @@ def test_affinities(x):
 
 
 def test_a_choice_within_the_rounding_of_scores_is_accepted():
-    # Tokens in pairs that no float32 score tells apart, k = 1: either of a pair is right, and a mixture of them is not
-    # told from it, but the value of a third token is.
+    # Tokens in pairs that no float32 score tells apart, k = 1: either of a pair is right, and a
+    # mixture of them is not told from it, but the value of a third token is.
     x = make_inputs(200, 50, value_channels=4)
     x.mk[..., 100:] = x.mk[..., :100]
     x.ms[..., 100:] = x.ms[..., :100]

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..validate import Row
+    from ..validate import Outcome
 
 
 def validate(
@@ -22,7 +22,8 @@ def validate(
 ) -> None:
     """Compare every backend on this machine with the float64 oracle, over dtypes and shapes.
 
-    The figure is the largest share of the allowed error that was used: 1 or less passes. Exit code 1 if anything fails.
+    The figure is the largest share of the allowed error that was used: 1 or less passes. Exit code
+    1 if anything fails.
     """
     import torch
 
@@ -55,15 +56,15 @@ def validate(
         raise typer.Exit(1)
 
 
-def _table(rows: list[Row], device: str) -> Table:
-    """An op and backend a line; the share of the allowed error that each dtype used, at most 1 to pass."""
+def _table(rows: list[Outcome], device: str) -> Table:
+    """An op and backend a line; by dtype the share of the allowed error that was used."""
     table = Table(title=f"share of the allowed error that was used, on {device}", title_justify="left", box=None)
     table.add_column("function", no_wrap=True)
     table.add_column("backend", no_wrap=True)
     dtypes = list(dict.fromkeys(row.dtype for row in rows if row.dtype))
     for name in (*dtypes, "checks"):
         table.add_column(name, justify="right", no_wrap=True)
-    lines: dict[tuple[str, str], dict[str, Row]] = {}
+    lines: dict[tuple[str, str], dict[str, Outcome]] = {}
     for row in rows:
         if row.unavailable is None:
             lines.setdefault((row.op, row.backend), {})[row.dtype] = row
@@ -73,11 +74,11 @@ def _table(rows: list[Row], device: str) -> Table:
     return table
 
 
-def _cell(row: Row) -> str:
+def _cell(row: Outcome) -> str:
     return f"[green]{row.worst:.2f}[/]" if row.passed else f"[bold red]FAILED {row.worst:.3g}[/]"
 
 
-def _print_rest(console: Console, rows: list[Row]) -> None:
+def _print_rest(console: Console, rows: list[Outcome]) -> None:
     absent: dict[str, list[str]] = {}
     for row in rows:
         if row.unavailable is not None:

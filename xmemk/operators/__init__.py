@@ -1,6 +1,6 @@
 """The operators of torch.ops.xmemk: one file each, with its schema, its fake, its gradient and its
-kernel in Triton. The kernels in C++ are registered by the extension (csrc/), which is loaded on first
-use.
+kernel in Triton. The kernels in C++ are registered by the extension (csrc/), which is loaded on
+first use.
 """
 
 from .affinity_topk import affinity_topk

@@ -34,7 +34,7 @@ def consolidate_cuda(memory: MemoryInputs, selection: Tensors | None, usage: Ten
 def consolidate_triton(
     memory: MemoryInputs, selection: Tensors | None, usage: Tensor, num_prototypes: int
 ) -> Prototypes:
-    """Potentiation in Triton, selection and gathering in C++ where the extension has it for CUDA."""
+    """Potentiation in Triton, selection and gathering in C++ where that is built for CUDA."""
     if usage.is_cuda and cuda_error() is None:
         return plain.consolidate(memory, selection, usage, num_prototypes, select_prototypes, gather_tokens, potentiate)
     return plain.consolidate(memory, selection, usage, num_prototypes, potentiate=potentiate)

@@ -1,12 +1,12 @@
 """The torch.library of xmemk: what the definitions of its operators share.
 
-An operator is one boundary for torch.compile and autograd, with a kernel for each device: C++ for the
-CPU, registered by the extension xmemk._C; for CUDA, C++ there as well or Triton, registered here. What
-is plain PyTorch has no operator, so that the compiler sees through it.
+An operator is one boundary for torch.compile and autograd, with a kernel for each device: C++ for
+the CPU, registered by the extension xmemk._C; for CUDA, C++ there as well or Triton, registered
+here. What is plain PyTorch has no operator, so that the compiler sees through it.
 
-In a schema the memory is given as equally long lists of segments: mk[i] [B, CK, N_i], ms[i] [B, 1, N_i]
-(an empty list for none), mv[i] [B, O, CV, N_i]; with queries qk [B, CK, Q], qe as qk or none. A result
-that was not wanted is an empty tensor.
+In a schema the memory is given as equally long lists of segments: mk[i] [B, CK, N_i],
+ms[i] [B, 1, N_i] (an empty list for none), mv[i] [B, O, CV, N_i]; with queries qk [B, CK, Q], and
+qe as qk or none. A result that was not wanted is an empty tensor.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""memory_read_backward: the gradients of memory_read_saving, each in the shape and dtype of its input.
+"""memory_read_backward: the gradients of memory_read_saving, shaped and typed as its inputs.
 
-``wanted`` has one bool for each of mk.., ms.., mv.., qk, qe, and the result one gradient; those that
-are not wanted are empty. readout, weight and index are what memory_read_saving returned. Only a dense
-read on a device of SAVES_SOFTMAX needs the readout; any tensor may stand in its place elsewhere.
+``wanted`` has one bool for each of mk.., ms.., mv.., qk, qe, and the result one gradient; those
+that are not wanted are empty. readout, weight and index are what memory_read_saving returned. Only
+a dense read on a device of SAVES_SOFTMAX needs the readout; any tensor may stand in its place
+elsewhere.
 """
 
 from __future__ import annotations

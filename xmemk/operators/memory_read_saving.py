@@ -1,4 +1,4 @@
-"""memory_read_saving: a read that is to be differentiated. Its gradients are memory_read_backward's.
+"""memory_read_saving: a read that is to be differentiated, by memory_read_backward.
 
 Beside readout and usage it returns what the backward pass of the same device needs:
 
@@ -42,7 +42,7 @@ _memory_read_saving = torch.ops.xmemk.memory_read_saving.default
 def memory_read_saving(
     memory: MemoryInputs, queries: QueryInputs, top_k: int | None, return_usage: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """memory_read with gradients for all five inputs: -> readout [B, O, CV, Q], usage [B, N] or None"""
+    """-> readout [B, O, CV, Q], usage [B, N] or None, with gradients for all five inputs"""
     mk, ms, mv = memory
     if top_k is not None and top_k >= memory.tokens:
         top_k = None

@@ -70,7 +70,7 @@ def sized() -> Any:
     return importlib.import_module("xmemk.kernels.sized")
 
 
-# What torch.compiler.assume_constant_result does. That function loads the whole compiler, and Triton
-# with it.
+# What torch.compiler.assume_constant_result does. That function loads the whole compiler, and
+# Triton with it.
 for _constant in (native_error, cuda_error, triton_error):
     setattr(_constant, "_dynamo_marked_constant", True)  # noqa: B010

@@ -17,8 +17,8 @@ _select_prototypes_sized = torch.ops.xmemk.select_prototypes_sized.default
 def select_prototypes(usage: Tensor, num_prototypes: int, size: Tensor | None = None) -> Tensor:
     """usage [B, N] -> index [B, P] int64.
 
-    ``size``, on CUDA only, int32 or int64 on the device, one number or [B]: how many of the N tokens
-    of each row there are. Places without a token are -1. Nothing waits for the device.
+    ``size``, on CUDA only, int32 or int64 on the device, one number or [B]: how many of the N
+    tokens of each row there are. Places without a token are -1. Nothing waits for the device.
     """
     if size is None:
         index: Tensor = _select_prototypes(usage, num_prototypes)

@@ -22,7 +22,7 @@ def affinity_topk(
     blocks = [_select(sides.scores(a, b), top_k) for a, b in query_blocks(sides)]
     best, index = (torch.cat(parts, 1) if len(parts) > 1 else parts[0] for parts in zip(*blocks))
     best, index = _rescored(memory, queries, best, index)
-    # Where fewer than k tokens can be read, the slots left over repeat the best token, with weight 0.
+    # Where fewer than k tokens can be read, the slots left over repeat the best, with weight 0.
     weight, index = best.softmax(2), torch.where(best == -math.inf, index[..., :1], index)
     return weight, index, _usage(weight, index, memory.tokens) if return_usage else None
 
@@ -35,7 +35,7 @@ def _select(score: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 
 def _rescored(memory: MemoryInputs, queries: QueryInputs, best: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The selected tokens' scores by the direct form of Eq. 2, which cancels nothing; best first."""
+    """The selected tokens with scores by the direct form of Eq. 2, which cancels nothing."""
     dtype = best.dtype
     ck = queries.qk.shape[1]
     q = queries.qk.to(dtype).transpose(1, 2)
@@ -58,6 +58,6 @@ def _rescored(memory: MemoryInputs, queries: QueryInputs, best: Tensor, index: T
 
 
 def _usage(weight: Tensor, index: Tensor, tokens: int) -> Tensor:
-    """Probability mass each token received [B, N], in weight's dtype. A query that reads NaN adds 0."""
+    """Probability mass of each token [B, N], in weight's dtype. A query that reads NaN adds 0."""
     usage = weight.new_zeros(weight.shape[0], tokens)
     return usage.scatter_add_(1, index.flatten(1), weight.flatten(1).nan_to_num(0.0))

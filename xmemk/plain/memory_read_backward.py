@@ -1,7 +1,8 @@
-"""Gradients of the memory read without the N x Q matrices: recomputed for a block of queries at a time.
+"""Gradients of the memory read without the N x Q matrices.
 
-With S_ij = -(s_i / sqrt(CK)) D_ij, D_ij = sum_c e_cj (k_ci - q_cj)^2, W the softmax of S over i, and
-dF, dU the gradients of readout and usage:
+The affinity is computed again for a block of queries at a time. With
+S_ij = -(s_i / sqrt(CK)) D_ij, D_ij = sum_c e_cj (k_ci - q_cj)^2, W the softmax of S over i,
+and dF, dU the gradients of readout and usage:
 
     dW_ij = v_i . dF_j + dU_i          dv_i = sum_j W_ij dF_j
     dS_ij = W_ij (dW_ij - sum_i W_ij dW_ij)
@@ -57,13 +58,13 @@ def _dense(memory: MemoryInputs, queries: QueryInputs, d_readout: Tensor, d_usag
     sizes = [k.shape[2] for k in memory.mk]
     dtype = sides.query.dtype
     center = center_key(memory.mk)
-    # Tokens as rows: k, q [B, N or Q, CK]. D does not change with a translation, nor do the sums below.
+    # Tokens as rows: k, q [B, N or Q, CK]. A translation changes neither D nor the sums below.
     k = torch.cat([x.to(dtype) - center for x in memory.mk], 2).transpose(1, 2)
     q = (queries.qk.to(dtype) - center).transpose(1, 2)
     e = torch.ones_like(q) if queries.qe is None else queries.qe.to(dtype).transpose(1, 2)
     s = k.new_ones(b, 1, k.shape[1]) if memory.ms is None else torch.cat([x.to(dtype) for x in memory.ms], 2)
     values = [v.to(dtype).flatten(1, 2) for v in memory.mv]
-    # A token that cannot be read has weight 0, and 0 times what is not finite would be NaN for all queries.
+    # A token that cannot be read has weight 0; times what is not finite that would be NaN.
     k, s = (torch.where(x.square().isfinite(), x, 0.0) for x in (k, s))
     k_squared = k.square()
     dk_e, dk_eq = torch.zeros_like(k), torch.zeros_like(k)

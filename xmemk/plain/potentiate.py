@@ -1,4 +1,4 @@
-"""Memory potentiation (Eq. 3): shrinkage and values of all candidates averaged for each prototype."""
+"""Memory potentiation, Eq. 3: shrinkage and values of all candidates averaged per prototype."""
 
 from __future__ import annotations
 

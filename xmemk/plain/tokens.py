@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def locate(segments: list[Tensor], index: Tensor) -> Iterator[tuple[Tensor, Tensor | int, Tensor]]:
-    """For each segment [..., N_i]: the segment, where ``index`` falls into it, and the index within.
+    """For each segment [..., N_i]: itself, where ``index`` falls into it, and the index within.
 
     The second is a mask shaped as ``index``, or 1 (everywhere) where there is one segment alone.
     """

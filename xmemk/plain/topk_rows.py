@@ -9,9 +9,9 @@ from torch import Tensor
 def topk_rows(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """score [B, Q, N], k < N -> values, index [B, Q, k], descending.
 
-    torch.topk leaves open which of several equal scores at rank k it takes. On the CPU in eager mode,
-    where reading the scores waits for nothing, the lowest index wins such a tie. Elsewhere the choice
-    of torch.topk stands.
+    torch.topk leaves open which of several equal scores at rank k it takes. On the CPU in eager
+    mode, where reading the scores waits for nothing, the lowest index wins such a tie. Elsewhere
+    the choice of torch.topk stands.
     """
     if torch.compiler.is_compiling() or score.device.type != "cpu":
         values, index = score.topk(k, dim=2)
@@ -30,7 +30,10 @@ def topk_rows(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _lowest_tied(rows: Tensor, threshold: Tensor, k: int) -> Tensor:
-    """rows [R, N] whose k-th largest value, threshold [R, 1], occurs beyond rank k -> index [R, k], best first."""
+    """rows [R, N] -> index [R, k], best first.
+
+    The k-th largest value of these rows, threshold [R, 1], occurs beyond rank k as well.
+    """
     above, equal = rows > threshold, rows == threshold
     room = k - above.sum(1, keepdim=True)
     chosen = above | (equal & (equal.cumsum(1) <= room))
