@@ -86,7 +86,7 @@ class CudaGraphs:
         return_usage: bool,
     ) -> Result:
         with torch.cuda.device_of(queries.qk):
-            result: Result = ops.sized().memory_read(*memory, table, capacity, *queries, top_k, return_usage)
+            result: Result = ops.sized().memory_read(memory, table, capacity, queries, top_k, return_usage)
         return result
 
     def capture(self, call: Callable[[], Result], like: Tensor) -> tuple[Result, Callable[[], None]]:
