@@ -202,7 +202,9 @@ def _memory_read_triton(
 def _affinity_topk_triton(
     mk: list[Tensor], ms: list[Tensor], qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weight, index, usage = kernels().affinity_topk(MemoryInputs(mk, ms or None, []), QueryInputs(qk, qe), top_k, return_usage)
+    weight, index, usage = kernels().affinity_topk(
+        MemoryInputs(mk, ms or None, []), QueryInputs(qk, qe), top_k, return_usage
+    )
     return weight, index, fake_usage(mk, qk, False) if usage is None else usage
 
 
