@@ -100,7 +100,7 @@ sanitize() {
 }
 
 validate() {
-    if [ "$try" = --try ]; then where="--device cpu --quick"; else where="--device cuda"; fi
+    if [ "$try" = --try ]; then where="--device cpu --quick --backend torch"; else where="--device cuda"; fi
     step validate 50 "$python" -m xmemk validate $where --json || failed=1
     "$python" - "$logs/validate.log" <<'PYTHON'
 import json, sys
@@ -115,7 +115,7 @@ PYTHON
 }
 
 benchmark() {
-    if [ "$try" = --try ]; then how="--device cpu --try --op evict"; else how="--device cuda --seconds 140"; fi
+    if [ "$try" = --try ]; then how="--device cpu --try --op evict_lfu"; else how="--device cuda --seconds 140"; fi
     step benchmark 180 "$python" benchmarks/run.py --suite gpu $how $untested --results "$results" || failed=1
     cat "$logs/benchmark.log"
 }

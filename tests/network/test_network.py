@@ -12,15 +12,8 @@ import torch
 
 from xmemk.network import NetworkConfig, XMem, aggregate
 
+pytest_plugins = ("full_network",)
 SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 2, 1), decoder_dim=8)
-
-
-@pytest.fixture(scope="module")
-def network():
-    with torch.device("meta"):
-        made = XMem()
-    made.load_state_dict(fixed.fixed_weights(made.state_dict()), strict=True, assign=True)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +26,15 @@ def small(config=SMALL, seed=0):
     return XMem(config)
 
 
-def test_every_stage_equals_the_released_network(network, stored):
+def test_every_stage_equals_the_released_network(full_network, stored):
+    network = full_network
     x = fixed.stage_inputs()
     with torch.no_grad():
         key, shrinkage, selection, features = network.encode_key(x["image"])
         value, deep = network.encode_value(x["image"], features[0], x["hidden"], x["masks"])
         one, _ = network.encode_value(x["image"], features[0], x["hidden"][:, :1], x["masks"][:, :1])
         hidden, probability = network.segment(features, x["readout"], x["hidden"])
-    found = {
+    outputs = {
         "key": key,
         "shrinkage": shrinkage,
         "selection": selection,
@@ -49,15 +43,15 @@ def test_every_stage_equals_the_released_network(network, stored):
         "one": one,
         "hidden": hidden,
     }
-    found |= dict(zip(("f16", "f8", "f4"), features), probability=probability)
-    for name, got in found.items():
-        wanted = torch.from_numpy(stored[f"stage_{name}"])
-        assert torch.allclose(fixed.thinned(name, got), wanted, rtol=1e-4, atol=1e-4), name
+    outputs |= dict(zip(("f16", "f8", "f4"), features), probability=probability)
+    for name, output in outputs.items():
+        expected = torch.from_numpy(stored[f"stage_{name}"])
+        assert torch.allclose(fixed.thinned(name, output), expected, rtol=1e-4, atol=1e-4), name
 
 
-def test_the_released_sizes(network):
-    assert sum(p.numel() for p in network.parameters()) == 62_185_224
-    names = network.state_dict()
+def test_the_released_sizes(full_network):
+    assert sum(p.numel() for p in full_network.parameters()) == 62_185_224
+    names = full_network.state_dict()
     assert len(names) == 412
     assert names["value_encoder.conv1.weight"].shape == (64, 5, 7, 7)
     assert names["value_encoder.fuser.attention.ChannelGate.mlp.3.weight"].shape == (512, 32)
@@ -120,7 +114,7 @@ def test_a_selector_takes_objects_out():
 
 
 def stages(network, x):
-    """All that the three stages give."""
+    """The outputs of the three stages."""
     key, shrinkage, selection, features = network.encode_key(x["image"])
     value, deep = network.encode_value(x["image"], features[0], x["hidden"], x["masks"])
     hidden, probability = network.segment(features, x["readout"], x["hidden"])
@@ -131,7 +125,9 @@ def stages(network, x):
 def test_a_tuned_network_is_the_same_to_rounding(monkeypatch, compiled):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda stage: compiler(stage, backend="aot_eager", fullgraph=True))
-    network = small(NetworkConfig(key_dim=8, value_dim=16, hidden_dim=64, width=4, decoder_dim=8))
+    # Compiling takes as long as there are blocks; two are enough for one with a shortcut and one without.
+    blocks = {"key_blocks": (1, 2, 1), "value_blocks": (1, 2, 1)} if compiled else {}
+    network = small(NetworkConfig(key_dim=8, value_dim=16, hidden_dim=64, width=4, decoder_dim=8, **blocks))
     network.load_state_dict(fixed.fixed_weights(network.state_dict()))
     before = {name: x.clone() for name, x in network.state_dict().items()}
     x = {name: part[:, :, :16] if name == "readout" else part for name, part in fixed.stage_inputs().items()}
@@ -139,8 +135,8 @@ def test_a_tuned_network_is_the_same_to_rounding(monkeypatch, compiled):
     with torch.no_grad():
         for objects in (3, 1):
             some = {name: part if name == "image" else part[:, :objects] for name, part in x.items()}
-            for got, wanted in zip(stages(tuned, some), stages(network, some)):
-                assert float((got - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+            for output, expected in zip(stages(tuned, some), stages(network, some)):
+                assert float((output - expected).abs().max()) < 1e-5 * float(expected.abs().max())
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tuned.modules())
     assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
     weight = tuned.decoder.up_8_4.out_conv.conv1.weight

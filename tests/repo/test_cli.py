@@ -1,7 +1,7 @@
 """The command line as a person types it: what it prints, its exit codes, and one sentence for an error."""
 
 import json
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("typer")
 
 from xmemk import __version__
+from xmemk.cli import main
 from xmemk.cli.app import run
 
 
@@ -120,13 +121,17 @@ def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "xmemk", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == __version__
+def test_as_a_module(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["xmemk", "--version"])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_module("xmemk", run_name="__main__")  # python -m xmemk
+    assert exit.value.code == 0
+    assert capsys.readouterr().out.strip() == __version__
 
 
-def test_without_typer_one_sentence():
-    code = "import sys; sys.modules['typer'] = None; from xmemk.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.strip() == "xmemk: the command line needs typer: pip install 'xmemk[cli]'"
+def test_without_typer_one_sentence(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 1
+    assert capsys.readouterr().err.strip() == "xmemk: the command line needs typer: pip install 'xmemk[cli]'"

@@ -11,6 +11,7 @@ import torch
 
 pytest_plugins = ("benchmark_runs",)
 ROOT = Path(__file__).parents[2]
+unix = pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
 
 
 def gpu_suite(tiny_run, folder, *options):
@@ -62,7 +63,9 @@ def test_benchmark_of_upkeep(tiny_run, tmp_path, op):
 def test_an_op_whose_tests_are_red_is_refused_and_the_others_go_on(tiny_run, tmp_path, monkeypatch):
     from xmemk.benchmarks.harness import op_tests
 
-    monkeypatch.setattr(op_tests, "check", lambda ops, *_: ({"evict_lfu": True}, {"select_prototypes": ["test_select.py::test_it"]}))
+    monkeypatch.setattr(
+        op_tests, "check", lambda ops, *_: ({"evict_lfu": True}, {"select_prototypes": ["test_select.py::test_it"]})
+    )
     code, results = gpu_suite(tiny_run, tmp_path, "--op", "select_prototypes", "evict_lfu")
     assert code == 1
     select, evict = results
@@ -71,24 +74,34 @@ def test_an_op_whose_tests_are_red_is_refused_and_the_others_go_on(tiny_run, tmp
     assert any(row["median"] for row in evict["rows"])
 
 
-def shell(tmp_path, *arguments, steps="evict_lfu", untested=""):
+# One thread each: small tensors, beside the other tests.
+ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/local/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def shell(tmp_path, *arguments, steps="", untested="", script=ROOT / "tools" / "gpu.sh"):
+    places = {"LOGS": str(tmp_path / "logs"), "RESULTS": str(tmp_path / "results")}
     return subprocess.run(
-        ["sh", ROOT / "tools" / "gpu.sh", *arguments],
+        ["sh", script, *arguments],
         capture_output=True,
         text=True,
-        env={
-            "PATH": "/usr/bin:/bin:/usr/local/bin",
-            "PYTHONPATH": str(ROOT),
-            "STEPS": steps,
-            "UNTESTED": untested,
-            "LOGS": str(tmp_path / "logs"),
-            "RESULTS": str(tmp_path / "results"),
-        },
+        env={**ENVIRONMENT, **places, "STEPS": steps, "UNTESTED": untested},
         check=False,
     )
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def stand_in(tmp_path, cases):
+    """An interpreter that answers the given calls, and questions about the machine, at once.
+
+    cases: branches of a shell's ``case "$*" in``. Other calls go to the real interpreter.
+    """
+    machine = '*get_device_capability*) exit 1;; *"import sys, torch"*) echo versions;; *"-m pip"*) echo packages;;'
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in {cases} {machine}\n*) exec {sys.executable} "$@";; esac\n')
+    python.chmod(0o755)
+    return python
+
+
+@unix
 def test_steps(tmp_path):
     done = shell(tmp_path, sys.executable, "--try", steps="validate benchmark")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -97,70 +110,52 @@ def test_steps(tmp_path):
     assert "evict_lfu          torch   float16   0.000 of what is allowed  ok" in done.stdout
     assert (tmp_path / "results" / "cpu.csv").exists()
     assert "validate: ok" in (tmp_path / "logs" / "summary.txt").read_text()
+    assert torch.__version__ in (tmp_path / "logs" / "machine.txt").read_text()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+@unix
 def test_the_sanitizers_are_asked_for(tmp_path):
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\ncase "$*" in *pytest*) exit 0;; esac\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    done = shell(tmp_path, python, "--try", steps="sanitize")
+    done = shell(tmp_path, stand_in(tmp_path, "*pytest*) exit 0;;"), "--try", steps="sanitize")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "memcheck: ok" in done.stdout and "racecheck: ok" in done.stdout
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+@unix
 def test_a_step_that_fails_is_said_and_the_next_one_runs(tmp_path):
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\ncase "$*" in *xmemk*) exit 3;; esac\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    python = stand_in(tmp_path, '*xmemk*) exit 3;; *run.py*) echo "figures of $*"; exit 0;;')
     done = shell(tmp_path, python, "--try", steps="validate benchmark")
     assert done.returncode == 1
     assert "validate: FAILED, status 3" in done.stdout
-    assert "benchmark: ok" in done.stdout
+    assert "benchmark: ok" in done.stdout and "figures of benchmarks/run.py" in done.stdout
     assert "wanted some of build" in shell(tmp_path, python, "--try", steps="vaildate").stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+@unix
 @pytest.mark.parametrize(("red", "asked"), [(True, ""), (False, ""), (True, "1")])
 def test_the_benchmark_follows_red_tests_and_is_untested_only_where_asked(tmp_path, red, asked):
-    python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\ncase "$*" in *"-m pytest"*) echo 3 failed; exit {int(red)};; *run.py*) echo "$*"; exit 0;; esac\n'
-        f'exec {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
-    done = shell(tmp_path, python, "--try", steps="tests benchmark", untested=asked)
+    cases = f'*"-m pytest"*) echo 3 failed; exit {int(red)};; *run.py*) echo "$*"; exit 0;;'
+    done = shell(tmp_path, stand_in(tmp_path, cases), "--try", steps="tests benchmark", untested=asked)
     assert done.returncode == red
     assert ("tests: FAILED, status 1" in done.stdout) == red
     assert "3 failed" in done.stdout and "benchmark: ok" in done.stdout
-    assert ("--op evict --untested --results" in done.stdout) == bool(asked)
-    assert torch.__version__ in (tmp_path / "logs" / "machine.txt").read_text()
+    assert ("--op evict_lfu --untested --results" in done.stdout) == bool(asked)
+    assert "versions\npackages" in (tmp_path / "logs" / "machine.txt").read_text()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+@unix
 def test_a_step_that_takes_too_long_says_what_it_knows(tmp_path):
     """Pytest, stopped as by Ctrl-C, reports the tests that have failed by then."""
     test = tmp_path / "test_slow.py"
     test.write_text("import time\ndef test_wrong(): assert 1 == 2\ndef test_hangs(): time.sleep(100)\n")
-    python, script = tmp_path / "python", tmp_path / "tools" / "gpu.sh"
-    python.write_text(
-        f'#!/bin/sh\ncase "$*" in *"-m pytest"*) exec {sys.executable} -m pytest -p no:cacheprovider {test};; esac\n'
-        f'exec {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
+    # Without plugins pytest starts in less than a second.
+    run = f"PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 exec {sys.executable} -m pytest -p no:cacheprovider {test}"
+    python, script = stand_in(tmp_path, f'*"-m pytest"*) {run};;'), tmp_path / "tools" / "gpu.sh"
     script.parent.mkdir()
-    script.write_text((ROOT / "tools" / "gpu.sh").read_text().replace("step tests 130", "step tests 8"))
+    script.write_text((ROOT / "tools" / "gpu.sh").read_text().replace("step tests 130", "step tests 5"))
     (tmp_path / "tests").mkdir()
-    done = subprocess.run(
-        ["sh", script, python, "--try"],
-        capture_output=True,
-        text=True,
-        env={"PATH": "/usr/bin:/bin:/usr/local/bin", "STEPS": "tests"},
-        check=False,
-    )
+    done = shell(tmp_path, python, "--try", steps="tests", script=script)
     assert done.returncode == 1
-    assert "tests: STOPPED after its 8 s" in done.stdout
+    assert "tests: STOPPED after its 5 s" in done.stdout
     assert "test_slow.py::test_wrong - assert 1 == 2" in done.stdout
 
 
@@ -170,36 +165,31 @@ def test_untested_tables_say_so(tiny_run, tmp_path):
     assert result["tested"] == "tests not run: --untested"
 
 
-@pytest.mark.skipif(
-    sys.platform == "win32" or torch.cuda.is_available(), reason="a shell script, where there is no GPU"
-)
+@unix
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_at_once(tmp_path):
     done = shell(tmp_path, sys.executable)
     assert done.returncode == 1
     assert "sees an NVIDIA GPU" in done.stderr
 
 
-def test_make_gpu_expects_most_of_the_gpu_tests():
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-m",
-            "gpu",
-            "--collect-only",
-            "-q",
-            "test_gpu_memory_graph.py",
-            "test_gpu_read.py",
-            "test_gpu_selection.py",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT / "tests" / "kernels",
-        check=False,
-    )
-    tests = [line for line in done.stdout.splitlines() if "::" in line]
+class Collected:
+    """A plugin of a run of pytest that notes the names of what is collected."""
+
+    def __init__(self):
+        self.names = []
+
+    def pytest_collection_finish(self, session):
+        self.names = [item.nodeid for item in session.items]
+
+
+def test_make_gpu_expects_most_of_the_gpu_tests(capsys):
+    files = [ROOT / "tests" / "kernels" / f"test_gpu_{name}.py" for name in ("memory_graph", "read", "selection")]
+    collected = Collected()
+    options = ["-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    assert pytest.main([*options, *map(str, files)], plugins=[collected]) == 0
+    names = collected.names
     least = int((ROOT / "tests" / "min-passed-gpu").read_text())
     # More than pass where every test that names Triton is skipped; some calls no backend serves.
-    assert len([line for line in tests if "triton" not in line]) < least
-    assert 0.85 * len(tests) < least <= 0.95 * len(tests)
+    assert len([name for name in names if "triton" not in name]) < least
+    assert 0.85 * len(names) < least <= 0.95 * len(names)

@@ -17,10 +17,10 @@ DRAWN = {
 }
 
 
-def region_similarity(found, drawn):
+def region_similarity(labels, drawn):
     """J: intersection over union of the objects' pixels."""
-    found, drawn = found > 0, drawn > 0
-    return ((found & drawn).sum() / (found | drawn).sum()).item()
+    labels, drawn = labels > 0, drawn > 0
+    return ((labels & drawn).sum() / (labels | drawn).sum()).item()
 
 
 @pytest.mark.slow
@@ -28,13 +28,13 @@ def test_the_bunny_is_followed_to_the_end():
     memory = Memory(MemoryConfig.from_dict(MEMORY_CONFIG))
     frames = read_frames(BUNNY / "clip.mp4", (854, 480), 40)
     tracker = DemoTracker(memory, next(frames), read_mask(BUNNY / "00040.png"))
-    found = {}
+    similarity = {}
     for number, image in enumerate(frames, 41):
         labels = tracker.step(image)
         if number in DRAWN:
-            found[number] = region_similarity(labels, DRAWN[number])
+            similarity[number] = region_similarity(labels, DRAWN[number])
     assert number == 131
     assert memory.consolidations >= 3
     assert memory.evictions >= 1
-    assert sorted(found) == [60, 85, 110, 130]
-    assert min(found.values()) > 0.93, found
+    assert sorted(similarity) == [60, 85, 110, 130]
+    assert min(similarity.values()) > 0.93, similarity

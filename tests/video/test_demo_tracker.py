@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from xmemk import Memory, MemoryConfig
 from xmemk.demo.features import CELL, describe, grid_size, shrinkage_of
-from xmemk.demo.refine import guided_filter, labels_of
+from xmemk.demo.refine import guided_filter, rows_of
 from xmemk.demo.tracker import MEMORY_CONFIG, DemoTracker
 
 HEIGHT, WIDTH = 128, 192
@@ -141,7 +141,7 @@ def test_the_guided_filter_moves_an_edge_to_that_of_the_picture():
     true[:, 100:] = 1
     rough = torch.zeros(HEIGHT, WIDTH)
     rough[:, 98:] = 1
-    wrong = (labels_of(guided_filter(image, rough[None])) != true).sum()
+    wrong = (rows_of(guided_filter(image, rough[None])) != true).sum()
     assert wrong < 0.2 * (rough != true).sum()
 
 
@@ -157,4 +157,4 @@ def test_the_guided_filter_keeps_what_is_flat_and_what_adds_up():
 
 def test_background_wins_ties():
     soft = torch.tensor([[0.5, 0.6, 0.2, 0.2], [0.0, 0.0, 0.7, 0.2]])[:, None]
-    assert labels_of(soft).tolist() == [[0, 1, 2, 0]]
+    assert rows_of(soft).tolist() == [[0, 1, 2, 0]]

@@ -16,11 +16,10 @@ from PIL import Image
 from xmemk import MemoryConfig
 from xmemk.cli import main
 from xmemk.data.mask_files import find_masks, mask_for
-from xmemk.data.masks import MaskError, read_mask, write_mask
+from xmemk.data.masks import MaskError, labels_of, read_mask, write_mask
 from xmemk.data.source import open_source
 from xmemk.data.video import VideoError, VideoWriter
 from xmemk.network import NetworkConfig, XMem
-from xmemk.video.labels import labels_of
 from xmemk.video.segment import SegmentJob, segment
 from xmemk.video.tracker import Tracker
 

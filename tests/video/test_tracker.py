@@ -1,4 +1,4 @@
-"""The frame loop: beside stored results of the released one, its rules one by one, and what it refuses."""
+"""The frame loop: stored results of the released one, its rules one by one, and what it refuses."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from xmemk.network import NetworkConfig, XMem
 from xmemk.reference.memory import Memory
 from xmemk.video.tracker import Tracker, pad, unpad
 
+pytest_plugins = ("full_network",)
 SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
 IMAGE = torch.rand(3, 40, 56, generator=torch.Generator().manual_seed(1))
 
@@ -32,7 +33,7 @@ def network():
 
 
 class Watched(Memory):
-    """A memory that remembers what it was asked."""
+    """A memory that records its calls."""
 
     def __init__(self, **config):
         super().__init__(MemoryConfig(hidden_dim=4, **config))
@@ -51,17 +52,14 @@ def adds(memory):
     return [call for call in memory.calls if call[0] == "add"]
 
 
-def test_sixty_frames_with_a_late_object_equal_the_released_tracker():
+def test_sixty_frames_with_a_late_object_equal_the_released_tracker(full_network):
     stored = np.load(Path(__file__).parents[1] / "data" / "xmem_network.npz")
-    with torch.device("meta"):
-        made = XMem()
-    made.load_state_dict(fixed.fixed_weights(made.state_dict()), assign=True)
-    tracker = Tracker(made, MemoryConfig.from_dict({**fixed.MEMORY, "groups": "xmem"}))
+    tracker = Tracker(full_network, MemoryConfig.from_dict({**fixed.MEMORY, "groups": "xmem"}))
     for t, frame in enumerate(fixed.frames()):
         mask = fixed.first_mask() if t == 0 else fixed.late_mask() if t == fixed.LATE else None
         got = tracker.step(frame, mask, end=t == fixed.FRAMES - 1)
-        wanted = stored["two"][t] if t < fixed.LATE else stored["three"][t - fixed.LATE]
-        torch.testing.assert_close(fixed.thinned("frame", got), torch.from_numpy(wanted), rtol=0, atol=1e-4)
+        expected = stored["two"][t] if t < fixed.LATE else stored["three"][t - fixed.LATE]
+        torch.testing.assert_close(fixed.thinned("frame", got), torch.from_numpy(expected), rtol=0, atol=1e-4)
     assert tracker.memory.consolidations > 3 and tracker.objects == (1, 2, 3)
 
 

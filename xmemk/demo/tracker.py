@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .features import CELL, describe, grid_size, shrinkage_of
-from .refine import guided_filter, labels_of
+from .refine import guided_filter, rows_of
 
 # Limits so low that consolidation and eviction happen within the four seconds of the bundled clip.
 MEMORY_CONFIG = {
@@ -74,7 +74,7 @@ class DemoTracker:
         readout = self.memory.read(key, selection)
         soft = F.pixel_shuffle(readout.transpose(1, 2)[0].transpose(0, 1), CELL).transpose(0, 1)
         soft = F.interpolate(soft, image.shape[:2], mode="bilinear")[0]
-        row = labels_of(guided_filter(image, soft))
+        row = rows_of(guided_filter(image, soft))
         mask = torch.cat([self.labels.new_zeros(1), self.labels])[row.long()]
         if self.frame % self.mem_every == 0:
             self._remember(key, selection, mask)

@@ -7,11 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.masks import write_mask
+from ..data.masks import labels_of, write_mask
 from ..data.source import FrameSource
 from ..measure.stopwatch import Stopwatch
 from .tracker import Tracker
@@ -61,20 +60,6 @@ def step_labels(
         if scale is not None:
             probability = F.interpolate(probability[None], size, mode="bilinear")[0]
         return labels_of(probability, (0, *tracker.objects)).cpu()
-
-
-def labels_of(probability: Tensor, names: Sequence[int]) -> Tensor:
-    """The name of the most probable row at each pixel: [R, H, W] and R names -> [H, W] uint8.
-
-    Of equal rows the first wins, as with argmax. The loop over rows is twenty times as fast on a
-    CPU as argmax over the first dimension.
-    """
-    best = probability[0].clone()
-    labels = torch.full(best.shape, names[0], dtype=torch.uint8, device=best.device)
-    for name, row in zip(names[1:], probability[1:]):
-        labels.masked_fill_(row > best, name)
-        best = torch.maximum(best, row)
-    return labels
 
 
 def write_labels(path: Path, labels: Tensor, colours: Sequence[int] | None = None) -> None:
