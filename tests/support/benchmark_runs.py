@@ -1,6 +1,7 @@
 """What the tests of the benchmarks share: a run on tiny sizes, with the ops' tests taken for green."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from xmemk.benchmarks.harness import costs, op_tests, round_timer, sweeps
 
 
 @pytest.fixture
-def tiny_run(monkeypatch, capsys):
+def tiny_run(monkeypatch: Any, capsys: Any) -> Any:
     """run.main on tiny workloads -> the run, its exit code."""
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)  # takes long, and is not ours
     monkeypatch.setattr(op_tests, "check", lambda ops, *_: (dict.fromkeys(ops, True), {}))
@@ -18,7 +19,7 @@ def tiny_run(monkeypatch, capsys):
     # Packages and compilers go through a process of their own, which has its own tests.
     monkeypatch.setattr(sweeps, "in_fresh_process", lambda *_, **__: (None, "left out here"))
 
-    def call(*arguments, sizes="--try"):
+    def call(*arguments: Any, sizes: Any = "--try") -> Any:
         code = run.main([sizes, "--rounds", "3", "--no-memory", "--json", *arguments])
         said = capsys.readouterr()
         return (json.loads(said.out) if said.out else said.err), code

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,12 +16,12 @@ ROOT = Path(__file__).parents[2]
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
-def compiler():
+def compiler() -> Any:
     return shutil.which("g++")
 
 
 @functools.cache
-def library():
+def library() -> Any:
     """Built once for these sources, and kept beside other temporary files."""
     sources = sorted([*(ROOT / "tests" / "cuda_emulation").iterdir(), *(ROOT / "csrc" / "cuda").glob("*.cuh")])
     sources.append(ROOT / "csrc" / "cuda" / "arguments.h")
@@ -38,7 +39,7 @@ def library():
     return ctypes.CDLL(str(built))
 
 
-def _rows(select, usage, count, size, parts, threads, schedule):
+def _rows(select: Any, usage: Any, count: Any, size: Any, parts: Any, threads: Any, schedule: Any) -> Any:
     rows, capacity = usage.shape
     out = torch.empty(rows, count, dtype=torch.int64)
     if out.numel() == 0:
@@ -62,15 +63,17 @@ def _rows(select, usage, count, size, parts, threads, schedule):
     return out
 
 
-def select_prototypes(usage, num_prototypes, size=None, *, parts=1, threads=64, schedule=0):
+def select_prototypes(
+    usage: Any, num_prototypes: Any, size: Any = None, *, parts: Any = 1, threads: Any = 64, schedule: Any = 0
+) -> Any:
     return _rows(True, usage, num_prototypes, size, parts, threads, schedule)
 
 
-def evict_lfu(usage, keep, size=None, *, parts=1, threads=64, schedule=0):
+def evict_lfu(usage: Any, keep: Any, size: Any = None, *, parts: Any = 1, threads: Any = 64, schedule: Any = 0) -> Any:
     return _rows(False, usage, keep, size, parts, threads, schedule)
 
 
-def gather_tokens(x, index, *, blocks=3, schedule=0):
+def gather_tokens(x: Any, index: Any, *, blocks: Any = 3, schedule: Any = 0) -> Any:
     four = x if x.dim() == 4 else x.unsqueeze(1)
     out = torch.empty(*x.shape[:-1], index.shape[1], dtype=x.dtype)
     array = ctypes.c_int64 * 4
@@ -89,7 +92,7 @@ def gather_tokens(x, index, *, blocks=3, schedule=0):
     return out
 
 
-def plan_parts(rows, capacity, multiprocessors):
+def plan_parts(rows: Any, capacity: Any, multiprocessors: Any) -> Any:
     plan = library().plan_parts
     plan.restype = ctypes.c_int64
     return plan(ctypes.c_int64(rows), ctypes.c_int64(capacity), multiprocessors)

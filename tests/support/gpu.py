@@ -1,6 +1,8 @@
 """What the tests on a GPU share. They are marked `gpu`, and skipped where there is none."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ BACKENDS_OF = {
 
 
 @contextlib.contextmanager
-def no_waiting():
+def no_waiting() -> Iterator[Any]:
     """Fails where an operation makes the host wait for the device."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -37,10 +39,10 @@ def no_waiting():
     torch.cuda.synchronize()
 
 
-_FAILED = []
+_FAILED: list[Any] = []
 
 
-def captured(call):
+def captured(call: Any) -> Any:
     """-> a CUDA graph of the call, and its result, which every replay writes anew."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

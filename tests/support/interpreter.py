@@ -17,13 +17,14 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 _HERE = "TRITON_INTERPRET"
 
 
-def find_kernels():
+def find_kernels() -> None:
     """Lets xmemk.kernels be imported where xmemk runs from its source tree without being installed."""
     import xmemk
 
@@ -32,13 +33,15 @@ def find_kernels():
         spec = importlib.util.spec_from_file_location(
             "xmemk.kernels", folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
+        assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules["xmemk.kernels"] = xmemk.kernels = module
+        sys.modules["xmemk.kernels"] = module
+        setattr(xmemk, "kernels", module)  # noqa: B010
         spec.loader.exec_module(module)
 
 
 @functools.cache
-def _pool():
+def _pool() -> Any:
     pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_start)
     atexit.register(pool.shutdown)
     before = os.environ.get(_HERE)
@@ -53,7 +56,7 @@ def _pool():
     return pool
 
 
-def _start():
+def _start() -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -65,12 +68,12 @@ def _start():
 
 
 @functools.cache
-def serve_cpu_tensors():
+def serve_cpu_tensors() -> None:
     """Backend "triton" serves CPU tensors in this process, if it is asked for by name.
 
     The operators' kernels on the CPU are then Triton's, so the C++ extension is hidden.
     """
-    sys.modules["xmemk._C"] = None
+    sys.modules["xmemk._C"] = None  # type: ignore[assignment]
     from xmemk import backends
     from xmemk.operators import library
 
@@ -82,34 +85,34 @@ def serve_cpu_tensors():
             rows["triton"] = dataclasses.replace(rows.pop("triton"), device="cpu")
 
 
-def _numbers_of_arrays():
+def _numbers_of_arrays() -> None:
     """Triton 3.6 makes numbers of arrays of one element in a way that NumPy 2.4 no longer has."""
     from triton.runtime import interpreter
 
     before = interpreter._patch_lang_tensor
 
-    def patched(tensor, scope):
+    def patched(tensor: Any, scope: Any) -> None:
         before(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patched
 
 
-def _products_of_bfloat16():
+def _products_of_bfloat16() -> None:
     """Triton's interpreter holds bfloat16 as its bits, and would multiply these."""
     from triton import language as tl
     from triton.runtime.interpreter import InterpreterBuilder
 
     before = InterpreterBuilder.create_dot
 
-    def patched(self, a, b, *more):
+    def patched(self: Any, a: Any, b: Any, *more: Any) -> Any:
         a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
         return before(self, a, b, *more)
 
     InterpreterBuilder.create_dot = patched
 
 
-def _patch_the_language_once():
+def _patch_the_language_once() -> None:
     """Triton's interpreter patches triton.language in every call of a function, which takes most of its time.
 
     This process only interprets, so the first patch stays.
@@ -123,21 +126,21 @@ def _patch_the_language_once():
     interpreter._patch_lang = lambda fn: interpreter._LangPatchScope()
 
 
-def _run(module, name, arguments):
+def _run(module: Any, name: Any, arguments: Any) -> None:
     try:
         getattr(importlib.import_module(module), name)(**arguments)
     except pytest.fail.Exception as failure:  # is of a class that does not travel
         raise AssertionError(str(failure)) from None
 
 
-def interpreted(test):
+def interpreted(test: Any) -> Any:
     """A test whose arguments are parameters, not fixtures."""
     if os.environ.get(_HERE) == "1":
         serve_cpu_tensors()
         return test
 
     @functools.wraps(test)
-    def elsewhere(**arguments):
+    def elsewhere(**arguments: Any) -> None:
         if importlib.util.find_spec("triton") is None:
             pytest.skip("Triton is not installed; it is made for Linux alone")
         _pool().submit(_run, test.__module__, test.__name__, arguments).result()

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from xmemk.benchmarks import run
@@ -22,31 +23,31 @@ ERROR = "CUDA error: an illegal memory access was encountered\nCUDA kernel error
 class Device:
     """Works until it is broken, and never again."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.broken = False
 
-    def use(self, *_, **__):
+    def use(self, *_: Any, **__: Any) -> None:
         if self.broken:
             raise RuntimeError(ERROR)
 
-    def break_(self):
+    def break_(self) -> None:
         self.broken = True
         self.use()
 
 
-def stand_ins(device, plan, op):
+def stand_ins(device: Any, plan: Any, op: Any) -> Any:
     """Ours, one of ours that may be bad, another's, one after it; another that compiles."""
     right = peers_of(op, ["torch"])[0].prepare
 
-    def peer(name, **of_peer):
+    def peer(name: Any, **of_peer: Any) -> Any:
         when, prepared = plan.get(op, {}).get(name), []
 
-        def prepare(case):
+        def prepare(case: Any) -> Any:
             device.use()
             call, calls = right(case), []
             prepared.append(call)
 
-            def one():
+            def one() -> Any:
                 device.use()
                 calls.append(1)
                 if when == "check" or (when == "rounds" and len(calls) > 9) or (when == "after" and len(prepared) > 1):
@@ -62,11 +63,11 @@ def stand_ins(device, plan, op):
     return [*ours, peer("bad"), peer("last"), peer("compiled", compiled=True)]
 
 
-def put_in_place(put, plan):
+def put_in_place(put: Any, plan: Any) -> Any:
     """``put``: (object, name, value), setattr or a fixture's. The device."""
     device, make = Device(), case_setup.make
 
-    def made(arguments):
+    def made(arguments: Any) -> Any:
         device.use()
         return make(arguments)
 
