@@ -25,8 +25,8 @@ LIBRARY.define("evict_lfu_sized(Tensor usage, SymInt keep, Tensor size) -> Tenso
 LIBRARY.define("gather_tokens(Tensor x, Tensor index) -> Tensor", tags=_PURE)
 # The memory as equally long lists of segments; ms is empty for none, usage is empty unless it is wanted.
 LIBRARY.define(
-    "memory_read(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor qk, Tensor? qe, SymInt? top_k, bool return_usage)"
-    " -> (Tensor, Tensor)",
+    "memory_read(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor qk, Tensor? qe, SymInt? top_k, bool return_usage,"
+    " Tensor? hint=None, Tensor[]? packed=None, Tensor? centre=None) -> (Tensor, Tensor)",
     tags=_PURE,
 )
 # A read that is to be differentiated; top_k is none for all tokens and else less than N. Beside readout (float32 where
@@ -44,10 +44,15 @@ LIBRARY.define(
     tags=_PURE,
 )
 LIBRARY.define(
-    "affinity_topk(Tensor[] mk, Tensor[] ms, Tensor qk, Tensor? qe, SymInt top_k, bool return_usage)"
-    " -> (Tensor, Tensor, Tensor)",
+    "affinity_topk(Tensor[] mk, Tensor[] ms, Tensor qk, Tensor? qe, SymInt top_k, bool return_usage,"
+    " Tensor? hint=None, Tensor[]? packed=None, Tensor? centre=None) -> (Tensor, Tensor, Tensor)",
     tags=_PURE,
 )
+# What may make a top-k read quicker and changes no choice: hint [B, Q, k'] int64, tokens likely to be among the best;
+# and for each segment its keys in 8 bits (CPU), kept up to date by quantise_keys about one centre [B, CK] float32.
+LIBRARY.define("key_centre(Tensor[] mk) -> Tensor", tags=_PURE)
+LIBRARY.define("empty_packed_keys(Tensor mk, SymInt tokens) -> Tensor", tags=_PURE)
+LIBRARY.define("quantise_keys(Tensor mk, Tensor? ms, Tensor centre, Tensor(a!) packed, SymInt first) -> ()", tags=_PURE)
 LIBRARY.define("readout_topk(Tensor[] mv, Tensor weight, Tensor index) -> Tensor", tags=_PURE)
 LIBRARY.define("readout_topk_scaled(Tensor[] mv, Tensor[] scale, Tensor weight, Tensor index) -> Tensor", tags=_PURE)
 LIBRARY.define(
@@ -89,6 +94,9 @@ def _(
     qe: Tensor | None,
     top_k: int | None,
     return_usage: bool,
+    hint: Tensor | None = None,
+    packed: list[Tensor] | None = None,
+    centre: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return token_major(mv[0], qk.shape[2]), fake_usage(mk, qk, return_usage)
 
@@ -131,11 +139,36 @@ def _(
 
 @torch.library.register_fake("xmemk::affinity_topk", lib=LIBRARY)
 def _(
-    mk: list[Tensor], ms: list[Tensor], qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
+    mk: list[Tensor],
+    ms: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int,
+    return_usage: bool,
+    hint: Tensor | None = None,
+    packed: list[Tensor] | None = None,
+    centre: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = (qk.shape[0], qk.shape[2], torch.sym_min(top_k, sum(k.shape[2] for k in mk)))
     weight = qk.new_empty(shape, dtype=torch.float32)
     return weight, qk.new_empty(shape, dtype=torch.int64), fake_usage(mk, qk, return_usage)
+
+
+@torch.library.register_fake("xmemk::key_centre", lib=LIBRARY)
+def _(mk: list[Tensor]) -> Tensor:
+    return mk[0].new_empty(mk[0].shape[:2], dtype=torch.float32)
+
+
+@torch.library.register_fake("xmemk::empty_packed_keys", lib=LIBRARY)
+def _(mk: Tensor, tokens: int) -> Tensor:
+    # 64 tokens a block: four numbers each, and four bytes for each two channels (csrc/cpu/quantised_bank.h).
+    block = 64 * 16 + (mk.shape[1] + 1) // 2 * 256
+    return mk.new_empty((mk.shape[0], (tokens + 63) // 64, block), dtype=torch.uint8)
+
+
+@torch.library.register_fake("xmemk::quantise_keys", lib=LIBRARY)
+def _(mk: Tensor, ms: Tensor | None, centre: Tensor, packed: Tensor, first: int) -> None:
+    return None
 
 
 @torch.library.register_fake("xmemk::readout_topk", lib=LIBRARY)
@@ -191,13 +224,24 @@ def _memory_read_triton(
     qe: Tensor | None,
     top_k: int | None,
     return_usage: bool,
+    hint: Tensor | None = None,
+    packed: list[Tensor] | None = None,
+    centre: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     readout, usage = kernels().memory_read(mk, ms or None, mv, qk, qe, top_k, return_usage)
     return readout, fake_usage(mk, qk, False) if usage is None else usage
 
 
 def _affinity_topk_triton(
-    mk: list[Tensor], ms: list[Tensor], qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
+    mk: list[Tensor],
+    ms: list[Tensor],
+    qk: Tensor,
+    qe: Tensor | None,
+    top_k: int,
+    return_usage: bool,
+    hint: Tensor | None = None,
+    packed: list[Tensor] | None = None,
+    centre: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     weight, index, usage = kernels().affinity_topk(mk, ms or None, qk, qe, top_k, return_usage)
     return weight, index, fake_usage(mk, qk, False) if usage is None else usage

@@ -27,14 +27,20 @@ float lower_median(std::vector<float>& values) {
 
 }  // namespace
 
-Operands::Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, const std::optional<at::Tensor>& qe)
+Operands::Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, const std::optional<at::Tensor>& qe,
+                   const std::optional<at::Tensor>& centre)
     : qk_(qk), qe_(qe.value_or(at::Tensor())), batch_(qk.size(0)), channels_(qk.size(1)), queries_(qk.size(2)) {
   for (size_t i = 0; i < mk.size(); ++i) {
     if (mk[i].size(2) == 0) continue;
     segments_.push_back({mk[i], ms.empty() ? at::Tensor() : ms[i].to(at::kFloat), tokens_});
     tokens_ += mk[i].size(2);
   }
-  find_middle();
+  if (centre) {
+    const at::Tensor given = centre->contiguous();
+    middle_.assign(given.const_data_ptr<float>(), given.const_data_ptr<float>() + given.numel());
+  } else {
+    find_middle();
+  }
 }
 
 void Operands::find_middle() {
@@ -62,11 +68,12 @@ const Operands::Segment& Operands::segment_of(int64_t token) const {
   return segments_[i];
 }
 
-void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out) const {
+void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out,
+                         int64_t columns) const {
   constexpr int64_t kGroup = 16;  // tokens at a time: a cache line of each row of `out`, and few lines of the keys
   const float* middle = middle_.data() + b * channels_;
   const float scale = 1 / std::sqrt(static_cast<float>(channels_));
-  if (count < kTileKeys) std::fill_n(out, tile_size(), 0.0f);
+  if (count < columns) std::fill_n(out, width() * columns, 0.0f);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "pack_keys", [&] {
     for (int64_t j = 0; j < count; j += kGroup) {
       const int64_t group = std::min(kGroup, count - j);
@@ -84,11 +91,11 @@ void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, 
           s[i] *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) +
                                                          (token - from.start) * from.shrinkage.stride(2)];
         }
-        out[2 * channels_ * kTileKeys + j + i] = -s[i];
+        out[2 * channels_ * columns + j + i] = -s[i];
       }
       for (int64_t c = 0; c < channels_; ++c) {
-        float* square = out + 2 * c * kTileKeys + j;
-        float* linear = square + kTileKeys;
+        float* square = out + 2 * c * columns + j;
+        float* linear = square + columns;
         for (int64_t i = 0; i < group; ++i) {
           const float k = static_cast<float>(key[i][c * stride[i]]) - middle[c];
           square[i] = -(s[i] * k) * k;
@@ -194,6 +201,37 @@ void Operands::rescore(int64_t b, int64_t query, const uint32_t* token, int64_t 
       }
       const float exact = -s * kernels.distance(channels, q, e, channels_);
       if (std::isfinite(exact)) score[j] = exact;
+    }
+  });
+}
+
+void Operands::score_as_product(const LookKernels& kernels, int64_t b, const float* query, const uint32_t* token,
+                                int64_t count, float* score, float* scratch) const {
+  constexpr int64_t kTogether = 16;
+  const float scale = 1 / std::sqrt(static_cast<float>(channels_));
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "score_as_product", [&] {
+    for (int64_t j = 0; j < count; j += kTogether) {
+      const float* key[kTogether];
+      float s[kTogether];
+      for (int64_t i = 0; i < kTogether; ++i) {
+        const uint32_t which = token[std::min(j + i, count - 1)];
+        const Segment& from = segment_of(which);
+        const int64_t at = which - from.start, stride = from.key.stride(1);
+        const scalar_t* row = from.key.const_data_ptr<scalar_t>() + b * from.key.stride(0) + at * from.key.stride(2);
+        s[i] = scale;
+        if (from.shrinkage.defined()) {
+          s[i] *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) + at * from.shrinkage.stride(2)];
+        }
+        if (stride == 1 && std::is_same_v<scalar_t, float>) {
+          key[i] = reinterpret_cast<const float*>(row);
+          prefetch(key[i], channels_);
+        } else {
+          float* wide = scratch + i * channels_;
+          for (int64_t c = 0; c < channels_; ++c) wide[c] = static_cast<float>(row[c * stride]);
+          key[i] = wide;
+        }
+      }
+      kernels.score_tokens(key, s, centre(b), query, channels_, score + j);
     }
   });
 }

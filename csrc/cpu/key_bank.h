@@ -8,6 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "vec_look.h"
 #include "work.h"
 
 namespace xmemk::cpu {
@@ -17,7 +18,9 @@ constexpr int64_t kTileQueries = 64;
 
 class Operands {
  public:
-  Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, const std::optional<at::Tensor>& qe);
+  // `centre` [B, CK] float32: the middle key, where it is given and not found here.
+  Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, const std::optional<at::Tensor>& qe,
+           const std::optional<at::Tensor>& centre = std::nullopt);
 
   int64_t batch() const { return batch_; }
   int64_t tokens() const { return tokens_; }
@@ -25,10 +28,16 @@ class Operands {
   int64_t channels() const { return channels_; }
   int64_t width() const { return 2 * channels_ + 1; }
   int64_t tile_size() const { return width() * kTileKeys; }
+  const float* centre(int64_t b) const { return middle_.data() + b * channels_; }
 
-  // out[width, kTileKeys] = (-s k^2, 2 s k of each channel, then -s) of tokens first, first + step, ...; the columns
+  // The segments that are not empty: their first token, and how many.
+  int64_t segments() const { return static_cast<int64_t>(segments_.size()); }
+  int64_t segment_start(int64_t i) const { return segments_[i].start; }
+  int64_t segment_tokens(int64_t i) const { return segments_[i].key.size(2); }
+
+  // out[width, columns] = (-s k^2, 2 s k of each channel, then -s) of tokens first, first + step, ...; the columns
   // beyond `count` are 0.
-  void pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out) const;
+  void pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out, int64_t columns = kTileKeys) const;
 
   // out[count, width] = (e, e q of each channel, then sum e q^2)
   void pack_queries(int64_t b, int64_t first, int64_t count, float* out) const;
@@ -41,6 +50,11 @@ class Operands {
   // score[j] of query and token[j] by Eq. 2 as it stands, without the cancellation of the product; a score that
   // overflows is left as it is. `scratch` has 3 CK floats.
   void rescore(int64_t b, int64_t query, const uint32_t* token, int64_t count, float* score, float* scratch) const;
+
+  // score[j] of `query`, a row of pack_queries, and token[j], to the last bit what LookKernels::product makes of it.
+  // Up to 15 more scores are overwritten; `scratch` has 16 CK floats.
+  void score_as_product(const LookKernels& kernels, int64_t b, const float* query, const uint32_t* token, int64_t count,
+                        float* score, float* scratch) const;
 
  private:
   struct Segment {

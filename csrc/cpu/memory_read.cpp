@@ -8,29 +8,48 @@
 #include <torch/library.h>
 
 #include "memory_read_cpu.h"
+#include "quantised_bank.h"
 
 namespace xmemk::cpu {
 namespace {
 
+LookInputs look_inputs(const char* op, at::TensorList mk, const at::Tensor& qk, const std::optional<at::Tensor>& hint,
+                       const std::optional<std::vector<at::Tensor>>& packed, const std::optional<at::Tensor>& centre) {
+  check_hint(op, hint, qk, tokens_of(mk));
+  check_centre(op, centre, qk);
+  if (!packed) return {hint, {}, centre};
+  TORCH_CHECK_VALUE(packed->size() == mk.size() && centre, op,
+                    ": packed: wanted one for each mk, and a centre, got ", packed->size(), " for ", mk.size());
+  for (size_t i = 0; i < mk.size(); ++i) check_packed_keys(op, (*packed)[i], mk[i], mk[i].size(2));
+  return {hint, *packed, centre};
+}
+
 std::tuple<at::Tensor, at::Tensor> memory_read(at::TensorList mk, at::TensorList ms, at::TensorList mv,
                                                const at::Tensor& qk, const std::optional<at::Tensor>& qe,
-                                               std::optional<int64_t> top_k, bool return_usage) {
+                                               std::optional<int64_t> top_k, bool return_usage,
+                                               const std::optional<at::Tensor>& hint,
+                                               std::optional<std::vector<at::Tensor>> packed,
+                                               const std::optional<at::Tensor>& centre) {
   check_keys("memory_read", mk, ms, qk, qe);
   check_values_of_keys("memory_read", mv, mk);
   if (top_k) check_top_k("memory_read", *top_k);
+  const LookInputs look = look_inputs("memory_read", mk, qk, hint, packed, centre);
   const int64_t tokens = tokens_of(mk);
   if (!top_k || *top_k >= tokens) return read_dense(mk, ms, mv, qk, qe, return_usage);
-  const auto [weight, index] = select_topk(mk, ms, qk, qe, *top_k);
+  const auto [weight, index] = select_topk(mk, ms, qk, qe, *top_k, look);
   at::Tensor usage = return_usage ? usage_of(weight, index, tokens) : at::empty({0}, weight.options());
   return {read_topk(mv, weight, index), usage};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> affinity_topk(at::TensorList mk, at::TensorList ms, const at::Tensor& qk,
                                                              const std::optional<at::Tensor>& qe, int64_t top_k,
-                                                             bool return_usage) {
+                                                             bool return_usage, const std::optional<at::Tensor>& hint,
+                                                             std::optional<std::vector<at::Tensor>> packed,
+                                                             const std::optional<at::Tensor>& centre) {
   check_keys("affinity_topk", mk, ms, qk, qe);
   check_top_k("affinity_topk", top_k);
-  auto [weight, index] = select_topk(mk, ms, qk, qe, top_k);
+  const LookInputs look = look_inputs("affinity_topk", mk, qk, hint, packed, centre);
+  auto [weight, index] = select_topk(mk, ms, qk, qe, top_k, look);
   at::Tensor usage = return_usage ? usage_of(weight, index, tokens_of(mk)) : at::empty({0}, weight.options());
   return {weight, index, usage};
 }
