@@ -13,7 +13,6 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kLargestK = 256;
 constexpr int64_t kLeastChannels = 16, kMostChannels = 512;
 constexpr int64_t kLeastTokens = 2048;  // and 32 k
-constexpr int64_t kLeastQueries = 16;   // that are worth packing the memory
 
 constexpr int64_t kProbe = 16;         // one of so many blocks is seen first, for a bar
 constexpr int64_t kRaiseAfter = 128;   // tokens that passed
@@ -43,8 +42,7 @@ int64_t groups_of(int64_t rows) {
 
 bool FirstLook::pays(const Operands& operands, int64_t k) {
   return vec().look != nullptr && k <= kLargestK && operands.channels() >= kLeastChannels &&
-         operands.channels() <= kMostChannels && operands.tokens() >= std::max(kLeastTokens, 32 * k) &&
-         operands.queries() >= kLeastQueries;
+         operands.channels() <= kMostChannels && operands.tokens() >= std::max(kLeastTokens, 32 * k);
 }
 
 FirstLook::FirstLook(const Operands& operands, const std::vector<at::Tensor>& packed, int64_t k,

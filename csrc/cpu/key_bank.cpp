@@ -27,12 +27,28 @@ float lower_median(std::vector<float>& values) {
 
 }  // namespace
 
+Operands::Segment::Segment(const at::Tensor& keys, const at::Tensor& shrinkages, int64_t first_token)
+    : key(keys),
+      shrinkage(shrinkages),
+      start(first_token),
+      keys(key.const_data_ptr()),
+      shrinkages(shrinkage.defined() ? shrinkage.const_data_ptr<float>() : nullptr),
+      batch_stride(key.stride(0)),
+      channel_stride(key.stride(1)),
+      token_stride(key.stride(2)),
+      shrinkage_strides{} {
+  if (shrinkage.defined()) {
+    shrinkage_strides[0] = shrinkage.stride(0);
+    shrinkage_strides[1] = shrinkage.stride(2);
+  }
+}
+
 Operands::Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, const std::optional<at::Tensor>& qe,
                    const std::optional<at::Tensor>& centre)
     : qk_(qk), qe_(qe.value_or(at::Tensor())), batch_(qk.size(0)), channels_(qk.size(1)), queries_(qk.size(2)) {
   for (size_t i = 0; i < mk.size(); ++i) {
     if (mk[i].size(2) == 0) continue;
-    segments_.push_back({mk[i], ms.empty() ? at::Tensor() : ms[i].to(at::kFloat), tokens_});
+    segments_.emplace_back(mk[i], ms.empty() ? at::Tensor() : ms[i].to(at::kFloat), tokens_);
     tokens_ += mk[i].size(2);
   }
   if (centre) {
@@ -51,10 +67,9 @@ void Operands::find_middle() {
       values.clear();
       for (const Segment& s : segments_) {
         const int64_t n = s.key.size(2);
-        const scalar_t* key =
-            s.key.const_data_ptr<scalar_t>() + i / channels_ * s.key.stride(0) + i % channels_ * s.key.stride(1);
+        const scalar_t* key = s.row<scalar_t>(i / channels_, s.start) + i % channels_ * s.channel_stride;
         for (int64_t j = 0; j < kMiddleSamples; ++j) {
-          values.push_back(static_cast<float>(key[j * n / kMiddleSamples * s.key.stride(2)]));
+          values.push_back(static_cast<float>(key[j * n / kMiddleSamples * s.token_stride]));
         }
       }
       middle_[i] = lower_median(values);
@@ -75,6 +90,7 @@ void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, 
   const float scale = 1 / std::sqrt(static_cast<float>(channels_));
   if (count < columns) std::fill_n(out, width() * columns, 0.0f);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "pack_keys", [&] {
+    float k[kGroup][kGroup] = {};  // [channel, token]
     for (int64_t j = 0; j < count; j += kGroup) {
       const int64_t group = std::min(kGroup, count - j);
       const scalar_t* key[kGroup] = {};
@@ -83,23 +99,31 @@ void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, 
       for (int64_t i = 0; i < group; ++i) {
         const int64_t token = first + (j + i) * step;
         const Segment& from = segment_of(token);
-        key[i] =
-            from.key.const_data_ptr<scalar_t>() + b * from.key.stride(0) + (token - from.start) * from.key.stride(2);
-        stride[i] = from.key.stride(1);
-        s[i] = scale;
-        if (from.shrinkage.defined()) {
-          s[i] *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) +
-                                                         (token - from.start) * from.shrinkage.stride(2)];
-        }
+        key[i] = from.row<scalar_t>(b, token);
+        stride[i] = from.channel_stride;
+        s[i] = scale * from.shrinkage_of(b, token);
         out[2 * channels_ * columns + j + i] = -s[i];
       }
-      for (int64_t c = 0; c < channels_; ++c) {
-        float* square = out + 2 * c * columns + j;
-        float* linear = square + columns;
+      for (int64_t c0 = 0; c0 < channels_; c0 += kGroup) {
+        const int64_t n = std::min(kGroup, channels_ - c0);
         for (int64_t i = 0; i < group; ++i) {
-          const float k = static_cast<float>(key[i][c * stride[i]]) - middle[c];
-          square[i] = -(s[i] * k) * k;
-          linear[i] = 2 * (s[i] * k);
+          for (int64_t c = 0; c < n; ++c) k[c][i] = static_cast<float>(key[i][(c0 + c) * stride[i]]);
+        }
+        for (int64_t c = 0; c < n; ++c) {
+          float* square = out + 2 * (c0 + c) * columns + j;
+          float* linear = square + columns;
+          const auto pack = [&](int64_t tokens) {
+            for (int64_t i = 0; i < tokens; ++i) {
+              const float d = k[c][i] - middle[c0 + c];
+              square[i] = -(s[i] * d) * d;
+              linear[i] = 2 * (s[i] * d);
+            }
+          };
+          if (group == kGroup) {
+            pack(kGroup);
+          } else {
+            pack(group);
+          }
         }
       }
     }
@@ -134,14 +158,10 @@ void Operands::read_keys(int64_t b, int64_t first, int64_t count, bool translate
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "read_keys", [&] {
     for (int64_t j = 0; j < count; ++j, k += channels_) {
       const Segment& from = segment_of(first + j);
-      const int64_t i = first + j - from.start, stride = from.key.stride(1);
-      const scalar_t* key = from.key.const_data_ptr<scalar_t>() + b * from.key.stride(0) + i * from.key.stride(2);
-      for (int64_t c = 0; c < channels_; ++c) k[c] = static_cast<float>(key[c * stride]);
+      const scalar_t* key = from.row<scalar_t>(b, first + j);
+      for (int64_t c = 0; c < channels_; ++c) k[c] = static_cast<float>(key[c * from.channel_stride]);
       if (translated) subtract_middle(b, k);
-      s[j] = scale;
-      if (from.shrinkage.defined()) {
-        s[j] *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) + i * from.shrinkage.stride(2)];
-      }
+      s[j] = scale * from.shrinkage_of(b, first + j);
     }
   });
 }
@@ -184,15 +204,12 @@ void Operands::rescore(int64_t b, int64_t query, const uint32_t* token, int64_t 
     for (int64_t j = 0; j < count; ++j) {
       if (j + kAhead < count) {
         const Segment& next = segment_of(token[j + kAhead]);
-        if (next.key.stride(1) == 1) prefetch(row(next.key, token[j + kAhead] - next.start), channels_);
+        if (next.channel_stride == 1) prefetch(next.row<scalar_t>(b, token[j + kAhead]), channels_);
       }
       const Segment& from = segment_of(token[j]);
-      const int64_t i = token[j] - from.start, stride = from.key.stride(1);
-      const scalar_t* key = row(from.key, i);
-      float s = scale;
-      if (from.shrinkage.defined()) {
-        s *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) + i * from.shrinkage.stride(2)];
-      }
+      const int64_t stride = from.channel_stride;
+      const scalar_t* key = from.row<scalar_t>(b, token[j]);
+      const float s = scale * from.shrinkage_of(b, token[j]);
       const float* channels = k;
       if (stride == 1 && std::is_same_v<scalar_t, float>) {
         channels = reinterpret_cast<const float*>(key);
@@ -216,12 +233,9 @@ void Operands::score_as_product(const LookKernels& kernels, int64_t b, const flo
       for (int64_t i = 0; i < kTogether; ++i) {
         const uint32_t which = token[std::min(j + i, count - 1)];
         const Segment& from = segment_of(which);
-        const int64_t at = which - from.start, stride = from.key.stride(1);
-        const scalar_t* row = from.key.const_data_ptr<scalar_t>() + b * from.key.stride(0) + at * from.key.stride(2);
-        s[i] = scale;
-        if (from.shrinkage.defined()) {
-          s[i] *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) + at * from.shrinkage.stride(2)];
-        }
+        const int64_t stride = from.channel_stride;
+        const scalar_t* row = from.row<scalar_t>(b, which);
+        s[i] = scale * from.shrinkage_of(b, which);
         if (stride == 1 && std::is_same_v<scalar_t, float>) {
           key[i] = reinterpret_cast<const float*>(row);
           prefetch(key[i], channels_);

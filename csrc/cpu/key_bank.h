@@ -57,9 +57,24 @@ class Operands {
                         float* score, float* scratch) const;
 
  private:
+  // A segment that is not empty; its strides and addresses are read once, since asking a tensor for them takes as long
+  // as reading a key.
   struct Segment {
+    Segment(const at::Tensor& keys, const at::Tensor& shrinkages, int64_t first_token);
+
+    template <typename scalar_t>
+    const scalar_t* row(int64_t b, int64_t token) const {
+      return static_cast<const scalar_t*>(keys) + b * batch_stride + (token - start) * token_stride;
+    }
+    float shrinkage_of(int64_t b, int64_t token) const {
+      return shrinkages == nullptr ? 1.0f : shrinkages[b * shrinkage_strides[0] + (token - start) * shrinkage_strides[1]];
+    }
+
     at::Tensor key, shrinkage;
     int64_t start;
+    const void* keys;
+    const float* shrinkages;  // none: 1
+    int64_t batch_stride, channel_stride, token_stride, shrinkage_strides[2];
   };
 
   void find_middle();
