@@ -19,6 +19,8 @@ constexpr int64_t kRaiseAfter = 128;   // tokens that passed
 constexpr int64_t kPassing = 1024;     // a query, and 8 k: more would cost more than the float32 path saves
 constexpr int64_t kTilesToJudge = 4;   // when half of the query tiles gave up, the others need not try
 
+std::atomic<int64_t> all_served{0}, all_given_up{0};
+
 int64_t room_of(int64_t k) {
   return ceil_div(std::max<int64_t>(512, 4 * k), kLookTokens) * kLookTokens;
 }
@@ -39,6 +41,10 @@ int64_t groups_of(int64_t rows) {
 }
 
 }  // namespace
+
+std::pair<int64_t, int64_t> first_look_counts() {
+  return {all_served.load(), all_given_up.load()};
+}
 
 bool FirstLook::pays(const Operands& operands, int64_t k) {
   return vec().look != nullptr && k <= kLargestK && operands.channels() >= kLeastChannels &&
@@ -76,32 +82,35 @@ FirstLook::Scratch::Scratch(const Operands& operands, int64_t k)
 bool FirstLook::collect(int64_t b, int64_t first, int64_t rows, const float* query, int64_t from, int64_t to,
                         Candidates* of_row, Scratch& scratch) {
   const int64_t given_up = given_up_.load(std::memory_order_relaxed);
-  if (given_up >= kTilesToJudge && 2 * given_up > looked_.load(std::memory_order_relaxed)) return false;
+  const bool hopeless = given_up >= kTilesToJudge && 2 * given_up > looked_.load(std::memory_order_relaxed);
   looked_.fetch_add(1, std::memory_order_relaxed);
+  const bool served = !hopeless && try_collect(b, first, rows, query, from, to, of_row, scratch);
+  if (!served) given_up_.fetch_add(1, std::memory_order_relaxed);
+  (served ? all_served : all_given_up).fetch_add(1, std::memory_order_relaxed);
+  return served;
+}
+
+bool FirstLook::try_collect(int64_t b, int64_t first, int64_t rows, const float* query, int64_t from, int64_t to,
+                            Candidates* of_row, Scratch& scratch) const {
   const int64_t groups = groups_of(rows);
   for (int64_t r = 0; r < groups * kLookQueries; ++r) {
     scratch.found[r].count = 0;
     scratch.found[r].bar = r < rows ? lowered(of_row[r].bar) : kInfinity;
     scratch.limit[r] = std::max(kRaiseAfter, 2 * k_);
   }
-  bool bounded = quantise_queries(rows, query, scratch);
-  if (bounded) {
-    if (hint_) raise_by_hint(b, first, rows, query, scratch);
-    const int64_t probed = std::max(ceil_div(to - from, kProbe), ceil_div(2 * k_, kLookTokens));
-    const int64_t step = std::max<int64_t>(1, (to - from) / probed);
-    if (step > 1) {
-      bounded = scan(groups, from, to, step, scratch);
-      for (int64_t r = 0; bounded && r < rows; ++r) {
-        bounded = raise(scratch.found[r], scratch.limit[r], scratch.spare.get());
-        scratch.found[r].count = 0;
-        scratch.limit[r] = std::max(kRaiseAfter, 2 * k_);
-      }
+  if (!quantise_queries(rows, query, scratch)) return false;
+  if (hint_) raise_by_hint(b, first, rows, query, scratch);
+  const int64_t probed = std::max(ceil_div(to - from, kProbe), ceil_div(2 * k_, kLookTokens));
+  const int64_t step = (to - from) / probed;
+  if (step > 1) {
+    if (!scan(groups, from, to, step, scratch)) return false;
+    for (int64_t r = 0; r < rows; ++r) {
+      if (!raise(scratch.found[r], scratch.limit[r], scratch.spare.get())) return false;
+      scratch.found[r].count = 0;
+      scratch.limit[r] = std::max(kRaiseAfter, 2 * k_);
     }
   }
-  if (!bounded || !scan(groups, from, to, 1, scratch)) {
-    given_up_.fetch_add(1, std::memory_order_relaxed);
-    return false;
-  }
+  if (!scan(groups, from, to, 1, scratch)) return false;
   for (int64_t r = 0; r < rows; ++r) {
     LookFound& found = scratch.found[r];
     raise(found, scratch.limit[r], scratch.spare.get());

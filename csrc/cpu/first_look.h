@@ -34,6 +34,8 @@
 
 #include <atomic>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "quantised_bank.h"
 #include "topk_select.h"
@@ -70,6 +72,8 @@ class FirstLook {
                Scratch& scratch);
 
  private:
+  bool try_collect(int64_t b, int64_t first, int64_t rows, const float* query, int64_t from, int64_t to,
+                   Candidates* of_row, Scratch& scratch) const;
   bool quantise_queries(int64_t rows, const float* query, Scratch& scratch) const;
   void raise_by_hint(int64_t b, int64_t first, int64_t rows, const float* query, Scratch& scratch) const;
   bool scan(int64_t groups, int64_t from, int64_t to, int64_t step, Scratch& scratch) const;
@@ -84,5 +88,9 @@ class FirstLook {
   QuantisedBank bank_;
   std::atomic<int64_t> looked_{0}, given_up_{0};
 };
+
+// For tests and measurements: how many parts of reads the first look has served, and how many it has given up, since the
+// process began. A part is a query tile, or that of a split of the memory.
+std::pair<int64_t, int64_t> first_look_counts();
 
 }  // namespace xmemk::cpu
