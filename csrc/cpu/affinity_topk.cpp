@@ -180,7 +180,8 @@ class TopkRead {
     std::vector<float> of_query(n);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t t = 0; t < sample_tiles_; ++t) {
-        std::copy_n(scratch.score.get() + (t * kTileQueries + r) * kTileKeys, kTileKeys, of_query.data() + t * kTileKeys);
+        const float* score = scratch.score.get() + (t * kTileQueries + r) * kTileKeys;
+        std::copy_n(score, kTileKeys, of_query.data() + t * kTileKeys);
       }
       // A sum of `width` products, in whatever order, is off by at most width * 2^-24 of what it adds up.
       float sum = 0;

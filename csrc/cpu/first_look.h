@@ -89,8 +89,8 @@ class FirstLook {
   std::atomic<int64_t> looked_{0}, given_up_{0};
 };
 
-// For tests and measurements: how many parts of reads the first look has served, and how many it has given up, since the
-// process began. A part is a query tile, or that of a split of the memory.
+// For tests and measurements: how many parts of reads the first look has served, and how many it has given up, since
+// the process began. A part is a query tile against a split of the memory.
 std::pair<int64_t, int64_t> first_look_counts();
 
 }  // namespace xmemk::cpu

@@ -67,7 +67,8 @@ class Operands {
       return static_cast<const scalar_t*>(keys) + b * batch_stride + (token - start) * token_stride;
     }
     float shrinkage_of(int64_t b, int64_t token) const {
-      return shrinkages == nullptr ? 1.0f : shrinkages[b * shrinkage_strides[0] + (token - start) * shrinkage_strides[1]];
+      if (shrinkages == nullptr) return 1;
+      return shrinkages[b * shrinkage_strides[0] + (token - start) * shrinkage_strides[1]];
     }
 
     at::Tensor key, shrinkage;

@@ -19,7 +19,7 @@ constexpr int kCodeOfZero = 128;            // of a token; a query's codes are s
 constexpr float kLeastScaled = 0x1p-100f;   // a row without a larger number is taken for 0
 constexpr float kLargestLooked = 0x1p40f;   // the largest norm and shrinkage that the bound is proved for
 
-// A group of queries; see FirstLook::bound for what the numbers are.
+// A group of queries, with the numbers of first_look.h: scale r, norm |B|, error f, constant C - t |C|, slack t |C|.
 struct LookQueries {
   const int32_t* code;  // [steps][kLookQueries], kLookChannels signed bytes each
   int32_t offset[kLookQueries];

@@ -1,5 +1,8 @@
-"""The first look of the C++ top-k read (csrc/cpu/first_look.h) changes time only: neither it nor a hint nor a packed bank
-changes a bit of a result. The float32 path, which other instruction sets take, says what the results are."""
+"""The first look of the C++ top-k read (csrc/cpu/first_look.h) changes time only.
+
+Neither it nor a hint nor a packed bank changes a bit of a result. The float32 path, which other
+instruction sets take, says what the results are.
+"""
 
 import contextlib
 import math
@@ -98,7 +101,7 @@ def test_the_same_bits_for_any_number_of_threads_and_any_hint(threads):
 
 
 def adversarial(seed):
-    """A small case: keys, shrinkage, queries and selection that strain the bound or its arithmetic."""
+    """A small case of keys, shrinkage, queries and selection that strain the bound or its arithmetic."""
     g = torch.Generator().manual_seed(seed)
 
     def choose(*options):
@@ -109,8 +112,8 @@ def adversarial(seed):
     some = torch.rand(N, generator=g) < choose(0.001, 0.05, 0.5)
     scale = 10.0 ** choose(-30, -20, -10, -3, 0, 0, 3, 8, 15)
     kind = choose(
-        "scaled", "offset", "outlier", "ties", "integers", "constant", "equal", "ascending", "one channel", "mixed scales",
-        "queries are tokens", "shrinkage", "no selection", "selection", "bad keys", "bad queries", "subnormal",
+        "scaled", "offset", "outlier", "ties", "integers", "constant", "equal", "ascending", "one channel",
+        "mixed scales", "queries are tokens", "shrinkage", "no selection", "selection", "bad keys", "bad queries", "subnormal",
     )  # fmt: skip
     if kind == "scaled":
         x.mk, x.qk = x.mk * scale, x.qk * scale
@@ -209,7 +212,9 @@ def test_a_packed_bank_changes_nothing(pin):
     pairs = zip(x.mk.split(parts, 2), x.ms.split(parts, 2))
     packed = [pack(mk, ms, centre) for mk, ms in pairs]
     hint = wanted[1].roll(1, 1)
-    assert same(read(x, hint=hint, packed=packed, centre=centre, segments=parts), read(x, segments=parts, centre=centre))
+    assert same(
+        read(x, hint=hint, packed=packed, centre=centre, segments=parts), read(x, segments=parts, centre=centre)
+    )
 
 
 @needs_look
@@ -258,7 +263,7 @@ def test_a_bad_hint_or_bank_is_refused(op):
         call(packed=[packed], centre=centre[0])
     with pytest.raises(TypeError, match="packed: wanted uint8"):
         call(packed=[packed.int()], centre=centre)
-    with pytest.raises(ValueError, match="packed: wanted .*blocks"):
+    with pytest.raises(ValueError, match=r"packed: wanted .*blocks"):
         call(packed=[packed[:, :0]], centre=centre)
     with pytest.raises(ValueError, match="packed: wanted"):
         torch.ops.xmemk.quantise_keys(x.mk, x.ms, centre, packed, 30)
