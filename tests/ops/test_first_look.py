@@ -113,7 +113,8 @@ def adversarial(seed):
     scale = 10.0 ** choose(-30, -20, -10, -3, 0, 0, 3, 8, 15)
     kind = choose(
         "scaled", "offset", "outlier", "ties", "integers", "constant", "equal", "ascending", "one channel",
-        "mixed scales", "queries are tokens", "shrinkage", "no selection", "selection", "bad keys", "bad queries", "subnormal",
+        "mixed scales", "queries are tokens", "shrinkage", "no selection", "selection", "bad keys",
+        "bad queries", "subnormal",
     )  # fmt: skip
     if kind == "scaled":
         x.mk, x.qk = x.mk * scale, x.qk * scale
