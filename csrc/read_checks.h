@@ -69,6 +69,28 @@ inline void check_top_k(const char* op, int64_t top_k) {
   TORCH_CHECK_VALUE(top_k >= 1, op, ": top_k: wanted at least 1, got ", top_k);
 }
 
+inline void check_centre(const char* op, const std::optional<at::Tensor>& centre, const at::Tensor& keys) {
+  TORCH_CHECK_VALUE(!centre || (centre->sizes() == at::IntArrayRef({keys.size(0), keys.size(1)}) &&
+                                centre->scalar_type() == at::kFloat && centre->device() == keys.device()),
+                    op, ": centre: wanted float32 [B = ", keys.size(0), ", CK = ", keys.size(1), "]");
+}
+
+// Tokens that are likely to be among the best: any that exist.
+inline void check_hint(const char* op, const std::optional<at::Tensor>& hint, const at::Tensor& qk, int64_t tokens) {
+  if (!hint) return;
+  TORCH_CHECK_VALUE(hint->dim() == 3 && hint->size(0) == qk.size(0) && hint->size(1) == qk.size(2), op,
+                    ": hint: wanted [B = ", qk.size(0), ", Q = ", qk.size(2), ", k], got ", hint->sizes());
+  TORCH_CHECK_TYPE(hint->scalar_type() == at::kLong, op, ": hint: wanted int64, got ", hint->scalar_type());
+  TORCH_CHECK_VALUE(hint->device() == qk.device(), op, ": hint: wanted device ", qk.device(), ", got ", hint->device());
+  if (!hint->is_cpu()) return;
+  const at::Tensor index = hint->contiguous();
+  const int64_t* i = index.const_data_ptr<int64_t>();
+  for (int64_t j = 0; j < index.numel(); ++j) {
+    TORCH_CHECK_INDEX(0 <= i[j] && i[j] < tokens, op, ": hint: wanted 0 to ", tokens - 1, " (N = ", tokens,
+                      " tokens), got ", i[j]);
+  }
+}
+
 inline void check_affinity(const char* op, const at::Tensor& weight, const at::Tensor& index) {
   TORCH_CHECK_VALUE(weight.dim() == 3 && index.sizes() == weight.sizes() && index.device() == weight.device(), op,
                     ": wanted weight and index [B, Q, k], got ", weight.sizes(), " and ", index.sizes());

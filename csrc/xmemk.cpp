@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
+#include "cpu/first_look.h"
 #include "cpu/vec.h"
 
 namespace {
@@ -40,8 +41,9 @@ pybind11::dict build_info() {
   info["cuda"] = false;
 #endif
   info["cpu_ops"] = std::vector<std::string>{
-      "affinity_topk",      "evict_lfu",  "gather_tokens", "memory_read",         "memory_read_backward",
-      "memory_read_saving", "potentiate", "readout_topk",  "readout_topk_scaled", "select_prototypes"};
+      "affinity_topk", "empty_packed_keys",    "evict_lfu",          "gather_tokens", "key_centre",
+      "memory_read",   "memory_read_backward", "memory_read_saving", "potentiate",    "quantise_keys",
+      "readout_topk",  "readout_topk_scaled",  "select_prototypes"};
 #if defined(XMEMK_WITH_CUDA)
   info["cuda_ops"] = std::vector<std::string>{"evict_lfu", "gather_tokens", "select_prototypes"};
 #else
@@ -56,5 +58,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ and CUDA kernels of xmemk.";
   m.def("build_info", &build_info, "What this module was built with, and the operators it has kernels for.");
   m.def("_vector_sets", &xmemk::cpu::vec_names, "The vector instruction sets this processor can run, best first.");
+  m.def("_first_look_counts", &xmemk::cpu::first_look_counts,
+        "Parts of top-k reads that the first look has served, and those it has given up.");
   m.def("_pin_vector_set", &xmemk::cpu::pin_vec, "For tests: use this set from now on; '' gives the choice back.");
 }

@@ -1,18 +1,24 @@
 // The k most similar tokens of each query and their weights, in one pass over the memory: a tile of scores is computed,
-// compared with each query's bar, and forgotten. Per query only its candidates are kept.
+// compared with each query's bar, and forgotten. Per query only its candidates are kept. Where the processor multiplies
+// bytes, a first look in 8 bits leaves few tokens to score (first_look.h); the float32 pass is for the query tiles that
+// it leaves too many.
 //
 // One result for any number of threads: a score depends on its token and query alone, and the k best by (score, index)
 // are one set however the memory is cut.
 #include "../affinity_topk.h"
 
+#include <atomic>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "first_look.h"
 #include "gemm_tile.h"
 #include "key_bank.h"
+#include "quantised_bank.h"
 #include "read_steps.h"
 #include "topk_select.h"
 
@@ -24,7 +30,8 @@ constexpr int64_t kSampleTiles = 8;           // at most, and an eighth of the m
 
 class TopkRead {
  public:
-  TopkRead(const Operands& operands, int64_t k, at::Tensor& weight, at::Tensor& index)
+  TopkRead(const Operands& operands, int64_t k, const std::optional<at::Tensor>& hint,
+           const std::vector<at::Tensor>& packed, at::Tensor& weight, at::Tensor& index)
       : operands_(operands),
         bank_(operands),
         k_(k),
@@ -37,6 +44,7 @@ class TopkRead {
     block_tiles_ = std::min(tiles, std::max<int64_t>(together, 4 * threads));
     splits_ = std::clamp<int64_t>(2 * threads / block_tiles_, 1, std::min<int64_t>(bank_.chunk_tiles(), 64));
     if (threads == 1) splits_ = 1;
+    if (FirstLook::pays(operands, k)) look_.emplace(operands, packed, k, hint);
     // Of 4 k evenly spaced tokens the k-th best bars three quarters of the memory, in whatever order it comes.
     const int64_t sample = ceil_div(4 * k, kTileKeys);
     sample_tiles_ = sample <= kSampleTiles && 8 * sample <= bank_.tiles() ? sample : 0;
@@ -47,23 +55,29 @@ class TopkRead {
     Buffer<float> values(splits_ * std::min(block, queries) * capacity_);
     Buffer<uint32_t> indices(splits_ * std::min(block, queries) * capacity_);
     for (int64_t b = 0; b < operands_.batch(); ++b) {
-      take_sample(b);
+      sampled_ = false;
       for (int64_t first = 0; first < queries; first += block) {
-        const int64_t count = std::min(block, queries - first);
+        block_ = {b, first, std::min(block, queries - first)};
         candidates_.clear();
-        for (int64_t i = 0; i < splits_ * count; ++i) {
+        for (int64_t i = 0; i < splits_ * block_.count; ++i) {
           candidates_.push_back({values.get() + i * capacity_, indices.get() + i * capacity_});
         }
-        for (int64_t tile = 0; tile < bank_.tiles(); tile += bank_.chunk_tiles()) {
-          bank_.load(b, tile);
-          collect(b, first, count, tile);
+        pending_.assign(ceil_div(block_.count, kTileQueries), true);
+        if (look_) look();
+        std::vector<int64_t> tiles;
+        for (int64_t i = 0; i < static_cast<int64_t>(pending_.size()); ++i) {
+          if (pending_[i]) tiles.push_back(i);
         }
-        if (at_once()) continue;
+        if (!tiles.empty()) {
+          take_sample(b);
+          for (int64_t tile = 0; tile < bank_.tiles(); tile += bank_.chunk_tiles()) {
+            bank_.load(b, tile);
+            collect(tiles, tile);
+          }
+        }
         for_each_task(
-            count, [&] { return std::pair{Buffer<int32_t>(capacity_), Buffer<float>(3 * operands_.width())}; },
-            [&](int64_t i, auto& scratch) {
-              finish(i, count, b, first + i, scratch.first.get(), scratch.second.get());
-            });
+            block_.count, [&] { return std::pair{Buffer<int32_t>(capacity_), Buffer<float>(3 * operands_.width())}; },
+            [&](int64_t i, auto& scratch) { finish(i, scratch.first.get(), scratch.second.get()); });
       }
     }
   }
@@ -75,11 +89,39 @@ class TopkRead {
     Buffer<int32_t> spare;
   };
 
-  // Whether a task sees all of the memory, so that no other has to wait for it to finish.
-  bool at_once() const { return splits_ == 1 && bank_.whole(); }
+  struct QueryBlock {
+    int64_t b, first, count;  // queries under way
+  };
+
+  // Every query tile against all blocks of the 8-bit bank; those that give up stay pending.
+  void look() {
+    QuantisedBank& bank = look_->bank();
+    const int64_t tiles = static_cast<int64_t>(pending_.size()), width = operands_.width();
+    std::vector<std::atomic<bool>> given_up(tiles);
+    for (int64_t block = 0; block < bank.blocks(); block += bank.chunk_blocks()) {
+      if (!bank.load(block_.b, block)) return;
+      const int64_t blocks = std::min(bank.chunk_blocks(), bank.blocks() - block);
+      const auto make = [&] {
+        return std::pair{Buffer<float>(kTileQueries * width), FirstLook::Scratch(operands_, k_)};
+      };
+      for_each_task(tiles * splits_, make, [&](int64_t task, auto& scratch) {
+        const int64_t tile = task / splits_, split = task % splits_, at = tile * kTileQueries;
+        const int64_t rows = std::min(kTileQueries, block_.count - at);
+        const int64_t from = block + split * blocks / splits_, to = block + (split + 1) * blocks / splits_;
+        if (given_up[tile].load(std::memory_order_relaxed)) return;
+        operands_.pack_queries(block_.b, block_.first + at, rows, scratch.first.get());
+        if (!look_->collect(block_.b, block_.first + at, rows, scratch.first.get(), from, to,
+                            candidates_.data() + split * block_.count + at, scratch.second)) {
+          given_up[tile] = true;
+        }
+      });
+    }
+    for (int64_t tile = 0; tile < tiles; ++tile) pending_[tile] = given_up[tile];
+  }
 
   void take_sample(int64_t b) {
-    if (sample_tiles_ == 0) return;
+    if (sample_tiles_ == 0 || sampled_) return;
+    sampled_ = true;
     sample_.resize(sample_tiles_ * operands_.tile_size());
     const int64_t step = operands_.tokens() / (sample_tiles_ * kTileKeys);
     for (int64_t t = 0; t < sample_tiles_; ++t) {
@@ -89,63 +131,79 @@ class TopkRead {
     for (const float x : sample_) sample_largest_ = std::abs(x) > sample_largest_ ? std::abs(x) : sample_largest_;
   }
 
-  // Query tiles [first, first + count) against the loaded tiles of the bank, of which each split takes a part.
-  void collect(int64_t b, int64_t first, int64_t count, int64_t first_tile) {
+  // The query tiles against the loaded tiles of the bank, of which each split takes a part.
+  void collect(const std::vector<int64_t>& query_tiles, int64_t first_tile) {
     const int64_t tiles = std::min(bank_.chunk_tiles(), bank_.tiles() - first_tile), width = operands_.width();
     const int64_t samples = std::max<int64_t>(1, sample_tiles_);
     const VecKernels& kernels = vec();
     const auto make = [&] {
-      return Scratch{Buffer<float>(std::max<int64_t>(kTileQueries, 3) * width),
-                     Buffer<float>(kTileQueries * kTileKeys * samples),
+      return Scratch{Buffer<float>(kTileQueries * width), Buffer<float>(kTileQueries * kTileKeys * samples),
                      Buffer<float>(samples * kTileKeys + 2 * kScanSlack),
                      Buffer<uint32_t>(samples * kTileKeys + 2 * kScanSlack), Buffer<int32_t>(capacity_)};
     };
-    for_each_task(ceil_div(count, kTileQueries) * splits_, make, [&](int64_t task, Scratch& scratch) {
-      const int64_t split = task % splits_, at = task / splits_ * kTileQueries;
-      const int64_t rows = std::min(kTileQueries, count - at);
-      Candidates* of_row = candidates_.data() + split * count + at;
-      operands_.pack_queries(b, first + at, rows, scratch.query.get());
-      if (first_tile == 0 && sample_tiles_ > 0) set_bars(kernels, rows, of_row, scratch);
+    const int64_t tasks = static_cast<int64_t>(query_tiles.size()) * splits_;
+    for_each_task(tasks, make, [&](int64_t task, Scratch& scratch) {
+      const int64_t split = task % splits_, at = query_tiles[task / splits_] * kTileQueries;
+      const int64_t rows = std::min(kTileQueries, block_.count - at);
+      Candidates* of_row = candidates_.data() + split * block_.count + at;
+      operands_.pack_queries(block_.b, block_.first + at, rows, scratch.query.get());
+      if (first_tile == 0) reset(kernels, rows, of_row, scratch);
       const int64_t from = first_tile + split * tiles / splits_, to = first_tile + (split + 1) * tiles / splits_;
       for (int64_t t = from; t < to; ++t) {
         const int64_t keys = bank_.tile_keys(t);
-        gemm_tile(rows, kTileKeys, width, scratch.query.get(), width, bank_.tile(t), kTileKeys, scratch.score.get(),
-                  kTileKeys, false);
+        multiply(kernels, rows, scratch.query.get(), bank_.tile(t), scratch.score.get());
         for (int64_t r = 0; r < rows; ++r) {
           of_row[r].add(kernels, scratch.score.get() + r * kTileKeys, keys, static_cast<uint32_t>(t * kTileKeys), k_,
                         scratch.spare.get());
         }
       }
-      for (int64_t i = at; at_once() && i < at + rows; ++i) {
-        finish(i, count, b, first + i, scratch.spare.get(), scratch.query.get());
-      }
     });
+  }
+
+  // score[rows, kTileKeys]; where there is a first look, to the last bit what it makes of a token by itself.
+  void multiply(const VecKernels& kernels, int64_t rows, const float* query, const float* tile, float* score) const {
+    const int64_t width = operands_.width();
+    if (kernels.look != nullptr) {
+      kernels.look->product(query, rows, width, tile, kTileKeys, score);
+    } else {
+      gemm_tile(rows, kTileKeys, width, query, width, tile, kTileKeys, score, kTileKeys, false);
+    }
+  }
+
+  void reset(const VecKernels& kernels, int64_t rows, Candidates* of_row, Scratch& scratch) const {
+    for (int64_t r = 0; r < rows; ++r) of_row[r] = {of_row[r].value, of_row[r].index};
+    if (sample_tiles_ > 0) set_bars(kernels, rows, of_row, scratch);
   }
 
   void set_bars(const VecKernels& kernels, int64_t rows, Candidates* of_row, Scratch& scratch) const {
     const int64_t width = operands_.width(), n = sample_tiles_ * kTileKeys;
     for (int64_t t = 0; t < sample_tiles_; ++t) {
-      gemm_tile(rows, kTileKeys, width, scratch.query.get(), width, sample_.data() + t * operands_.tile_size(),
-                kTileKeys, scratch.score.get() + t * kTileKeys, n, false);
+      multiply(kernels, rows, scratch.query.get(), sample_.data() + t * operands_.tile_size(),
+               scratch.score.get() + t * kTileQueries * kTileKeys);
     }
+    std::vector<float> of_query(n);
     for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t t = 0; t < sample_tiles_; ++t) {
+        const float* score = scratch.score.get() + (t * kTileQueries + r) * kTileKeys;
+        std::copy_n(score, kTileKeys, of_query.data() + t * kTileKeys);
+      }
       // A sum of `width` products, in whatever order, is off by at most width * 2^-24 of what it adds up.
       float sum = 0;
       for (int64_t c = 0; c < width; ++c) sum += std::abs(scratch.query[r * width + c]);
       const float slack = 4 * static_cast<float>(width) * 0x1p-24f * sum * sample_largest_;
-      of_row[r].bar = bar_of_sample(kernels, scratch.score.get() + r * n, n, k_, slack, scratch.sample.get(),
+      of_row[r].bar = bar_of_sample(kernels, of_query.data(), n, k_, slack, scratch.sample.get(),
                                     scratch.sample_index.get());
     }
   }
 
-  // Candidates i of the block, which are those of `query`: the best k of all splits, sorted; softmax.
-  void finish(int64_t i, int64_t count, int64_t b, int64_t query, int32_t* spare, float* scratch) {
+  // Query i of the block: the best k of all splits, sorted; softmax.
+  void finish(int64_t i, int32_t* spare, float* scratch) {
     const VecKernels& kernels = vec();
     Candidates& best = candidates_[i];
     if (splits_ > 1) {
       best.keep_best(kernels, k_, k_, spare);
       for (int64_t split = 1; split < splits_; ++split) {  // in order, so that indices keep ascending
-        Candidates& more = candidates_[split * count + i];
+        Candidates& more = candidates_[split * block_.count + i];
         more.keep_best(kernels, k_, k_, spare);
         for (int64_t j = 0; j < more.count; ++j) {
           if (best.count == room_) best.keep_best(kernels, k_, k_, spare);
@@ -155,8 +213,8 @@ class TopkRead {
       }
     }
     best.keep_best(kernels, k_, k_, spare);
-    operands_.rescore(b, query, best.index, best.count, best.value, scratch);
-    const int64_t row = b * operands_.queries() + query;
+    operands_.rescore(block_.b, block_.first + i, best.index, best.count, best.value, scratch);
+    const int64_t row = block_.b * operands_.queries() + block_.first + i;
     write(best, weight_ + row * k_, index_ + row * k_);
   }
 
@@ -187,18 +245,38 @@ class TopkRead {
   std::vector<Candidates> candidates_;  // [splits, queries of the block]
   std::vector<float> sample_;
   float sample_largest_ = 0;
+  bool sampled_ = false;
+  std::optional<FirstLook> look_;
+  QueryBlock block_{};
+  std::vector<bool> pending_;  // query tiles of the block that the float32 pass has to do
 };
 
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> select_topk(at::TensorList mk, at::TensorList ms, const at::Tensor& qk,
-                                               const std::optional<at::Tensor>& qe, int64_t top_k) {
-  const Operands operands(mk, ms, qk, qe);
+                                               const std::optional<at::Tensor>& qe, int64_t top_k,
+                                               const LookInputs& look) {
+  const Operands operands(mk, ms, qk, qe, look.centre);
+  std::vector<at::Tensor> packed;
+  for (size_t i = 0; i < look.packed.size(); ++i) {
+    if (mk[i].size(2) > 0) packed.push_back(look.packed[i]);
+  }
   const int64_t k = std::min(top_k, operands.tokens());
   at::Tensor weight = at::empty({operands.batch(), operands.queries(), k}, qk.options().dtype(at::kFloat));
   at::Tensor index = at::empty(weight.sizes(), qk.options().dtype(at::kLong));
-  if (weight.numel() > 0) TopkRead(operands, k, weight, index).run();
+  if (weight.numel() > 0) TopkRead(operands, k, look.hint, packed, weight, index).run();
   return {weight, index};
+}
+
+LookInputs look_inputs(const char* op, at::TensorList mk, const at::Tensor& qk, const std::optional<at::Tensor>& hint,
+                       const std::optional<std::vector<at::Tensor>>& packed, const std::optional<at::Tensor>& centre) {
+  check_hint(op, hint, qk, tokens_of(mk));
+  check_centre(op, centre, qk);
+  if (!packed) return {hint, {}, centre};
+  TORCH_CHECK_VALUE(packed->size() == mk.size() && centre, op,
+                    ": packed: wanted one for each mk, and a centre, got ", packed->size(), " for ", mk.size());
+  for (size_t i = 0; i < mk.size(); ++i) check_packed_keys(op, (*packed)[i], mk[i], mk[i].size(2));
+  return {hint, *packed, centre};
 }
 
 at::Tensor usage_of(const at::Tensor& weight, const at::Tensor& index, int64_t tokens) {
@@ -229,9 +307,12 @@ namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> affinity_topk(at::TensorList mk, at::TensorList ms, const at::Tensor& qk,
                                                              const std::optional<at::Tensor>& qe, int64_t top_k,
-                                                             bool return_usage) {
+                                                             bool return_usage, const std::optional<at::Tensor>& hint,
+                                                             std::optional<std::vector<at::Tensor>> packed,
+                                                             const std::optional<at::Tensor>& centre) {
   check_affinity_topk(mk, ms, qk, qe, top_k);
-  auto [weight, index] = select_topk(mk, ms, qk, qe, top_k);
+  const LookInputs look = look_inputs("affinity_topk", mk, qk, hint, packed, centre);
+  auto [weight, index] = select_topk(mk, ms, qk, qe, top_k, look);
   at::Tensor usage = return_usage ? usage_of(weight, index, tokens_of(mk)) : at::empty({0}, weight.options());
   return {weight, index, usage};
 }

@@ -13,7 +13,7 @@ namespace {
 
 // Per channel the median of some keys of each segment: neither keys that are not finite nor a few enormous ones move
 // it away from the rest.
-constexpr int64_t kMiddleSamples = 64;
+constexpr int64_t kCenterSamples = 64;
 
 constexpr int64_t kAhead = 8;  // keys to fetch ahead
 
@@ -27,14 +27,36 @@ float lower_median(std::vector<float>& values) {
 
 }  // namespace
 
-Operands::Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, const std::optional<at::Tensor>& qe)
+Operands::Segment::Segment(const at::Tensor& keys, const at::Tensor& shrinkages, int64_t first_token)
+    : key(keys),
+      shrinkage(shrinkages),
+      start(first_token),
+      keys(key.const_data_ptr()),
+      shrinkages(shrinkage.defined() ? shrinkage.const_data_ptr<float>() : nullptr),
+      batch_stride(key.stride(0)),
+      channel_stride(key.stride(1)),
+      token_stride(key.stride(2)),
+      shrinkage_strides{} {
+  if (shrinkage.defined()) {
+    shrinkage_strides[0] = shrinkage.stride(0);
+    shrinkage_strides[1] = shrinkage.stride(2);
+  }
+}
+
+Operands::Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, const std::optional<at::Tensor>& qe,
+                   const std::optional<at::Tensor>& centre)
     : qk_(qk), qe_(qe.value_or(at::Tensor())), batch_(qk.size(0)), channels_(qk.size(1)), queries_(qk.size(2)) {
   for (size_t i = 0; i < mk.size(); ++i) {
     if (mk[i].size(2) == 0) continue;
-    segments_.push_back({mk[i], ms.empty() ? at::Tensor() : ms[i].to(at::kFloat), tokens_});
+    segments_.emplace_back(mk[i], ms.empty() ? at::Tensor() : ms[i].to(at::kFloat), tokens_);
     tokens_ += mk[i].size(2);
   }
-  find_center();
+  if (centre) {
+    const at::Tensor given = centre->contiguous();
+    center_.assign(given.const_data_ptr<float>(), given.const_data_ptr<float>() + given.numel());
+  } else {
+    find_center();
+  }
 }
 
 void Operands::find_center() {
@@ -45,10 +67,9 @@ void Operands::find_center() {
       values.clear();
       for (const Segment& s : segments_) {
         const int64_t n = s.key.size(2);
-        const scalar_t* key =
-            s.key.const_data_ptr<scalar_t>() + i / channels_ * s.key.stride(0) + i % channels_ * s.key.stride(1);
-        for (int64_t j = 0; j < kMiddleSamples; ++j) {
-          values.push_back(static_cast<float>(key[j * n / kMiddleSamples * s.key.stride(2)]));
+        const scalar_t* key = s.row<scalar_t>(i / channels_, s.start) + i % channels_ * s.channel_stride;
+        for (int64_t j = 0; j < kCenterSamples; ++j) {
+          values.push_back(static_cast<float>(key[j * n / kCenterSamples * s.token_stride]));
         }
       }
       center_[i] = lower_median(values);
@@ -62,12 +83,14 @@ const Operands::Segment& Operands::segment_of(int64_t token) const {
   return segments_[i];
 }
 
-void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out) const {
+void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out,
+                         int64_t columns) const {
   constexpr int64_t kGroup = 16;  // tokens at a time: a cache line of each row of `out`, and few lines of the keys
   const float* center = center_.data() + b * channels_;
   const float scale = 1 / std::sqrt(static_cast<float>(channels_));
-  if (count < kTileKeys) std::fill_n(out, tile_size(), 0.0f);
+  if (count < columns) std::fill_n(out, width() * columns, 0.0f);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "pack_keys", [&] {
+    float k[kGroup][kGroup] = {};  // [channel, token]
     for (int64_t j = 0; j < count; j += kGroup) {
       const int64_t group = std::min(kGroup, count - j);
       const scalar_t* key[kGroup] = {};
@@ -76,23 +99,31 @@ void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, 
       for (int64_t i = 0; i < group; ++i) {
         const int64_t token = first + (j + i) * step;
         const Segment& from = segment_of(token);
-        key[i] =
-            from.key.const_data_ptr<scalar_t>() + b * from.key.stride(0) + (token - from.start) * from.key.stride(2);
-        stride[i] = from.key.stride(1);
-        s[i] = scale;
-        if (from.shrinkage.defined()) {
-          s[i] *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) +
-                                                         (token - from.start) * from.shrinkage.stride(2)];
-        }
-        out[2 * channels_ * kTileKeys + j + i] = -s[i];
+        key[i] = from.row<scalar_t>(b, token);
+        stride[i] = from.channel_stride;
+        s[i] = scale * from.shrinkage_of(b, token);
+        out[2 * channels_ * columns + j + i] = -s[i];
       }
-      for (int64_t c = 0; c < channels_; ++c) {
-        float* square = out + 2 * c * kTileKeys + j;
-        float* linear = square + kTileKeys;
+      for (int64_t c0 = 0; c0 < channels_; c0 += kGroup) {
+        const int64_t n = std::min(kGroup, channels_ - c0);
         for (int64_t i = 0; i < group; ++i) {
-          const float k = static_cast<float>(key[i][c * stride[i]]) - center[c];
-          square[i] = -(s[i] * k) * k;
-          linear[i] = 2 * (s[i] * k);
+          for (int64_t c = 0; c < n; ++c) k[c][i] = static_cast<float>(key[i][(c0 + c) * stride[i]]);
+        }
+        for (int64_t c = 0; c < n; ++c) {
+          float* square = out + 2 * (c0 + c) * columns + j;
+          float* linear = square + columns;
+          const auto pack = [&](int64_t tokens) {
+            for (int64_t i = 0; i < tokens; ++i) {
+              const float d = k[c][i] - center[c0 + c];
+              square[i] = -(s[i] * d) * d;
+              linear[i] = 2 * (s[i] * d);
+            }
+          };
+          if (group == kGroup) {
+            pack(kGroup);
+          } else {
+            pack(group);
+          }
         }
       }
     }
@@ -127,14 +158,10 @@ void Operands::read_keys(int64_t b, int64_t first, int64_t count, bool translate
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "read_keys", [&] {
     for (int64_t j = 0; j < count; ++j, k += channels_) {
       const Segment& from = segment_of(first + j);
-      const int64_t i = first + j - from.start, stride = from.key.stride(1);
-      const scalar_t* key = from.key.const_data_ptr<scalar_t>() + b * from.key.stride(0) + i * from.key.stride(2);
-      for (int64_t c = 0; c < channels_; ++c) k[c] = static_cast<float>(key[c * stride]);
+      const scalar_t* key = from.row<scalar_t>(b, first + j);
+      for (int64_t c = 0; c < channels_; ++c) k[c] = static_cast<float>(key[c * from.channel_stride]);
       if (translated) subtract_center(b, k);
-      s[j] = scale;
-      if (from.shrinkage.defined()) {
-        s[j] *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) + i * from.shrinkage.stride(2)];
-      }
+      s[j] = scale * from.shrinkage_of(b, first + j);
     }
   });
 }
@@ -177,15 +204,12 @@ void Operands::rescore(int64_t b, int64_t query, const uint32_t* token, int64_t 
     for (int64_t j = 0; j < count; ++j) {
       if (j + kAhead < count) {
         const Segment& next = segment_of(token[j + kAhead]);
-        if (next.key.stride(1) == 1) prefetch(row(next.key, token[j + kAhead] - next.start), channels_);
+        if (next.channel_stride == 1) prefetch(next.row<scalar_t>(b, token[j + kAhead]), channels_);
       }
       const Segment& from = segment_of(token[j]);
-      const int64_t i = token[j] - from.start, stride = from.key.stride(1);
-      const scalar_t* key = row(from.key, i);
-      float s = scale;
-      if (from.shrinkage.defined()) {
-        s *= from.shrinkage.const_data_ptr<float>()[b * from.shrinkage.stride(0) + i * from.shrinkage.stride(2)];
-      }
+      const int64_t stride = from.channel_stride;
+      const scalar_t* key = from.row<scalar_t>(b, token[j]);
+      const float s = scale * from.shrinkage_of(b, token[j]);
       const float* channels = k;
       if (stride == 1 && std::is_same_v<scalar_t, float>) {
         channels = reinterpret_cast<const float*>(key);
@@ -194,6 +218,34 @@ void Operands::rescore(int64_t b, int64_t query, const uint32_t* token, int64_t 
       }
       const float exact = -s * kernels.distance(channels, q, e, channels_);
       if (std::isfinite(exact)) score[j] = exact;
+    }
+  });
+}
+
+void Operands::score_as_product(const LookKernels& kernels, int64_t b, const float* query, const uint32_t* token,
+                                int64_t count, float* score, float* scratch) const {
+  constexpr int64_t kTogether = 16;
+  const float scale = 1 / std::sqrt(static_cast<float>(channels_));
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "score_as_product", [&] {
+    for (int64_t j = 0; j < count; j += kTogether) {
+      const float* key[kTogether];
+      float s[kTogether];
+      for (int64_t i = 0; i < kTogether; ++i) {
+        const uint32_t which = token[std::min(j + i, count - 1)];
+        const Segment& from = segment_of(which);
+        const int64_t stride = from.channel_stride;
+        const scalar_t* row = from.row<scalar_t>(b, which);
+        s[i] = scale * from.shrinkage_of(b, which);
+        if (stride == 1 && std::is_same_v<scalar_t, float>) {
+          key[i] = reinterpret_cast<const float*>(row);
+          prefetch(key[i], channels_);
+        } else {
+          float* wide = scratch + i * channels_;
+          for (int64_t c = 0; c < channels_; ++c) wide[c] = static_cast<float>(row[c * stride]);
+          key[i] = wide;
+        }
+      }
+      kernels.score_tokens(key, s, centre(b), query, channels_, score + j);
     }
   });
 }

@@ -8,6 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "vec_look.h"
 #include "work.h"
 
 namespace xmemk::cpu {
@@ -17,7 +18,9 @@ constexpr int64_t kTileQueries = 64;
 
 class Operands {
  public:
-  Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, const std::optional<at::Tensor>& qe);
+  // `centre` [B, CK] float32: the middle key, where it is given and not found here.
+  Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, const std::optional<at::Tensor>& qe,
+           const std::optional<at::Tensor>& centre = std::nullopt);
 
   int64_t batch() const { return batch_; }
   int64_t tokens() const { return tokens_; }
@@ -25,10 +28,16 @@ class Operands {
   int64_t channels() const { return channels_; }
   int64_t width() const { return 2 * channels_ + 1; }
   int64_t tile_size() const { return width() * kTileKeys; }
+  const float* centre(int64_t b) const { return center_.data() + b * channels_; }
 
-  // out[width, kTileKeys] = (-s k^2, 2 s k of each channel, then -s) of tokens first, first + step, ...; the columns
+  // The segments that are not empty: their first token, and how many.
+  int64_t segments() const { return static_cast<int64_t>(segments_.size()); }
+  int64_t segment_start(int64_t i) const { return segments_[i].start; }
+  int64_t segment_tokens(int64_t i) const { return segments_[i].key.size(2); }
+
+  // out[width, columns] = (-s k^2, 2 s k of each channel, then -s) of tokens first, first + step, ...; the columns
   // beyond `count` are 0.
-  void pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out) const;
+  void pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out, int64_t columns = kTileKeys) const;
 
   // out[count, width] = (e, e q of each channel, then sum e q^2)
   void pack_queries(int64_t b, int64_t first, int64_t count, float* out) const;
@@ -42,10 +51,31 @@ class Operands {
   // overflows is left as it is. `scratch` has 3 CK floats.
   void rescore(int64_t b, int64_t query, const uint32_t* token, int64_t count, float* score, float* scratch) const;
 
+  // score[j] of `query`, a row of pack_queries, and token[j], to the last bit what LookKernels::product makes of it.
+  // Up to 15 more scores are overwritten; `scratch` has 16 CK floats.
+  void score_as_product(const LookKernels& kernels, int64_t b, const float* query, const uint32_t* token, int64_t count,
+                        float* score, float* scratch) const;
+
  private:
+  // A segment that is not empty; its strides and addresses are read once, since asking a tensor for them takes as long
+  // as reading a key.
   struct Segment {
+    Segment(const at::Tensor& keys, const at::Tensor& shrinkages, int64_t first_token);
+
+    template <typename scalar_t>
+    const scalar_t* row(int64_t b, int64_t token) const {
+      return static_cast<const scalar_t*>(keys) + b * batch_stride + (token - start) * token_stride;
+    }
+    float shrinkage_of(int64_t b, int64_t token) const {
+      if (shrinkages == nullptr) return 1;
+      return shrinkages[b * shrinkage_strides[0] + (token - start) * shrinkage_strides[1]];
+    }
+
     at::Tensor key, shrinkage;
     int64_t start;
+    const void* keys;
+    const float* shrinkages;  // none: 1
+    int64_t batch_stride, channel_stride, token_stride, shrinkage_strides[2];
   };
 
   void find_center();

@@ -11,11 +11,15 @@ namespace {
 
 std::tuple<at::Tensor, at::Tensor> memory_read(at::TensorList mk, at::TensorList ms, at::TensorList mv,
                                                const at::Tensor& qk, const std::optional<at::Tensor>& qe,
-                                               std::optional<int64_t> top_k, bool return_usage) {
+                                               std::optional<int64_t> top_k, bool return_usage,
+                                               const std::optional<at::Tensor>& hint,
+                                               std::optional<std::vector<at::Tensor>> packed,
+                                               const std::optional<at::Tensor>& centre) {
   check_memory_read("memory_read", mk, ms, mv, qk, qe, top_k);
+  const LookInputs look = look_inputs("memory_read", mk, qk, hint, packed, centre);
   const int64_t tokens = tokens_of(mk);
   if (!top_k || *top_k >= tokens) return read_dense(mk, ms, mv, qk, qe, return_usage);
-  const auto [weight, index] = select_topk(mk, ms, qk, qe, *top_k);
+  const auto [weight, index] = select_topk(mk, ms, qk, qe, *top_k, look);
   at::Tensor usage = return_usage ? usage_of(weight, index, tokens) : at::empty({0}, weight.options());
   return {read_topk(mv, weight, index), usage};
 }

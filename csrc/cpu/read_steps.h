@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 
@@ -14,9 +15,22 @@ inline int64_t tokens_of(at::TensorList segments) {
   return tokens;
 }
 
+// What makes a top-k read quicker, and changes no result: tokens [B, Q, k'] int64 that are likely to be among the best;
+// the keys of each segment as quantise_keys packed them, about this centre [B, CK].
+struct LookInputs {
+  std::optional<at::Tensor> hint;
+  std::vector<at::Tensor> packed;
+  std::optional<at::Tensor> centre;
+};
+
+// Checked: hint [B, Q, k'] of existing tokens, packed keys for each mk, and the centre they were packed about.
+LookInputs look_inputs(const char* op, at::TensorList mk, const at::Tensor& qk, const std::optional<at::Tensor>& hint,
+                       const std::optional<std::vector<at::Tensor>>& packed, const std::optional<at::Tensor>& centre);
+
 // -> weight [B, Q, k] float32, index [B, Q, k] int64, k = min(top_k, N)
 std::tuple<at::Tensor, at::Tensor> select_topk(at::TensorList mk, at::TensorList ms, const at::Tensor& qk,
-                                               const std::optional<at::Tensor>& qe, int64_t top_k);
+                                               const std::optional<at::Tensor>& qe, int64_t top_k,
+                                               const LookInputs& look = {});
 
 // -> usage [B, tokens] float32
 at::Tensor usage_of(const at::Tensor& weight, const at::Tensor& index, int64_t tokens);

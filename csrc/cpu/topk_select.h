@@ -33,6 +33,14 @@ struct Candidates {
     }
   }
 
+  // Takes in one score, of a token behind all those before it.
+  void add(const VecKernels& vec, float score, uint32_t token, int64_t k, int32_t* spare) {
+    if (count == room(k)) keep_best(vec, k, k + (room(k) - k) / 8, spare);
+    value[count] = score;
+    index[count] = token;
+    count += score > bar && score < std::numeric_limits<float>::infinity();
+  }
+
   // Keeps the k best, and perhaps some of the next, `most` at the most. What comes later and equals the bar loses by
   // its index, so it must be above it.
   void keep_best(const VecKernels& vec, int64_t k, int64_t most, int32_t* spare) {

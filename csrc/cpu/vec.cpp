@@ -4,6 +4,8 @@
 
 #include <c10/util/Exception.h>
 
+#include "vec_look.h"
+
 namespace xmemk::cpu {
 namespace {
 
@@ -14,6 +16,15 @@ std::vector<const VecKernels*> runnable() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512vnni")) {
+      static const VecKernels vnni = [] {
+        VecKernels set = kVecAvx512;
+        set.name = "avx512vnni";
+        set.look = &kLookAvx512Vnni;
+        return set;
+      }();
+      sets.push_back(&vnni);
+    }
     sets.push_back(&kVecAvx512);
   }
   if (avx2) sets.push_back(&kVecAvx2);

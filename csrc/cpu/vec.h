@@ -18,6 +18,8 @@ struct Scanned {
 
 constexpr int64_t kScanSlack = 16;  // entries behind the room given to scan() that it may overwrite
 
+struct LookKernels;
+
 struct VecKernels {
   const char* name;
 
@@ -55,6 +57,8 @@ struct VecKernels {
   float (*dot_add_scaled)(float* y, const float* x, float a, const float* v, int64_t count);
 
   void (*widen_half)(const uint16_t* half, int64_t count, float* out);
+
+  const LookKernels* look = nullptr;  // vec_look.h; none where a product of bytes does not pay
 };
 
 const VecKernels& vec();

@@ -10,6 +10,7 @@ from .gather_tokens import gather_tokens
 from .memory_read import memory_read
 from .memory_read_saving import memory_read_saving
 from .native import cuda_error, native_error, sized, triton_error
+from .packed_keys import empty_packed_keys, key_centre, quantise_keys
 from .potentiate import potentiate
 from .readout_topk import readout_topk, readout_topk_scaled
 from .select_prototypes import select_prototypes
@@ -20,12 +21,15 @@ __all__ = [
     "consolidate_cuda",
     "consolidate_triton",
     "cuda_error",
+    "empty_packed_keys",
     "evict_lfu",
     "gather_tokens",
+    "key_centre",
     "memory_read",
     "memory_read_saving",
     "native_error",
     "potentiate",
+    "quantise_keys",
     "readout_topk",
     "readout_topk_scaled",
     "select_prototypes",

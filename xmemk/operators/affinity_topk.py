@@ -1,4 +1,8 @@
-"""affinity_topk: the k most similar tokens of each query, and their weights."""
+"""affinity_topk: the k most similar tokens of each query, and their weights.
+
+hint, packed and centre change the time of a top-k read on the CPU, never its result (packed_keys.py).
+hint [B, Q, k'] int64: tokens that are likely to be among the best, such as last frame's.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from .library import Tensors, define, empty_usage, fake, or_empty, triton_kernel
 from .native import kernels
 
 define(
-    "affinity_topk(Tensor[] mk, Tensor[] ms, Tensor qk, Tensor? qe, SymInt top_k, bool return_usage)"
+    "affinity_topk(Tensor[] mk, Tensor[] ms, Tensor qk, Tensor? qe, SymInt top_k, bool return_usage,"
+    " Tensor? hint=None, Tensor[]? packed=None, Tensor? centre=None)"
     " -> (Tensor weight, Tensor index, Tensor usage)"
 )
 _affinity_topk = torch.ops.xmemk.affinity_topk.default
@@ -26,8 +31,9 @@ def affinity_topk(
 
 @fake("affinity_topk")
 def _fake(
-    mk: Tensors, ms: Tensors, qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    mk: Tensors, ms: Tensors, qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool,
+    hint: Tensor | None = None, packed: Tensors | None = None, centre: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     shape = (qk.shape[0], qk.shape[2], torch.sym_min(top_k, sum(k.shape[2] for k in mk)))
     weight = qk.new_empty(shape, dtype=torch.float32)
     return weight, qk.new_empty(shape, dtype=torch.int64), empty_usage(mk, qk, return_usage)
@@ -35,8 +41,9 @@ def _fake(
 
 @triton_kernel("affinity_topk")
 def _triton(
-    mk: Tensors, ms: Tensors, qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    mk: Tensors, ms: Tensors, qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool,
+    hint: Tensor | None = None, packed: Tensors | None = None, centre: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     memory, queries = MemoryInputs(mk, ms or None, []), QueryInputs(qk, qe)
     weight, index, usage = kernels().affinity_topk(memory, queries, top_k, return_usage)
     return weight, index, or_empty(usage, qk)

@@ -10,8 +10,8 @@ from .library import Tensors, define, empty_readout, empty_usage, fake, or_empty
 from .native import kernels
 
 define(
-    "memory_read(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor qk, Tensor? qe, SymInt? top_k, bool return_usage)"
-    " -> (Tensor readout, Tensor usage)"
+    "memory_read(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor qk, Tensor? qe, SymInt? top_k, bool return_usage,"
+    " Tensor? hint=None, Tensor[]? packed=None, Tensor? centre=None) -> (Tensor readout, Tensor usage)"
 )
 _memory_read = torch.ops.xmemk.memory_read.default
 
@@ -27,15 +27,17 @@ def memory_read(
 
 @fake("memory_read")
 def _fake(
-    mk: Tensors, ms: Tensors, mv: Tensors, qk: Tensor, qe: Tensor | None, top_k: int | None, return_usage: bool
-) -> tuple[Tensor, Tensor]:
+    mk: Tensors, ms: Tensors, mv: Tensors, qk: Tensor, qe: Tensor | None, top_k: int | None, return_usage: bool,
+    hint: Tensor | None = None, packed: Tensors | None = None, centre: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     return empty_readout(mv[0], qk.shape[2]), empty_usage(mk, qk, return_usage)
 
 
 @triton_kernel("memory_read")
 def _triton(
-    mk: Tensors, ms: Tensors, mv: Tensors, qk: Tensor, qe: Tensor | None, top_k: int | None, return_usage: bool
-) -> tuple[Tensor, Tensor]:
+    mk: Tensors, ms: Tensors, mv: Tensors, qk: Tensor, qe: Tensor | None, top_k: int | None, return_usage: bool,
+    hint: Tensor | None = None, packed: Tensors | None = None, centre: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     memory, queries = MemoryInputs(mk, ms or None, mv), QueryInputs(qk, qe)
     readout, usage = kernels().memory_read(memory, queries, top_k, return_usage)
     return readout, or_empty(usage, qk)
