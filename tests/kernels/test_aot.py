@@ -19,9 +19,16 @@ from xmemk.kernels import aot  # noqa: E402
 
 pytestmark = pytest.mark.timeout(900)  # a minute, but on a busy machine
 
-# The kernels that do most of the work of XMem's read at 480p, and the one that is the most Python in one kernel.
+# The kernels that do most of the work of XMem's read at 480p, the one that is the most Python, and what else the read
+# takes.
 KERNELS = (*aot.MULTIPLY, "weigh_candidates")
-ON_HOPPER = ("find_middle", "fill_bank", "wide_maxima", "select_groups", "read_rows")  # what else XMem's read takes
+ON_HOPPER = (
+    "find_center",
+    "fill_operands",
+    "fallback_maxima",
+    "select_groups",
+    "read_rows",
+)  # what else XMem's read takes
 CASES = ("topk float16", "dense float16", "backward dense float16")
 
 
@@ -58,7 +65,7 @@ def test_every_configuration_is_launched():
         launched = {x.kernel for x in aot.launches(architecture)}
         table = set(configs.table()[str(architecture)])
         assert {name.removesuffix("_float32") for name in table} <= launched
-        assert table == set(configs.table()["interpreter"])
+        assert table == set(configs.table()["cpu"])
 
 
 def kinds(top_k, n, segments=()):
@@ -75,7 +82,9 @@ def test_a_memory_that_grows_a_little_needs_no_new_kernels(top_k):
     assert len({frozenset(kinds(top_k, n, (1620, n))) for n in (24_580, 24_589, 24_592)}) == 1
 
 
-@pytest.mark.parametrize(("top_k", "following"), [(30, {"select_groups"}), (None, {"split_weights", "wide_weights"})])
+@pytest.mark.parametrize(
+    ("top_k", "following"), [(30, {"select_groups"}), (None, {"split_weights", "fallback_weights"})]
+)
 def test_a_memory_that_doubles_needs_few_new_kernels(top_k, following):
     known = kinds(top_k, 1024)
     for power in range(10, 17):  # to 131,072 tokens; of more, groups are grouped by a kernel of their own
@@ -173,9 +182,8 @@ class Live(TorchDispatchMode):
 
     def __init__(self, inputs):
         super().__init__()
-        self.inputs = {
-            x.untyped_storage()._cdata for part in inputs for x in ([part] if torch.is_tensor(part) else part)
-        }
+        tensors = [*inputs[0].mk, *inputs[0].ms, *inputs[0].mv, *inputs[1]]
+        self.inputs = {x.untyped_storage()._cdata for x in tensors}
         self.sizes, self.most = {}, 0
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
@@ -213,9 +221,9 @@ def test_nothing_on_the_host_looks_at_numbers():
         for name, call in aot.cases().items():
             call()
             assert name
-        x = aot.meta(2000, 100, objects=2)
-        kernels.readout_topk(x[2], *kernels.affinity_topk(*x[:2], *x[3:], 30, True)[:2])
-        kernels.potentiate(*x[:3], x[3], x[4])
+        x = memory, queries = aot.meta(2000, 100, objects=2)
+        kernels.readout_topk(memory.mv, *kernels.affinity_topk(memory, queries, 30, True)[:2])
+        kernels.potentiate(memory, queries)
         for top_k in (None, 30):
             readout, usage, weight, index = kernels.memory_read_saving(*x, top_k, True)
             kernels.memory_read_backward(*x, weight, index, readout, usage)

@@ -8,6 +8,7 @@ import torch
 from interpreter import interpreted
 
 import xmemk
+from xmemk.inputs import MemoryInputs, QueryInputs
 from xmemk.testing import make_inputs
 
 
@@ -78,8 +79,9 @@ def test_gradients_of_segments_have_memory_of_their_own(top_k):
 
     x = make_inputs(40, 3, objects=2, key_channels=12, value_channels=7)
     parts = [list(t.split([15, 25], dim=-1)) for t in x.read[:3]]
-    _, _, weight, index = kernels.memory_read_saving(*parts, x.qk, x.qe, top_k, False)
-    dk, ds, dv, dq, de = kernels.memory_read_backward(*parts, x.qk, x.qe, weight, index, torch.ones(1, 2, 7, 3), None)
+    inputs = MemoryInputs(*parts), QueryInputs(x.qk, x.qe)
+    _, _, weight, index = kernels.memory_read_saving(*inputs, top_k, False)
+    dk, ds, dv, dq, de = kernels.memory_read_backward(*inputs, weight, index, torch.ones(1, 2, 7, 3), None)
     grads = [*dk, *ds, *dv, dq, de]
     assert len({g.untyped_storage().data_ptr() for g in grads}) == len(grads) == 8
 
@@ -87,7 +89,8 @@ def test_gradients_of_segments_have_memory_of_their_own(top_k):
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dense_gradients_are_those_of_float32_before_they_are_rounded(dtype):
-    from xmemk.kernels import dense_backward
+    from xmemk.kernels.ops import memory_read_backward_dense as dense
+    from xmemk.kernels.structs import Requested
 
     x = make_inputs(150, 9, batch=2, objects=2, key_channels=12, value_channels=7, dtype=dtype)
     g = torch.Generator().manual_seed(0)
@@ -95,7 +98,8 @@ def test_dense_gradients_are_those_of_float32_before_they_are_rounded(dtype):
     leaves = [t.double().requires_grad_() for t in x.read]
     wanted = torch.autograd.grad(xmemk.reference.memory_read(*leaves), leaves, d_readout.double())
     cut = [list(t.split([60, 90], dim=-1)) for t in x.read[:3]]
-    dk, ds, dv, dq, de = dense_backward.memory_read_backward(*cut, x.qk, x.qe, d_readout, None)
+    inputs = MemoryInputs(*cut), QueryInputs(x.qk, x.qe)
+    dk, ds, dv, dq, de = dense.memory_read_backward(*inputs, d_readout, None, Requested())
     dv = dv.unflatten(2, (2, 7)).permute(0, 2, 3, 1)
     for got, exact in zip((dk.mT, ds.mT, dv, dq.mT, de.mT), wanted):
         assert got.dtype == torch.float32
@@ -133,13 +137,10 @@ def test_tokens_that_are_not_read_get_gradient_0(top_k):
 @interpreted
 @pytest.mark.parametrize("top_k", [None, 3])
 def test_blocks_of_queries(top_k):
-    from xmemk.kernels import dense_backward
+    from xmemk.kernels.ops import memory_read_backward_dense as dense
 
-    before, dense_backward.PAIR_BYTES = dense_backward.PAIR_BYTES, 1
-    try:
+    with mock.patch.object(dense, "PAIR_BYTES", 1):
         check(make_inputs(40, 130 if top_k is None else 6, key_channels=8, value_channels=3), top_k)
-    finally:
-        dense_backward.PAIR_BYTES = before
 
 
 @interpreted
