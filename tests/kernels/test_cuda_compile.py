@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from once import once
 
 ROOT = Path(__file__).parents[2]
 CUDA = ROOT / "csrc" / "cuda"
@@ -24,19 +25,30 @@ NVCC = find_nvcc()
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
 
 
+def nvcc(name, source, folder, *options):
+    """Status and messages of one compilation. Made once for these sources, this nvcc and this torch."""
+    command = [NVCC, *options, source.relative_to(ROOT), "-o", folder / f"{source.stem}.out"]
+    version = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
+
+    def compiled():
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        return done.returncode, done.stderr
+
+    files = [path for path in (ROOT / "csrc").rglob("*.*") if path.is_file()]
+    return once(f"nvcc-{name}", files, [version, torch.__version__, *map(str, command[1:-1])], compiled)
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """What ptxas says of each kernel: {(architecture, mangled name): its lines}."""
     said = {}
     folder = tmp_path_factory.mktemp("fatbin")
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    options = ("-std=c++17", "-O3", "-Werror=all-warnings", "-Xptxas=-v", "-fatbin", *targets)
     for source in sorted(CUDA.glob("*.cu")):
-        command = [NVCC, "-std=c++17", "-O3", "-Werror=all-warnings", "-Xptxas=-v", "-fatbin", *targets]
-        done = subprocess.run(
-            [*command, "-o", folder / f"{source.stem}.fatbin", source], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        pieces = re.split(r"Compiling entry function '(\w+)' for 'sm_(\d+)'", done.stderr)
+        status, messages = nvcc(source.stem, source, folder, *options)
+        assert status == 0, messages
+        pieces = re.split(r"Compiling entry function '(\w+)' for 'sm_(\d+)'", messages)
         for name, architecture, text in zip(pieces[1::3], pieces[2::3], pieces[3::3]):
             said[architecture, name] = text
     return said
@@ -76,13 +88,11 @@ def test_the_binding_compiles_against_torch(tmp_path):
         if not (include / wanted).exists():
             pytest.skip(f"this torch has no header {wanted}")
     # By nvcc, which finds CUDA's own headers; -x c++ is the host's compiler.
-    command = [NVCC, "-x", "c++", "-std=c++20", "-c", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", "-Xcompiler=-Wall,-fPIC"]
-    command += ["-isystem", include, "-isystem", include / "torch" / "csrc" / "api" / "include"]
-    done = subprocess.run(
-        [*command, "-o", tmp_path / "operators.o", CUDA / "operators.cpp"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "csrc/cuda" not in done.stderr, done.stderr  # no warning either
+    options = ["-x", "c++", "-std=c++20", "-c", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", "-Xcompiler=-Wall,-fPIC"]
+    options += ["-isystem", include, "-isystem", include / "torch" / "csrc" / "api" / "include"]
+    status, messages = nvcc("operators", CUDA / "operators.cpp", tmp_path, *options)
+    assert status == 0, messages
+    assert "csrc/cuda" not in messages, messages  # no warning either
 
 
 def test_kernels_need_no_torch():

@@ -180,22 +180,34 @@ def test_gather_tokens(dtype):
             assert torch.equal(cuda.gather_tokens(x[:, 0], index.flip(1)), wanted[:, 0].flip(2))
 
 
-@pytest.mark.parametrize("wrong", [-1, 9, 1 << 40])
-def test_gather_tokens_stops_at_an_index_outside(wrong):
+WRONG = [-1, 9, 1 << 40]
+
+
+@pytest.fixture(scope="module")
+def stopped():
+    """{index outside: status and errors of a process that gathers it}: forks of one that has torch."""
     code = (
-        "import torch, cuda_emulated as cuda; "
-        f"cuda.gather_tokens(torch.rand(1, 4, 9), torch.tensor([[0, {wrong}]])); print('survived')"
+        "import os, sys, torch, cuda_emulated as cuda\n"
+        f"for wrong in {WRONG}:\n"
+        "    x, index = torch.rand(1, 4, 9), torch.tensor([[0, wrong]])\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        cuda.gather_tokens(x, index)\n"
+        "        os._exit(0)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
+        "    print('----', file=sys.stderr, flush=True)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1] / "support",
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "survived" not in done.stdout
-    assert "index: wanted 0 to N - 1" in done.stderr
+    support = Path(__file__).parents[1] / "support"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=support, check=True)
+    statuses, messages = map(int, done.stdout.split()), done.stderr.split("----")
+    return dict(zip(WRONG, zip(statuses, messages)))
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_gather_tokens_stops_at_an_index_outside(stopped, wrong):
+    status, message = stopped[wrong]
+    assert status != 0
+    assert "index: wanted 0 to N - 1" in message
 
 
 def test_nan_is_below_every_number():

@@ -84,10 +84,7 @@ def test_an_old_gpu_and_a_missing_triton_are_named(monkeypatch):
 
 
 def test_importing_the_kernels_loads_no_triton():
-    code = (
-        "import sys, torch, torch._dynamo; sys.modules.pop('triton', None); import xmemk.kernels; "
-        "xmemk.kernels.error('cpu'); print('triton' in sys.modules)"
-    )
+    code = "import sys; import xmemk.kernels; xmemk.kernels.error('cpu'); print('triton' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if "No module named 'xmemk.kernels'" in done.stderr:
         pytest.skip("xmemk is not installed")

@@ -79,10 +79,9 @@ def test_gradients_of_segments_have_memory_of_their_own(top_k):
 
     x = make_inputs(40, 3, objects=2, key_channels=12, value_channels=7)
     parts = [list(t.split([15, 25], dim=-1)) for t in x.read[:3]]
-    memory, queries = MemoryInputs(*parts), QueryInputs(x.qk, x.qe)
-    _, _, weight, index = kernels.memory_read_saving(memory, queries, top_k, False)
-    d_readout = torch.ones(1, 2, 7, 3)
-    dk, ds, dv, dq, de = kernels.memory_read_backward(memory, queries, weight, index, d_readout, None, [True] * 5)
+    inputs = MemoryInputs(*parts), QueryInputs(x.qk, x.qe)
+    _, _, weight, index = kernels.memory_read_saving(*inputs, top_k, False)
+    dk, ds, dv, dq, de = kernels.memory_read_backward(*inputs, weight, index, torch.ones(1, 2, 7, 3), None)
     grads = [*dk, *ds, *dv, dq, de]
     assert len({g.untyped_storage().data_ptr() for g in grads}) == len(grads) == 8
 
@@ -90,7 +89,8 @@ def test_gradients_of_segments_have_memory_of_their_own(top_k):
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dense_gradients_are_those_of_float32_before_they_are_rounded(dtype):
-    from xmemk.kernels import dense_backward
+    from xmemk.kernels.ops import memory_read_backward_dense as dense
+    from xmemk.kernels.structs import Requested
 
     x = make_inputs(150, 9, batch=2, objects=2, key_channels=12, value_channels=7, dtype=dtype)
     g = torch.Generator().manual_seed(0)
@@ -98,7 +98,8 @@ def test_dense_gradients_are_those_of_float32_before_they_are_rounded(dtype):
     leaves = [t.double().requires_grad_() for t in x.read]
     wanted = torch.autograd.grad(xmemk.reference.memory_read(*leaves), leaves, d_readout.double())
     cut = [list(t.split([60, 90], dim=-1)) for t in x.read[:3]]
-    dk, ds, dv, dq, de = dense_backward.memory_read_backward(*cut, x.qk, x.qe, d_readout, None)
+    inputs = MemoryInputs(*cut), QueryInputs(x.qk, x.qe)
+    dk, ds, dv, dq, de = dense.memory_read_backward(*inputs, d_readout, None, Requested())
     dv = dv.unflatten(2, (2, 7)).permute(0, 2, 3, 1)
     for got, exact in zip((dk.mT, ds.mT, dv, dq.mT, de.mT), wanted):
         assert got.dtype == torch.float32
@@ -136,13 +137,10 @@ def test_tokens_that_are_not_read_get_gradient_0(top_k):
 @interpreted
 @pytest.mark.parametrize("top_k", [None, 3])
 def test_blocks_of_queries(top_k):
-    from xmemk.kernels import dense_backward
+    from xmemk.kernels.ops import memory_read_backward_dense as dense
 
-    before, dense_backward.PAIR_BYTES = dense_backward.PAIR_BYTES, 1
-    try:
+    with mock.patch.object(dense, "PAIR_BYTES", 1):
         check(make_inputs(40, 130 if top_k is None else 6, key_channels=8, value_channels=3), top_k)
-    finally:
-        dense_backward.PAIR_BYTES = before
 
 
 @interpreted
@@ -197,13 +195,13 @@ def test_operators_pass_opcheck(top_k, token_major, queries):
     x = make_inputs(40, queries, batch=2, objects=2, key_channels=4, value_channels=3, token_major=token_major)
     parts = [[t[..., :15].clone().requires_grad_(), t[..., 15:].clone().requires_grad_()] for t in x.read[:3]]
     qk, qe = x.qk.requires_grad_(), x.qe.requires_grad_()
-    torch.library.opcheck(torch.ops.xmemk.memory_read_saving, (*parts, qk, qe, top_k, True))
+    torch.library.opcheck(torch.ops.xmemk.memory_read_triton, (*parts, qk, qe, top_k, True))
     parts = [[t.detach() for t in part] for part in parts]
-    readout, usage, weight, index = torch.ops.xmemk.memory_read_saving(*parts, qk.detach(), None, top_k, True)
+    readout, usage, weight, index = torch.ops.xmemk.memory_read_triton(*parts, qk.detach(), None, top_k, True)
     wanted = [True] * 6 + [True, False]
     gradients = (torch.randn_like(readout), torch.randn_like(usage))
-    given = (*parts, qk.detach(), None, readout, weight, index, *gradients, wanted)
-    torch.library.opcheck(torch.ops.xmemk.memory_read_backward, given)
+    given = (*parts, qk.detach(), None, weight, index, *gradients, wanted)
+    torch.library.opcheck(torch.ops.xmemk.memory_read_triton_backward, given)
 
 
 NAMES = ("mk", "ms", "mv", "qk", "qe")

@@ -1,5 +1,7 @@
 """The Triton kernels of the dense read and of consolidation, under Triton's interpreter, against the float64 oracle."""
 
+from unittest import mock
+
 import pytest
 import torch
 from interpreter import interpreted
@@ -74,14 +76,11 @@ def test_splits_of_the_memory_and_the_same_bits_every_time():
 
 @interpreted
 def test_blocks_of_queries():
-    from xmemk.kernels import dense_read
+    from xmemk.kernels.ops import memory_read
 
     x = make_inputs(60, 130, key_channels=8, value_channels=3)
-    before, dense_read.WEIGHT_BYTES = dense_read.WEIGHT_BYTES, 1
-    try:
+    with mock.patch.object(memory_read, "WEIGHT_BYTES", 1):
         compare_read(x, *read(x)).check()
-    finally:
-        dense_read.WEIGHT_BYTES = before
 
 
 @interpreted
@@ -108,15 +107,15 @@ def test_a_memory_that_cannot_be_read_gives_nan():
 
 
 @interpreted
-@pytest.mark.parametrize("wide", [3, 130])
-def test_one_block_of_queries_by_differences(wide):
+@pytest.mark.parametrize("uncertified", [3, 130])
+def test_one_block_of_queries_by_the_direct_form(uncertified):
     x = make_inputs(60, 140, key_channels=8, value_channels=3)
-    x.qe[0, 1, wide] = -0.01
+    x.qe[0, 1, uncertified] = -0.01
     compare_read(x, *read(x)).check()
 
 
 @interpreted
-def test_far_keys_by_differences():
+def test_far_keys_by_the_direct_form():
     x = make_inputs(60, 4, key_channels=8, value_channels=3)
     x.mk[0, 1, 3] = 1e5
     compare_read(x, *read(x)).check()
@@ -133,7 +132,7 @@ def test_consolidation_agrees_with_the_oracle(dtype, more):
 
 
 @interpreted
-def test_consolidation_by_differences():
+def test_consolidation_by_the_direct_form():
     x = make_inputs(60, 1, key_channels=8, value_channels=5)
     x.mk[0, 1, 3] = 1e5
     compare_consolidate(x, 5, *xmemk.consolidate(x.mk, x.ms, x.me, x.mv, x.usage, 5, backend="triton")).check()
@@ -170,7 +169,7 @@ def test_strides_beyond_32_bits(top_k):
     assert x.mk.stride(1) * 35 > 2**31
     for a, b in zip(read(x, top_k=top_k), wanted):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
-    x.qe[0, 0, 0] = -0.01  # by differences
+    x.qe[0, 0, 0] = -0.01  # by the direct form
     compare_read(x, *read(x, top_k=top_k), top_k=top_k).check()
 
 

@@ -1,17 +1,28 @@
 """The Triton kernels of the top-k read, under Triton's interpreter, against the float64 oracle."""
 
 import itertools
+from unittest import mock
 
 import pytest
 import torch
 from interpreter import interpreted
 
 import xmemk
+from xmemk.inputs import MemoryInputs, QueryInputs
 from xmemk.testing import compare_read, compare_topk, compare_usage, make_inputs
 
 
 def parts(x, cuts):
     return list(x.split([b - a for a, b in itertools.pairwise(cuts)], dim=-1))
+
+
+def prepared(x, pad=64):
+    """Memory and queries as the kernels take them, and their split operands."""
+    from xmemk.kernels import split_operands, structs
+
+    memory = structs.segments(MemoryInputs([x.mk], [x.ms], []))
+    queries = structs.query_args(QueryInputs(x.qk, x.qe))
+    return memory, queries, split_operands.prepare(memory, queries, pad)
 
 
 def check(x, k):
@@ -56,20 +67,20 @@ def test_the_same_bits_every_time():
 
 
 @interpreted
-@pytest.mark.parametrize("wide", [None, 70, 130])
-def test_group_maxima_of_several_blocks(wide):
-    from xmemk.kernels import bank, configs, topk_groups
+@pytest.mark.parametrize("uncertified", [None, 70, 130])
+def test_group_maxima_of_several_blocks(uncertified):
+    from xmemk.kernels import configs
+    from xmemk.kernels.ops import affinity_topk_groups as groups
 
     x = make_inputs(600, 140, batch=2, key_channels=6, value_channels=1)
-    if wide is not None:  # one block of queries is scored by differences
-        x.qe[1, 0, wide] = -0.01
-    memory, queries = bank.memory([x.mk], [x.ms]), bank.Queries(x.qk, x.qe)
+    if uncertified is not None:  # one block of queries is scored by the direct form
+        x.qe[1, 0, uncertified] = -0.01
     config = configs.of("split_maxima", x.qk)
-    operands = bank.prepare(memory, queries, config["BLOCK_N"] * topk_groups.GROUP)
-    got = [topk_groups.group_maxima(operands, memory, queries, *span, config) for span in ((0, 128), (128, 12))]
+    memory, queries, operands = prepared(x, config["BLOCK_N"] * groups.GROUP)
+    got = [groups.group_maxima(operands, memory, queries, *span, config) for span in ((0, 128), (128, 12))]
     score = xmemk.reference.similarity(*(None if t is None else t.double() for t in (x.mk, x.ms, x.qk, x.qe)))
     score = torch.nn.functional.pad(score, (0, 0, 0, 608 - 600), value=-float("inf"))
-    wanted = score.unflatten(1, (-1, topk_groups.GROUP)).amax(2).transpose(1, 2)
+    wanted = score.unflatten(1, (-1, groups.GROUP)).amax(2).transpose(1, 2)
     torch.testing.assert_close(torch.cat(got, 1)[..., :38].double(), wanted, atol=1e-4, rtol=1e-6)
 
 
@@ -131,15 +142,13 @@ def test_slots_without_a_token_repeat_the_best_with_weight_0():
 
 
 @interpreted
-@pytest.mark.parametrize("case", ["far key", "query at the middle", "negative selection", "tiny", "huge"])
-def test_numbers_beyond_float16_are_scored_by_differences(case):
-    from xmemk.kernels import bank
-
+@pytest.mark.parametrize("case", ["far key", "query at the centre", "negative selection", "tiny", "huge"])
+def test_numbers_beyond_float16_are_scored_by_the_direct_form(case):
     x = make_inputs(140, 3, key_channels=8, value_channels=1)
     if case == "far key":
         x.mk[0, 3, 77] = 1e4
-    elif case == "query at the middle":
-        x.qk[..., 1] = bank.prepare(bank.memory([x.mk], [x.ms]), bank.Queries(x.qk, x.qe), 64).middle[:, :8]
+    elif case == "query at the centre":
+        x.qk[..., 1] = prepared(x)[2].center[:, :8]
     elif case == "negative selection":
         x.qe[0, :2] *= -0.1
     else:
@@ -147,62 +156,55 @@ def test_numbers_beyond_float16_are_scored_by_differences(case):
             t *= 1e-12 if case == "tiny" else 1e12
         if case == "huge":
             x.qe *= 1e-24
-    operands = bank.prepare(bank.memory([x.mk], [x.ms]), bank.Queries(x.qk, x.qe), 64)
-    assert operands.wide_memory.any() or operands.wide_queries.any()
+    operands = prepared(x)[2]
+    assert operands.fallback_memory.any() or operands.fallback_queries.any()
     check(x, 6)
 
 
 @interpreted
 def test_most_numbers_are_certified():
-    from xmemk.kernels import bank
-
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = make_inputs(600, 200, value_channels=1, dtype=dtype, batch=2)
         x.mk[:, :, 5] = float("nan")
-        operands = bank.prepare(bank.memory([x.mk], [x.ms]), bank.Queries(x.qk, x.qe), 64)
-        assert not operands.wide_memory.any()
-        assert not operands.wide_queries.any()
+        operands = prepared(x)[2]
+        assert not operands.fallback_memory.any()
+        assert not operands.fallback_queries.any()
 
 
 @interpreted
 def test_groups_of_groups():
-    from xmemk.kernels import topk_groups
+    from xmemk.kernels.ops import affinity_topk_groups as groups
+    from xmemk.kernels.structs import encode
 
     maxima = torch.randn(1, 2, 300, generator=torch.Generator().manual_seed(0))
     maxima[..., 100:200] = maxima[..., :100]
     wanted = maxima.sort(dim=2, descending=True, stable=True).indices[..., :9].sort(dim=2).values
-    assert torch.equal(topk_groups.candidate_groups(maxima, 9, 16 * 4800 + 2).long(), wanted)
+    assert torch.equal(groups.candidate_groups(maxima, 9, encode(4800)).long(), wanted)
     # Of so few that there are not as many groups of groups as are chosen.
     few = maxima[..., :20].sort(dim=2, descending=True, stable=True).indices[..., :9].sort(dim=2).values
-    assert torch.equal(topk_groups.candidate_groups(maxima, 9, 16 * 20 * topk_groups.GROUP + 2).long(), few)
-    before, topk_groups.WIDEST = topk_groups.WIDEST, 4
-    try:
-        assert torch.equal(topk_groups.candidate_groups(maxima, 9, 16 * 4800 + 2).long(), wanted)
+    assert torch.equal(groups.candidate_groups(maxima, 9, encode(20 * groups.GROUP)).long(), few)
+    with mock.patch.object(groups, "WIDEST", 4):
+        assert torch.equal(groups.candidate_groups(maxima, 9, encode(4800)).long(), wanted)
         # What lies behind the last token, here in the 260th group, does not matter.
         wanted = maxima[..., :260].sort(dim=2, descending=True, stable=True).indices[..., :9].sort(dim=2).values
         maxima[..., 260:] = float("inf")
-        end = torch.tensor([260 * topk_groups.GROUP - 3])
-        assert torch.equal(topk_groups.candidate_groups(maxima, 9, end).long(), wanted)
-    finally:
-        topk_groups.WIDEST = before
+        end = torch.tensor([260 * groups.GROUP - 3])
+        assert torch.equal(groups.candidate_groups(maxima, 9, end).long(), wanted)
 
 
 @interpreted
 def test_queries_in_turns():
-    from xmemk.kernels import topk_affinity as module
+    from xmemk.kernels.ops import affinity_topk
 
     x = make_inputs(40, 131, key_channels=8, value_channels=1, dtype=torch.float16)
-    before, module.MAXIMA_BYTES = module.MAXIMA_BYTES, 1
-    try:
+    with mock.patch.object(affinity_topk, "MAXIMA_BYTES", 1):
         weight, index = xmemk.affinity_topk(x.mk, x.ms, x.qk, x.qe, top_k=2, backend="triton")
-    finally:
-        module.MAXIMA_BYTES = before
     compare_topk(x, weight, index, 2).check()
 
 
 @interpreted
 def test_usage_is_exact_in_any_order():
-    from xmemk.kernels import topk_usage
+    from xmemk.kernels.ops import affinity_topk_usage as usages
 
     x = make_inputs(40, 3, value_channels=1)
     for t in (x.mk, x.qk):
@@ -214,7 +216,7 @@ def test_usage_is_exact_in_any_order():
     assert 0 < got[got > 0].min() < 1e-20
     compare_usage(x, got, 30).check()
     for q in (1, 1620, 1 << 20):  # the largest sum there can be fits
-        assert q << topk_usage.usage_bits(q) < 1 << 63
+        assert q << usages.usage_bits(q) < 1 << 63
 
 
 @interpreted

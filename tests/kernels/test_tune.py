@@ -86,7 +86,7 @@ def test_the_compilers_problems_are_those_of_make_aot():
     why = tune.compiled_problem("split_maxima", 90, {**committed, "num_stages": 8}, False)
     assert why == f"split_maxima compiled for sm_90: more than {aot.SHARED_LIMIT[90]} bytes of shared memory"
     assert configs.table()["90"]["split_maxima"] is committed
-    assert configs.of("split_maxima", torch.empty(1, device="meta")) == configs.table()["interpreter"]["split_maxima"]
+    assert configs.of("split_maxima", torch.empty(1, device="meta")) == configs.table()["cpu"]["split_maxima"]
 
 
 def test_what_is_wrong_is_not_expected():
@@ -122,7 +122,7 @@ def test_a_run_in_the_interpreter():
         mock.patch.object(configs, "PATH", Path(folder) / "configs.json"),
         patched,
     ):
-        table["90"] = table["interpreter"]  # the one that is used here, under a name that can be compiled for
+        table["90"] = table["cpu"]  # the one that is used here, under a name that can be compiled for
         now = dict(table["90"]["read_rows"])
         work = {"read_rows": tune.workloads("cpu", 500, 2)["read_rows"]}
 

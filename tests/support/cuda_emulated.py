@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from once import locked
 
 ROOT = Path(__file__).parents[2]
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -29,7 +30,9 @@ def library() -> Any:
     command += ["-fPIC", "-pthread", "-U_FORTIFY_SOURCE", str(ROOT / "tests" / "cuda_emulation" / "kernels.cpp")]
     digest = hashlib.sha256("".join([*command, *(p.read_text() for p in sources)]).encode()).hexdigest()[:16]
     built = Path(tempfile.gettempdir()) / f"xmemk-cuda-emulation-{os.getuid()}-{digest}.so"
-    if not built.exists():
+    with locked(built.with_suffix(".lock")):
+        if built.exists():
+            return ctypes.CDLL(str(built))
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:
             fresh = Path(folder) / "kernels.so"
             done = subprocess.run([*command, "-o", fresh], capture_output=True, text=True, check=False)
