@@ -1,4 +1,4 @@
-"""The network beside stored results of the released one, and loading its files: strict, safe, with clear errors."""
+"""The network against stored results of the released one; loading its files strictly and safely."""
 
 import io
 import pickle
@@ -125,7 +125,7 @@ def stages(network, x):
 def test_a_tuned_network_is_the_same_to_rounding(monkeypatch, compiled):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda stage: compiler(stage, backend="aot_eager", fullgraph=True))
-    # Compiling takes as long as there are blocks; two are enough for one with a shortcut and one without.
+    # Two blocks in one stage: one with a shortcut, one without. More would only take longer to compile.
     blocks = {"key_blocks": (1, 2, 1), "value_blocks": (1, 2, 1)} if compiled else {}
     network = small(NetworkConfig(key_dim=8, value_dim=16, hidden_dim=64, width=4, decoder_dim=8, **blocks))
     network.load_state_dict(fixed.fixed_weights(network.state_dict()))
@@ -194,7 +194,7 @@ def damaged(kind, state):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         ("missing", "1 parameters are missing: decoder.pred.bias"),
         ("unknown", "1 parameters are not XMem's: fc.weight"),
@@ -204,10 +204,10 @@ def damaged(kind, state):
         ("optimizer", "wanted parameters by name, got 'network': "),
     ],
 )
-def test_what_is_wrong_with_a_foreign_file_is_said(tmp_path, kind, said):
+def test_what_is_wrong_with_a_foreign_file_is_said(tmp_path, kind, message):
     file = tmp_path / "bad.pth"
     torch.save(damaged(kind, dict(small().state_dict())), file)
-    with pytest.raises(ValueError, match=f"bad.pth: {said}"):
+    with pytest.raises(ValueError, match=f"bad.pth: {message}"):
         XMem.from_checkpoint(file)
 
 
@@ -220,23 +220,23 @@ def test_files_that_are_no_parameters(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good = io.BytesIO()
     torch.save(small().state_dict(), good)
-    made = {
+    files = {
         "text.pth": b"hello",
         "empty.pth": b"",
         "half.pth": good.getvalue()[: len(good.getvalue()) // 2],
         "code.pth": pickle.dumps(Harmful()),
     }
-    for name, content in made.items():
+    for name, content in files.items():
         Path(name).write_bytes(content)
     with zipfile.ZipFile("zip.pth", "w") as archive:
         archive.writestr("a", "b")
-    for name in (*made, "zip.pth"):
+    for name in (*files, "zip.pth"):
         with pytest.raises(ValueError, match=f"{name}: not a file of parameters"):
             XMem.from_checkpoint(name)
     torch.save(small(), "whole.pth")
-    with pytest.raises(ValueError, match=r"not a file of parameters but of Python objects \(xmemk.net") as said:
+    with pytest.raises(ValueError, match=r"not a file of parameters but of Python objects \(xmemk.net") as raised:
         XMem.from_checkpoint("whole.pth")
-    assert "\x1b" not in str(said.value)
+    assert "\x1b" not in str(raised.value)
     assert not Path("never_made").exists()
     with pytest.raises(FileNotFoundError, match=r"none.pth: there is no such file"):
         XMem.from_checkpoint("none.pth")

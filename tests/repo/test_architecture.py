@@ -1,4 +1,4 @@
-"""The dependency arrows of DESIGN.md, held in fresh interpreters and over the source."""
+"""The dependency arrows of DESIGN.md, checked over the source and in fresh interpreters."""
 
 import ast
 import functools
@@ -14,19 +14,19 @@ import xmemk
 
 PACKAGE = Path(xmemk.__file__).parent
 ROOT = PACKAGE.parent
-# kernels/ and benchmarks/ lie beside the package and are imported as xmemk.kernels and xmemk.benchmarks.
+# kernels/ and benchmarks/ are imported as xmemk.kernels and xmemk.benchmarks.
 SOURCES = {"xmemk": "xmemk", "kernels": "xmemk.kernels", "benchmarks": "xmemk.benchmarks"}
 
 
 def modules():
     """Every module of the three source roots: dotted name -> (file, whether it is a package)."""
-    found = {}
+    paths = {}
     for folder, package in SOURCES.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
             inside = path.relative_to(ROOT / folder).with_suffix("").parts
             is_package = inside[-1] == "__init__"
-            found[".".join((package, *inside[: len(inside) - is_package]))] = path, is_package
-    return found
+            paths[".".join((package, *inside[: len(inside) - is_package]))] = path, is_package
+    return paths
 
 
 MODULES = modules()
@@ -40,7 +40,7 @@ def arrows():
 
 
 def part_of(module):
-    """The room a module belongs to: a folder or file of xmemk/, kernels/, or a folder of benchmarks/."""
+    """The part of a module: a folder or file of xmemk/, kernels/, or a folder of benchmarks/."""
     names = module.split(".")[1:]
     if not names:
         return "__init__"
@@ -159,7 +159,7 @@ def test_importing_loads_torch_alone(loaded_by, module):
 
 @pytest.fixture(scope="module")
 def crippled():
-    """What the oracle prints without the rest of the package, then the rest without the extension."""
+    """Output of the oracle without the rest of the package, then of the rest without the extension."""
     folder = str(PACKAGE / "reference")
     code = (
         "import importlib.util, sys\n"

@@ -1,4 +1,4 @@
-"""The command line as a person types it: what it prints, its exit codes, and one sentence for an error."""
+"""The command line: its output, its exit codes, and errors of one sentence."""
 
 import json
 import runpy
@@ -17,8 +17,8 @@ def test_help_and_version(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
     assert run(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(command in said for command in ("demo", "validate", "doctor"))
+    output = capsys.readouterr().out
+    assert all(command in output for command in ("demo", "validate", "doctor"))
     for command in ("demo", "validate", "doctor"):
         assert run([command, "--help"]) == 0
         assert "--json" in capsys.readouterr().out
@@ -32,10 +32,10 @@ def test_wrong_words_exit_with_2(capsys):
 
 def test_doctor(capsys):
     code = run(["doctor"])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert code in (0, 1)
-    assert "C++ extension" in said
-    assert "memory_read" in said
+    assert "C++ extension" in output
+    assert "memory_read" in output
 
 
 def test_doctor_as_json(capsys):
@@ -53,9 +53,9 @@ def test_doctor_says_how_to_get_a_missing_extension(monkeypatch, capsys):
 
     monkeypatch.setattr(native, "_native_error", "the C++ extension is not built")
     assert run(["doctor"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "plain PyTorch" in said
-    assert "--no-build-isolation" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "plain PyTorch" in output
+    assert "--no-build-isolation" in output
 
 
 def test_doctor_fails_on_what_is_broken(monkeypatch, capsys):
@@ -83,16 +83,16 @@ def test_validate_exits_with_1_when_something_fails(capsys, monkeypatch):
     right = api.similarity
     monkeypatch.setattr(api, "similarity", lambda *a, **o: 2 * right(*a, **o))
     assert run(["validate", "--quick", "--backend", "torch"]) == 1
-    said = capsys.readouterr().out
-    assert "FAILED" in said
-    assert "passed" in said
+    output = capsys.readouterr().out
+    assert "FAILED" in output
+    assert "passed" in output
 
 
 def test_errors_are_one_sentence(capsys):
     assert run(["validate", "--backend", "metal"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("xmemk: error: --backend: wanted one of")
-    assert len(said.strip().splitlines()) == 1
+    output = capsys.readouterr().err
+    assert output.startswith("xmemk: error: --backend: wanted one of")
+    assert len(output.strip().splitlines()) == 1
     assert run(["--debug", "validate", "--backend", "metal"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
@@ -105,9 +105,9 @@ def test_an_unexpected_error_says_how_to_see_more(capsys, monkeypatch):
 
     monkeypatch.setattr(doctor, "examine", broken)
     assert run(["doctor"]) == 1
-    said = capsys.readouterr().err
-    assert "unexpected KeyError" in said
-    assert "--debug" in said
+    output = capsys.readouterr().err
+    assert "unexpected KeyError" in output
+    assert "--debug" in output
 
 
 def test_an_interrupt_is_no_traceback(capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""The scripts of `make gpu`, tried without a GPU: the benchmark on small sizes, the steps of the shell."""
+"""The scripts of `make gpu` without a GPU: the benchmark on small sizes, the steps of the shell."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ def test_benchmark_of_reads(tiny_run, tmp_path):
         by_peer = {row["peer"]: row for row in result["rows"]}
         for name in ("xmemk cpu", "xmemk torch", "original", "tidy PyTorch"):
             assert by_peer[name]["status"] in ("exact", "rounded") and by_peer[name]["median"] > 0
-        # Compiled peers have their turn when all other tables are done, beside ours, which is not listed twice.
+        # Compiled peers come after all other tables, beside ours, which is not listed twice.
         assert [row["peer"] for row in result["rows"]][-3:] == [
             "tidy PyTorch, torch.compile",
             "original, torch.compile",
@@ -131,14 +131,14 @@ def test_a_step_that_fails_is_said_and_the_next_one_runs(tmp_path):
 
 
 @unix
-@pytest.mark.parametrize(("red", "asked"), [(True, ""), (False, ""), (True, "1")])
-def test_the_benchmark_follows_red_tests_and_is_untested_only_where_asked(tmp_path, red, asked):
+@pytest.mark.parametrize(("red", "untested"), [(True, ""), (False, ""), (True, "1")])
+def test_the_benchmark_follows_red_tests_and_is_untested_only_where_asked(tmp_path, red, untested):
     cases = f'*"-m pytest"*) echo 3 failed; exit {int(red)};; *run.py*) echo "$*"; exit 0;;'
-    done = shell(tmp_path, stand_in(tmp_path, cases), "--try", steps="tests benchmark", untested=asked)
+    done = shell(tmp_path, stand_in(tmp_path, cases), "--try", steps="tests benchmark", untested=untested)
     assert done.returncode == red
     assert ("tests: FAILED, status 1" in done.stdout) == red
     assert "3 failed" in done.stdout and "benchmark: ok" in done.stdout
-    assert ("--op evict_lfu --untested --results" in done.stdout) == bool(asked)
+    assert ("--op evict_lfu --untested --results" in done.stdout) == bool(untested)
     assert "versions\npackages" in (tmp_path / "logs" / "machine.txt").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Weights and frames that need no file: the same numbers wherever they are made."""
+"""Weights and frames that need no file: the same numbers on every machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEMORY = {
 
 
 def fixed_weights(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A number for every parameter, from its name and shape alone; of a size that keeps signals in bounds."""
+    """Parameters from their names and shapes alone, of a size that keeps signals in bounds."""
     state = {}
     for name, like in shapes.items():
         g = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -58,11 +58,11 @@ def frames() -> list[Tensor]:
     picture = torch.rand(1, 3, HEIGHT + 40, WIDTH + FRAMES + 8, generator=g)
     picture = torch.nn.functional.avg_pool2d(picture, 7, 1)[0]
     picture = (picture - picture.amin()) / (picture.amax() - picture.amin())
-    made = []
+    frames = []
     for t in range(FRAMES):
         frame = picture[:, t // 3 : t // 3 + HEIGHT, t : t + WIDTH] + 0.02 * torch.randn(3, HEIGHT, WIDTH, generator=g)
-        made.append(frame.clamp(0, 1))
-    return made
+        frames.append(frame.clamp(0, 1))
+    return frames
 
 
 def first_mask() -> Tensor:

@@ -1,4 +1,4 @@
-"""A network of the released sizes, made once for all tests; ``pytest_plugins = ("full_network",)``."""
+"""A network of the released sizes for all tests: ``pytest_plugins = ("full_network",)``."""
 
 import fixed_network as fixed
 import pytest

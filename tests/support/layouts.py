@@ -1,4 +1,4 @@
-"""Small datasets in the real layouts, made on the fly: a square that moves over noise, and one that joins later."""
+"""Small datasets in the real layouts: a square that moves over noise, and one that joins later."""
 
 import json
 from typing import Any
@@ -37,7 +37,7 @@ def write_labels(path: Any, mask: Any, colours: Any = None, mode: Any = "P") -> 
 
 
 def write_masks(folder: Any, names: Any, annotated: Any = None, late: Any = None, only_new: Any = False) -> None:
-    """Annotations of the frames whose numbers are ``annotated``; only_new: of each frame only objects that join."""
+    """Annotations of the frames ``annotated``; only_new: of each frame, only objects that join."""
     seen: set[int] = set()
     for number in range(len(names)) if annotated is None else annotated:
         mask = labels(number, late)

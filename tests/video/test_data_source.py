@@ -112,14 +112,14 @@ def test_a_video_that_is_cut_off(noise, tmp_path, place):
 def test_a_whole_video_whose_edit_list_leaves_frames_out(noise, tmp_path):
     assert len(list(read_frames(noise))) == 20
     trimmed = tmp_path / "trimmed.mp4"
-    with av.open(str(noise)) as given, av.open(str(trimmed), "w") as made:
-        stream = made.add_stream_from_template(given.streams.video[0])
-        for packet in given.demux(video=0):
+    with av.open(str(noise)) as original, av.open(str(trimmed), "w") as remuxed:
+        stream = remuxed.add_stream_from_template(original.streams.video[0])
+        for packet in original.demux(video=0):
             if packet.dts is not None:
                 packet.stream = stream
                 packet.pts -= 5 * packet.duration  # what is before 0 goes into an edit list
                 packet.dts -= 5 * packet.duration
-                made.mux(packet)
+                remuxed.mux(packet)
     with av.open(str(trimmed)) as container:
         assert container.streams.video[0].frames == 20
     assert 0 < len(list(read_frames(trimmed))) <= 20
@@ -181,7 +181,7 @@ def test_later_masks_are_read_at_their_frame(tmp_path):
     whole = (masks / "2.png").read_bytes()
     cut = whole[: whole.index(b"IDAT") + 6]  # the header is whole
     (masks / "2.png").write_bytes(cut)
-    found = find_masks(masks, source)
-    assert list(found) == [1, 2] and mask_for(source, found[1]).unique().tolist() == [3]
+    files = find_masks(masks, source)
+    assert list(files) == [1, 2] and mask_for(source, files[1]).unique().tolist() == [3]
     with pytest.raises(MaskError, match=r"2.png: not an image that can be read"):
-        mask_for(source, found[2])
+        mask_for(source, files[2])

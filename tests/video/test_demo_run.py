@@ -67,14 +67,14 @@ def arguments(clip, out, *more):
 def test_the_whole_job(clip, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(arguments(clip, out, "--original-every", "3")) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "12 frames" in said
-    assert "largest error against the float64 oracle" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "12 frames" in output
+    assert "largest error against the float64 oracle" in output
     assert {p.name for p in out.iterdir()} == {"masks", "overlay.mp4", "contact.png", "index.html", "report.json"}
     masks = sorted((out / "masks").iterdir())
     assert [m.name for m in masks] == [f"{i:05d}.png" for i in range(2, FRAMES)]
-    found, wanted = read_mask(masks[-1]) > 0, square(FRAMES - 1) > 0
-    assert (found & wanted).sum() / (found | wanted).sum() > 0.8
+    mask, drawn = read_mask(masks[-1]) > 0, square(FRAMES - 1) > 0
+    assert (mask & drawn).sum() / (mask | drawn).sum() > 0.8
     assert len(list(read_frames(out / "overlay.mp4"))) == 12
     with Image.open(out / "contact.png") as sheet:
         assert sheet.width > 1000
@@ -134,8 +134,8 @@ def test_bad_input_is_one_sentence_and_writes_nothing(clip, tmp_path, capsys, ch
     for option, value in changed.items():
         typed[typed.index(option) + 1] = f"{clip / value}" if option in ("--video", "--mask") else value
     assert run(typed) == 1
-    said = capsys.readouterr().err
-    line = [text for text in said.splitlines() if "error" in text]
+    output = capsys.readouterr().err
+    line = [text for text in output.splitlines() if "error" in text]
     assert len(line) == 1
     assert re.search(words.replace("(", r"\(").replace(")", r"\)"), line[0])
     assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ def texture(seed, colour, height=HEIGHT, width=WIDTH):
 
 
 def video(frames):
-    """Two textured ellipses, labels 3 and 7, that move before a still background. Yields images and label masks."""
+    """Images and label masks of two textured ellipses, 3 and 7, that move before a still background."""
     background = texture(0, [90.0, 140.0, 60.0])
     y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
     for t in range(frames):
@@ -39,14 +39,14 @@ def video(frames):
 def track(frames, mem_every=5, first=None, memory=None):
     """The tracker's masks of all frames but the first, the true ones, and the memory."""
     memory = memory or Memory(MemoryConfig(**MEMORY_CONFIG))
-    tracker, found, truth = None, [], []
+    tracker, masks, truth = None, [], []
     for image, mask in video(frames):
         if tracker is None:
             tracker = DemoTracker(memory, image, mask if first is None else first(mask), mem_every)
         else:
-            found.append(tracker.step(image))
+            masks.append(tracker.step(image))
             truth.append(mask)
-    return found, truth, memory
+    return masks, truth, memory
 
 
 def overlap(a, b):
@@ -70,10 +70,10 @@ class Spy(Memory):
 
 
 def test_two_objects_are_followed_through_consolidation_and_eviction():
-    found, truth, memory = track(18, mem_every=1)
+    masks, truth, memory = track(18, mem_every=1)
     assert memory.consolidations >= 3
     assert memory.evictions >= 1
-    for mask, true in zip(found, truth):
+    for mask, true in zip(masks, truth):
         assert mask.dtype == torch.uint8 and mask.shape == true.shape
         assert set(mask.unique().tolist()) == {0, 3, 7}
         for label in (3, 7):
@@ -81,7 +81,7 @@ def test_two_objects_are_followed_through_consolidation_and_eviction():
 
 
 def test_every_fifth_frame_becomes_memory_as_it_was_decided():
-    found, _, spy = track(12, memory=Spy())
+    masks, _, spy = track(12, memory=Spy())
     assert [reads for reads, _, _ in spy.added] == [0, 5, 10]
     h, w = grid_size(HEIGHT, WIDTH)
     assert (h * CELL, w * CELL) == (HEIGHT, WIDTH)  # so that nothing is resized here
@@ -90,7 +90,7 @@ def test_every_fifth_frame_becomes_memory_as_it_was_decided():
         assert value.shape == (1, 2, CELL * CELL, h, w)
         for row, label in enumerate(objects):
             kept = F.pixel_shuffle(value[0, row], CELL)[0] == 1
-            assert torch.equal(kept, found[reads - 1] == label)
+            assert torch.equal(kept, masks[reads - 1] == label)
 
 
 def test_the_same_video_gives_the_same_masks():

@@ -1,4 +1,4 @@
-"""`xmemk eval` as a person types it: a run, its table and JSON, judging what is there, and errors of one sentence."""
+"""`xmemk eval`: a run, its table and JSON, judging existing results, and errors of one sentence."""
 
 import json
 import re
@@ -28,9 +28,9 @@ def one_thread(threads):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    made = XMem(SMALL)
+    network = XMem(SMALL)
     path = tmp_path_factory.mktemp("weights") / "small.pth"
-    torch.save(fixed.fixed_weights(made.state_dict()), path)
+    torch.save(fixed.fixed_weights(network.state_dict()), path)
     return path
 
 
@@ -55,11 +55,11 @@ def test_a_run_and_its_summary(weights, tmp_path, capsys):
     assert report["whole"]["fps"] == pytest.approx(12 / sum(v["seconds"] for v in report["videos"]))
 
     assert run(words) == 0  # the second time everything is there
-    said = capsys.readouterr().out
-    assert "davis2017 val, first and last annotation left out" in said and "fps: the tracker and resizing" in said
-    line = next(line for line in said.splitlines() if line.startswith("bear"))
+    output = capsys.readouterr().out
+    assert "davis2017 val, first and last annotation left out" in output and "fps: the tracker and resizing" in output
+    line = next(line for line in output.splitlines() if line.startswith("bear"))
     assert re.findall(r"[\d.]+", line)[:3] == [f"{bear[name]:.1f}" for name in ("jf", "j", "f")]
-    assert sum("object" in line for line in said.splitlines()) == 4
+    assert sum("object" in line for line in output.splitlines()) == 4
     assert all(v["resumed"] for v in json.loads((out / "summary.json").read_text())["videos"])
 
 
@@ -73,8 +73,8 @@ def test_results_that_are_there(tmp_path, capsys):
     assert run([*words, "--rule", "all"]) == 0
     assert "all annotations" in capsys.readouterr().out
     assert run(["eval", str(root), "--results", str(results)]) == 1
-    said = capsys.readouterr().err
-    assert "4 of 8 results are missing: swan/00001.png" in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert "4 of 8 results are missing: swan/00001.png" in output and "Traceback" not in output
 
 
 def test_a_submission_that_cannot_be_judged_here(weights, tmp_path, capsys):
@@ -92,8 +92,8 @@ def test_a_submission_that_cannot_be_judged_here(weights, tmp_path, capsys):
         str(out / "s.zip"),
     ]
     assert run([*words, "--given-frames"]) == 0
-    said = capsys.readouterr().out
-    assert "not judged: " in said and "only those that the tracker is told" in said and "s.zip: 5 masks" in said
+    output = capsys.readouterr().out
+    assert "not judged: " in output and "only those that the tracker is told" in output and "s.zip: 5 masks" in output
     with zipfile.ZipFile(out / "s.zip") as file:
         assert file.namelist() == [f"Annotations/0a/{name}.png" for name in layouts.counted(5, 5)]
 
@@ -118,7 +118,7 @@ def test_long_time_video_remembers_every_tenth_frame(weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "wanted either --weights, to make masks, or --results, to judge some"),
         (["--results", "r", "--weights", "w"], "wanted either --weights"),
@@ -133,10 +133,10 @@ def test_long_time_video_remembers_every_tenth_frame(weights, tmp_path):
         (["--weights", "absent.pth"], "absent.pth"),
     ],
 )
-def test_errors_are_one_sentence(tmp_path, capsys, words, said):
+def test_errors_are_one_sentence(tmp_path, capsys, words, message):
     assert run(["eval", str(layouts.davis(tmp_path / "data")), *words]) == 1
     error = capsys.readouterr().err
-    assert said in error and error.startswith("xmemk: error: ") and len(error.splitlines()) == 1
+    assert message in error and error.startswith("xmemk: error: ") and len(error.splitlines()) == 1
 
 
 def test_a_folder_that_is_no_dataset(tmp_path, capsys):
@@ -162,10 +162,10 @@ def test_a_list_without_videos_and_a_layout_without_a_server(tmp_path, capsys):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
-    ("name", "said"), [("cuda", "PyTorch finds 0 CUDA device(s), no cuda"), ("tpu9", "got 'tpu9'")]
+    ("name", "message"), [("cuda", "PyTorch finds 0 CUDA device(s), no cuda"), ("tpu9", "got 'tpu9'")]
 )
-def test_a_device_that_is_not_there(weights, tmp_path, capsys, name, said):
+def test_a_device_that_is_not_there(weights, tmp_path, capsys, name, message):
     words = ["eval", str(layouts.davis(tmp_path / "data")), "--weights", str(weights), "--out", str(tmp_path / "out")]
     assert run([*words, "--device", name]) == 1
     error = capsys.readouterr().err
-    assert said in error and len(error.splitlines()) == 1
+    assert message in error and len(error.splitlines()) == 1

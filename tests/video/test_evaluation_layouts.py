@@ -1,4 +1,4 @@
-"""Datasets as they lie on disk: recognised, listed, played back and forth, and what is wrong with a folder."""
+"""Datasets on disk: recognised, listed, played back and forth; what is wrong with a folder."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ def names(video):
     return [shot.name for shot in video.shots]
 
 
-def wanted(video):
+def with_results(video):
     return [shot.name for shot in video.shots if shot.has_result]
 
 
@@ -22,7 +22,7 @@ def annotated(video):
 
 
 @pytest.mark.parametrize(
-    ("made", "layout", "split", "rule", "joins"),
+    ("make", "layout", "split", "rule", "joins"),
     [
         (layouts.davis, "davis2017", "val", "davis", False),
         (layouts.youtube, "youtube", "valid", "all", True),
@@ -32,23 +32,28 @@ def annotated(video):
         (layouts.generic, "generic", None, "all", True),
     ],
 )
-def test_a_layout_is_recognised(tmp_path, made, layout, split, rule, joins):
-    root = made(tmp_path / "data")
+def test_a_layout_is_recognised(tmp_path, make, layout, split, rule, joins):
+    root = make(tmp_path / "data")
     assert recognise(root) == layout
-    found = open_dataset(root)
-    assert (found.layout, found.split, found.rule) == (layout, split, rule)
-    assert all(video.joins is joins and not video.merged for video in found.videos)
-    assert open_dataset(root, layout, split) == found
-    for video in found.videos:
+    dataset = open_dataset(root)
+    assert (dataset.layout, dataset.split, dataset.rule) == (layout, split, rule)
+    assert all(video.joins is joins and not video.merged for video in dataset.videos)
+    assert open_dataset(root, layout, split) == dataset
+    for video in dataset.videos:
         assert all(shot.image.is_file() for shot in video.shots)
 
 
 def test_davis(tmp_path):
     root = layouts.davis(tmp_path)
     (root / "ImageSets" / "2017" / "train.txt").write_text("bear\n")
-    found = open_dataset(root)
-    assert [video.name for video in found.videos] == ["bear", "swan"] and found.split == "val"
-    assert names(found.videos[0]) == wanted(found.videos[0]) == annotated(found.videos[0]) == layouts.counted(6)
+    dataset = open_dataset(root)
+    assert [video.name for video in dataset.videos] == ["bear", "swan"] and dataset.split == "val"
+    assert (
+        names(dataset.videos[0])
+        == with_results(dataset.videos[0])
+        == annotated(dataset.videos[0])
+        == layouts.counted(6)
+    )
     assert [video.name for video in open_dataset(root, split="train").videos] == ["bear"]
     assert [video.name for video in open_dataset(root, videos=["swan"]).videos] == ["swan"]
     with pytest.raises(DatasetError, match=r"SPLIT.txt: split 'test-dev' wanted, found val, train"):
@@ -75,9 +80,9 @@ def test_youtube(tmp_path):
     root = layouts.youtube(tmp_path / "YouTube")
     (video,) = open_dataset(root, all_frames=False).videos
     assert names(video) == layouts.counted(6, 5) and video.labels == {1, 2}
-    assert wanted(video) == layouts.counted(5, 5) and annotated(video) == ["00000", "00015"]
+    assert with_results(video) == layouts.counted(5, 5) and annotated(video) == ["00000", "00015"]
     (whole,) = open_dataset(root).videos  # all frames, where they are there
-    assert names(whole) == layouts.counted(26) and wanted(whole) == wanted(video)
+    assert names(whole) == layouts.counted(26) and with_results(whole) == with_results(video)
     assert open_dataset(root / "valid").videos == open_dataset(root).videos  # the split's own folder
     shutil.rmtree(root / "all_frames")
     assert names(open_dataset(root).videos[0]) == names(video)
@@ -94,17 +99,17 @@ def test_youtube(tmp_path):
 
 
 def test_long_time_video(tmp_path):
-    found = open_dataset(layouts.long_video(tmp_path))
-    assert wanted(found.videos[0]) == ["00000", "00002", "00004", "00006"] and len(found.videos[0].shots) == 7
-    assert open_dataset(tmp_path / "long_video").videos == found.videos
+    dataset = open_dataset(layouts.long_video(tmp_path))
+    assert with_results(dataset.videos[0]) == ["00000", "00002", "00004", "00006"] and len(dataset.videos[0].shots) == 7
+    assert open_dataset(tmp_path / "long_video").videos == dataset.videos
 
 
 def test_back_and_forth(tmp_path):
     root = layouts.long_video(tmp_path, count=4, annotated=(0, 2))
     (video,) = open_dataset(root, repeat=3).videos
     assert [shot.image.stem[-1] for shot in video.shots] == list("0123210123")
-    assert wanted(video) == ["00000", "00002", "00002_x2", "00000_x2", "00002_x3"]
-    assert annotated(video) == wanted(video) and len(set(names(video))) == 10
+    assert with_results(video) == ["00000", "00002", "00002_x2", "00000_x2", "00002_x3"]
+    assert annotated(video) == with_results(video) and len(set(names(video))) == 10
     assert [s.annotation.stem for s in video.shots if s.annotation] == ["00000", "00002", "00002", "00000", "00002"]
     assert len(open_dataset(root, repeat=1).videos[0].shots) == 4
 

@@ -1,4 +1,4 @@
-"""J and F against cases worked out by hand, which frames are judged, what is missing, and submissions."""
+"""J and F of cases worked out by hand, which frames are judged, missing results, submissions."""
 
 import builtins
 import zipfile
@@ -48,12 +48,14 @@ def test_a_perfect_result_has_100(tmp_path):
 
 
 def test_half_a_box_beside_it(tmp_path):
-    """The truth's columns 10 to 29, the result's 20 to 39, same rows: intersection 200, union 600 pixels.
+    """Truth in columns 10 to 29, result in 20 to 39, same rows: intersection 200, union 600 pixels.
 
-    A contour runs above and to the left of a region, and on its last row and column, so that that of a box of 20 x 20
-    has 80 pixels, a ring of 21 x 21: rows 9 and 29, and columns 9 and 29, or 19 and 39. On rows 9 and 29 of the truth,
-    columns 18 to 29 are within one pixel of the result's 19 to 39: 12 each. Of its column 29 there are two more, next
-    to those rows; of its column 9 none. 2 x 12 + 2 = 26 of 80, and by symmetry so for the result: F = 32.5 %.
+    A contour runs above and left of a region, and on its last row and column. The contour of a box
+    of 20 x 20 is therefore a ring of 21 x 21 with 80 pixels: here rows 9 and 29, and columns 9 and 29
+    of the truth, 19 and 39 of the result. In rows 9 and 29 of the truth, the 12 pixels in columns 18
+    to 29 are within one pixel of the result's contour. In its column 29, two more are, next to those
+    rows; in its column 9, none. That is 2 x 12 + 2 = 26 of 80, and by symmetry the same for the
+    result: F = 32.5 %.
     """
     truth, result = box(10, 10), box(10, 20)
     dataset, results = dataset_of(tmp_path / "d", [truth] * 3), results_of(tmp_path / "r", [result] * 3)
@@ -65,8 +67,9 @@ def test_half_a_box_beside_it(tmp_path):
 def test_a_contour_one_pixel_off_is_right_and_two_is_not(tmp_path):
     """A box of 20 x 20 within one that has a margin of m: J = 400 / (20 + 2 m)^2.
 
-    With m = 1 the inner contour's 80 pixels all have one of the outer beside them; of the outer's 88 all but the four
-    corners do, to which the nearest are diagonal: F = 2 x 84/88 / (1 + 84/88) = 168/172. With m = 2 none do.
+    With m = 1, each of the inner contour's 80 pixels is next to one of the outer contour. Of the
+    outer contour's 88 pixels all are, except the four corners, whose nearest are diagonal. So
+    F = 2 x 84/88 / (1 + 84/88) = 168/172. With m = 2, none are.
     """
     for margin, f in ((1, 100 * 168 / 172), (2, 0)):
         side = 20 + 2 * margin
@@ -77,7 +80,7 @@ def test_a_contour_one_pixel_off_is_right_and_two_is_not(tmp_path):
 
 
 def test_the_first_and_the_last_annotation_are_left_out(tmp_path):
-    """J of the four frames: 0, 1, 1/3, 0. By the rule of DAVIS the mean of the middle two, else of all."""
+    """J of the frames is 0, 1, 1/3, 0. DAVIS takes the mean of the middle two, other rules of all."""
     truth = box(10, 10)
     dataset = dataset_of(tmp_path / "d", [truth] * 4)
     results = results_of(tmp_path / "r", [box(35, 55), truth, box(10, 20), box(35, 55)])
@@ -110,7 +113,7 @@ def test_objects_and_videos_are_averaged_over_objects(tmp_path):
 
 
 def test_an_object_that_is_gone_and_one_that_is_missed(tmp_path):
-    """Gone from truth and result alike counts as right; missed, or seen where there is none, as wrong."""
+    """An object absent from truth and result is right; absent from one of them, wrong."""
     truth, nothing = box(10, 10), np.zeros(SIZE)
     dataset = dataset_of(tmp_path / "d", [truth, truth, nothing, nothing, truth, truth])
     results = results_of(tmp_path / "r", [truth, truth, nothing, truth, nothing, truth])
@@ -156,8 +159,8 @@ def test_a_video_played_twice_is_judged_twice(tmp_path):
 
 
 def test_annotations_that_are_told_judge_nothing(tmp_path):
-    for made in (layouts.mose, layouts.youtube):
-        dataset = open_dataset(made(tmp_path / made.__name__))
+    for make in (layouts.mose, layouts.youtube):
+        dataset = open_dataset(make(tmp_path / make.__name__))
         assert not any(has_truth(video) for video in dataset.videos)
         with pytest.raises(DatasetError, match=r"there are only those that the tracker is told$"):
             judge(dataset, tmp_path)
@@ -214,7 +217,7 @@ def test_without_vos_benchmark(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("made", "first", "count"),
+    ("make", "first", "count"),
     [
         (layouts.youtube, "Annotations/0a/00000.png", 5),
         (layouts.lvos, "Annotations/long/00000000.png", 6),
@@ -222,8 +225,8 @@ def test_without_vos_benchmark(tmp_path, monkeypatch):
         (layouts.davis, "bear/00000.png", 12),
     ],
 )
-def test_submissions(tmp_path, made, first, count):
-    dataset, results = open_dataset(made(tmp_path / "data")), tmp_path / "r"
+def test_submissions(tmp_path, make, first, count):
+    dataset, results = open_dataset(make(tmp_path / "data")), tmp_path / "r"
     for video in dataset.videos:
         layouts.write_masks(results / video.name, [shot.name for shot in video.shots if shot.has_result], late=0)
         layouts.write_masks(results / video.name, ["unwanted"])

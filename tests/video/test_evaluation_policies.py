@@ -66,8 +66,8 @@ def test_stcn_reads_all_frames_by_plain_distance():
     k, _, v, _ = whole(filled(memory, 9))
     q, _, _, e = frame(100)
     distance = ((k[0][:, :, None] - q.flatten(2)[0][:, None]) ** 2).sum(0)
-    wanted = softmax_read(-distance / math.sqrt(CK), v[0])
-    torch.testing.assert_close(memory.read(q, e)[0].flatten(2), wanted, rtol=1e-4, atol=1e-5)
+    expected = softmax_read(-distance / math.sqrt(CK), v[0])
+    torch.testing.assert_close(memory.read(q, e)[0].flatten(2), expected, rtol=1e-4, atol=1e-5)
     assert memory.working_size == 9 * HW and memory.long_term_size == 0
 
 
@@ -75,8 +75,8 @@ def test_stm_reads_by_the_dot_product():
     memory = make_memory("stm", MemoryConfig(top_k=30, hidden_dim=3))
     k, _, v, _ = whole(filled(memory, 5))
     q, _, _, e = frame(100)
-    wanted = softmax_read(k[0].T @ q.flatten(2)[0] / math.sqrt(CK), v[0])
-    torch.testing.assert_close(memory.read(q, e)[0].flatten(2), wanted, rtol=1e-4, atol=1e-5)
+    expected = softmax_read(k[0].T @ q.flatten(2)[0] / math.sqrt(CK), v[0])
+    torch.testing.assert_close(memory.read(q, e)[0].flatten(2), expected, rtol=1e-4, atol=1e-5)
     assert memory.config.top_k is None
 
 
@@ -102,14 +102,14 @@ def test_without_long_term_memory_working_memory_grows_and_reads_as_xmem_does():
     memory = make_memory("no-long-term", CONFIG)
     k, s, v, _ = whole(filled(memory, 9))
     q, _, _, e = frame(100)
-    wanted = memory_read(k, s, v, q.flatten(2), e.flatten(2))
-    torch.testing.assert_close(memory.read(q, e).flatten(3), wanted, rtol=1e-4, atol=1e-5)
+    expected = memory_read(k, s, v, q.flatten(2), e.flatten(2))
+    torch.testing.assert_close(memory.read(q, e).flatten(3), expected, rtol=1e-4, atol=1e-5)
     assert memory.working_size == 9 * HW and isinstance(make_memory("xmem", CONFIG), Memory)
 
 
 @pytest.mark.parametrize("policy", ["xmem-plain", "random", "random-plain", "kmeans", "kmeans-plain"])
 def test_prototypes(policy):
-    """The first consolidation, at four frames: frames 1 and 2 are the candidates, 7 of their 24 tokens prototypes."""
+    """The first consolidation, at four frames: 7 of the 24 tokens of frames 1 and 2 are prototypes."""
     memory = make_memory(policy, CONFIG)
     added = filled(memory, 4)
     k, s, v, e = whole(added[1:3])
@@ -117,8 +117,8 @@ def test_prototypes(policy):
     pk, ps, pv = store.long_term.key, store.long_term.shrinkage, store.long_term_value
     assert pk.shape == (1, CK, 7) and pv.shape == (1, 2, CV, 7) and memory.working_size == 2 * HW
     if policy.startswith("kmeans"):
-        wanted, cluster = k_means(k, 7)
-        torch.testing.assert_close(pk, wanted)
+        expected, cluster = k_means(k, 7)
+        torch.testing.assert_close(pk, expected)
         members = torch.nn.functional.one_hot(cluster[0], 7).float()
         means = [x[0] @ members / members.sum(0) for x in (s, v, e)]
     else:
@@ -155,7 +155,7 @@ def test_random_candidates_are_all_different_and_the_same_again():
 
 
 def test_k_means_ends_where_lloyd_changes_nothing():
-    """Every key belongs to the centre nearest to it, every centre is the mean of its keys, and it pays."""
+    """Each key is in the cluster of the nearest centre, each centre is a mean, the error decreases."""
     g = torch.Generator().manual_seed(2)
     places = 10 * torch.randn(CK, 4, generator=g)
     keys = (places[:, torch.arange(60) % 4] + 0.5 * torch.randn(CK, 60, generator=g))[None]
@@ -191,14 +191,14 @@ def test_a_thinned_memory_reads_the_frames_that_it_keeps():
     added = filled(memory, 8)
     k, _, v, _ = whole([added[i] for i in memory.numbers[0]])
     q, _, _, e = frame(100)
-    wanted = memory_read(k, None, v, q.flatten(2), None)
-    torch.testing.assert_close(memory.read(q, e).flatten(3), wanted, rtol=1e-4, atol=1e-5)
+    expected = memory_read(k, None, v, q.flatten(2), None)
+    torch.testing.assert_close(memory.read(q, e).flatten(3), expected, rtol=1e-4, atol=1e-5)
     assert make_memory("stcn-subsampled", CONFIG).frames == make_memory("stm", CONFIG).frames == 50
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_objects_join_and_leave(policy):
-    """Objects followed beside others are read as they are alone, whichever policy; each by the frames it was there."""
+    """An object is read as if it were alone, over the frames since it joined, with every policy."""
     memory, alone = make_memory(policy, CONFIG), make_memory(policy, CONFIG)
     frames = [frame(i, 3) for i in range(6)]
     for i, (key, shrinkage, value, selection) in enumerate(frames):

@@ -1,4 +1,4 @@
-"""Datasets through the tracker: which masks it is told, what is written, what is measured, going on after a stop."""
+"""Datasets through the tracker: the masks it gets, what is written and measured, resuming."""
 
 import errno
 import shutil
@@ -33,9 +33,9 @@ def one_thread(threads):
 
 @pytest.fixture(scope="module")
 def network():
-    made = XMem(SMALL)
-    made.load_state_dict(fixed.fixed_weights(made.state_dict()))
-    return made
+    network = XMem(SMALL)
+    network.load_state_dict(fixed.fixed_weights(network.state_dict()))
+    return network
 
 
 def results(out, video):
@@ -60,23 +60,23 @@ def test_results_are_the_trackers(network, tmp_path):
 
 
 def test_objects_join_at_their_first_annotation_and_no_later_annotation_is_told(network, tmp_path, monkeypatch):
-    told = []
+    steps = []
 
-    class Told(Tracker):
+    class Recording(Tracker):
         def step(self, image, mask=None, objects=None, *, end=False):
-            told.append((None if mask is None else sorted(mask.unique().tolist()), objects))
+            steps.append((None if mask is None else sorted(mask.unique().tolist()), objects))
             return super().step(image, mask, objects, end=end)
 
-    monkeypatch.setattr(module, "Tracker", Told)
+    monkeypatch.setattr(module, "Tracker", Recording)
     run(network, open_dataset(layouts.lvos(tmp_path / "l")), tmp_path / "lvos", SETTINGS)
-    assert told == [([0, 1], (1,)), (None, None), ([0, 2], (2,))] + [(None, None)] * 3
-    told.clear()
+    assert steps == [([0, 1], (1,)), (None, None), ([0, 2], (2,))] + [(None, None)] * 3
+    steps.clear()
     run(network, open_dataset(layouts.youtube(tmp_path / "y"), all_frames=False), tmp_path / "youtube", SETTINGS)
-    assert [objects for _, objects in told] == [(1,), None, None, (2,), None, None]
+    assert [objects for _, objects in steps] == [(1,), None, None, (2,), None, None]
     assert list(results(tmp_path / "youtube", "0a")) == layouts.counted(5, 5)  # the ones meta.json names
-    told.clear()
+    steps.clear()
     run(network, open_dataset(layouts.long_video(tmp_path / "t"), repeat=2), tmp_path / "long", SETTINGS)
-    assert [objects for _, objects in told] == [(1, 2)] + [None] * 12
+    assert [objects for _, objects in steps] == [(1, 2)] + [None] * 12
     assert len(results(tmp_path / "long", "dressage")) == 7
 
 
@@ -115,9 +115,9 @@ def test_frames_before_the_first_object_are_background_and_not_timed(network, tm
 
 
 def test_memory_growth_is_between_two_frames(network, tmp_path, monkeypatch):
-    held = iter([1000.0, 5000.0])
+    resident = iter([1000.0, 5000.0])
     monkeypatch.setattr(module, "GROWTH", (2, 4))
-    monkeypatch.setattr(module, "resident_bytes", lambda device: next(held))
+    monkeypatch.setattr(module, "resident_bytes", lambda device: next(resident))
     dataset = open_dataset(layouts.davis(tmp_path / "data", videos=("bear",)))
     assert run(network, dataset, tmp_path / "out", SETTINGS)[0].growth == 2000.0
 

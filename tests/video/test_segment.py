@@ -32,9 +32,9 @@ COUNT = 21
 
 @pytest.fixture(scope="module")
 def network():
-    made = XMem(SMALL)
-    made.load_state_dict(fixed.fixed_weights(made.state_dict()))
-    return made
+    network = XMem(SMALL)
+    network.load_state_dict(fixed.fixed_weights(network.state_dict()))
+    return network
 
 
 @pytest.fixture
@@ -112,9 +112,9 @@ def test_a_mask_of_the_videos_shape_is_scaled(video, tmp_path):
     mask = mask_for(source, find_masks(tmp_path / "small.png", source)[0])
     assert mask.shape == (fixed.HEIGHT, fixed.WIDTH) and mask.unique().tolist() == [0, 200]
     inside = mask.nonzero()
-    found = [*inside.amin(0).tolist(), *inside.amax(0).tolist()]
-    wanted = [4 / 11 * 48, 2 / 14 * 60, 8 / 11 * 48 - 1, 9 / 14 * 60 - 1]  # top, left, bottom, right
-    assert all(abs(a - b) <= 1 for a, b in zip(found, wanted)), (found, wanted)
+    edges = [*inside.amin(0).tolist(), *inside.amax(0).tolist()]
+    expected = [4 / 11 * 48, 2 / 14 * 60, 8 / 11 * 48 - 1, 9 / 14 * 60 - 1]  # top, left, bottom, right
+    assert all(abs(a - b) <= 1 for a, b in zip(edges, expected)), (edges, expected)
 
 
 class Stop(Exception):
@@ -182,14 +182,16 @@ def test_a_state_of_another_job_is_not_gone_on_with(network, video, mask, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [
         (errno.ENOSPC, "the disk is full; masks written so far are kept"),
         (errno.EDQUOT, "the disk quota is used up; masks written so far are kept"),
         (errno.EFBIG, "the file is larger than files may be here; masks written so far are kept"),
     ],
 )
-def test_a_full_disk_keeps_what_is_finished(network, video, mask, tmp_path, monkeypatch, uninterrupted, number, said):
+def test_a_full_disk_keeps_what_is_finished(
+    network, video, mask, tmp_path, monkeypatch, uninterrupted, number, message
+):
     from xmemk.video import labels as module
 
     written = []
@@ -204,7 +206,7 @@ def test_a_full_disk_keeps_what_is_finished(network, video, mask, tmp_path, monk
     job = SegmentJob(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=3)
     with monkeypatch.context() as disk:
         disk.setattr(module, "write_mask", full)
-        with pytest.raises(OSError, match=said):
+        with pytest.raises(OSError, match=message):
             segment(network, job)
     assert list(results(tmp_path / "out")) == [f"{i:05d}.png" for i in range(5)]
     assert segment(network, job).resumed == 3  # the tracker was ahead of the masks
@@ -225,14 +227,14 @@ def test_a_run_that_is_stopped_within_a_frame(ctrl_c, network, video, mask, tmp_
     encode = type(network).encode_value
 
     def stopped(self, *a, **o):
-        made = encode(self, *a, **o)
+        result = encode(self, *a, **o)
         calls.append(1)
         if len(calls) == 5:  # of frame 8
             if by in ("an error", "a thread's Ctrl-C"):
                 raise KeyboardInterrupt if "Ctrl" in by else RuntimeError("no memory")
             for _ in range(2 if "twice" in by else 1):
                 os.kill(os.getpid(), signal.SIGINT)
-        return made
+        return result
 
     before = signal.getsignal(signal.SIGINT)
     job = SegmentJob(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=6)
@@ -350,9 +352,9 @@ def test_the_command(network, video, mask, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "out" / "overlay.mp4").stat().st_size > 1000
     assert sum(report["seconds"].values()) <= report["wall"] and report["calls"]["decoder"] == COUNT - 1
     assert run(words + ["--account", "--no-overlay"]) == 0
-    said = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     for stage in ("preparing", "key encoder", "memory read", "decoder", "value encoder", "memory add", "writing"):
-        assert any(line.startswith(stage) and line.endswith(" %") for line in said), stage
+        assert any(line.startswith(stage) and line.endswith(" %") for line in lines), stage
     assert run(["segment", str(video), "--mask", str(mask), "--weights", str(mask)]) == 1
     assert "first.png: not a file of parameters" in capsys.readouterr().err
 

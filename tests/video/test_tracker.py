@@ -27,9 +27,9 @@ def labels(*objects):
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    made = XMem(SMALL)
-    made.load_state_dict(fixed.fixed_weights(made.state_dict()))
-    return made
+    network = XMem(SMALL)
+    network.load_state_dict(fixed.fixed_weights(network.state_dict()))
+    return network
 
 
 class Watched(Memory):
@@ -111,17 +111,17 @@ def test_when_the_deep_update_is_done(network, monkeypatch, every, deep):
 
 def test_the_shallow_update_is_left_to_the_deep_one_on_memory_frames(network, monkeypatch):
     tracker = Tracker(network, MemoryConfig(hidden_dim=4, mem_every=2))
-    asked = []
+    updates = []
     segment = network.segment
 
     def watched(*args, update_hidden, **kwargs):
-        asked.append(update_hidden)
+        updates.append(update_hidden)
         return segment(*args, update_hidden=update_hidden, **kwargs)
 
     monkeypatch.setattr(network, "segment", watched)
     for t in range(5):
         tracker.step(IMAGE, labels(1) if t == 0 else None, end=t == 4)
-    assert asked == [True, False, True, False]  # frames 1, 2 (remembered), 3, 4 (the last)
+    assert updates == [True, False, True, False]  # frames 1, 2 (remembered), 3, 4 (the last)
 
 
 def test_a_later_mask_replaces_what_it_speaks_of_and_keeps_the_rest(network):
@@ -136,11 +136,11 @@ def test_a_later_mask_replaces_what_it_speaks_of_and_keeps_the_rest(network):
     assert tracker.objects == (1, 2, 5) and got.shape[0] == 4
     inside = new == 5
     assert bool((got[3][inside] > 0.99).all()) and float(got[1:3, inside].max()) < 1e-3
-    given = torch.zeros(1, 3, 40, 56)
-    given[0, :2], given[0, 2] = predicted[1:] * ~inside, inside.float()
+    rows = torch.zeros(1, 3, 40, 56)
+    rows[0, :2], rows[0, 2] = predicted[1:] * ~inside, inside.float()
     from xmemk.network import aggregate
 
-    torch.testing.assert_close(got, aggregate(given)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got, aggregate(rows)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_an_object_can_be_said_to_be_absent(network):
@@ -224,12 +224,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("call", "kind", "said"), REFUSED)
-def test_what_does_not_fit_is_refused_and_changes_nothing(network, call, kind, said):
+@pytest.mark.parametrize(("call", "kind", "message"), REFUSED)
+def test_what_does_not_fit_is_refused_and_changes_nothing(network, call, kind, message):
     tracker, twin = Tracker(network), Tracker(network)
     for t in (tracker, twin):
         t.step(IMAGE, labels(1))
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         tracker.step(**call)
     assert torch.equal(tracker.step(IMAGE), twin.step(IMAGE))
 

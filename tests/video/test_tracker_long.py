@@ -30,9 +30,9 @@ def one_thread(threads):
 
 @pytest.fixture(scope="module")
 def network():
-    made = XMem(SMALL)
-    made.load_state_dict(fixed.fixed_weights(made.state_dict()))
-    return made
+    network = XMem(SMALL)
+    network.load_state_dict(fixed.fixed_weights(network.state_dict()))
+    return network
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_the_oracles_stores_and_ours_give_the_same_frames(network, frames, group
 
 
 def test_memory_is_flat_over_two_thousand_frames(network, frames):
-    """Object 1 stays, 2 leaves and comes back, 3 joins later and leaves; this repeats every 100 frames."""
+    """Every 100 frames: object 1 stays, 2 leaves and comes back, 3 joins later and leaves."""
     tracker = Tracker(RepeatingNetwork(network), MemoryConfig(**LIMITS))
     memory = {}
     for t in range(2000):
