@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 BUILD = ROOT / "build" / "ptx"
 CORE = Path(__file__).with_name("core")
 # Products and sums must round where PTX says so, hence no contraction.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC")
 MOST_FINDINGS = 64
 LIMIT = 50_000_000  # instructions of a warp after which its CTA is taken not to end
 

@@ -191,8 +191,9 @@ void approximate(Warp& w, const Instruction& i, Mask m, double relative, F exact
   }
   for (int l = 0; l < kLanes; l++) {
     if (!(m >> l & 1)) continue;
-    double result = exact(l);
-    if (r[l] & 1) result += (r[l] & 2 ? relative : -relative) * result;
+    bool certain = false;
+    double result = exact(l, certain);
+    if ((r[l] & 1) && !certain) result += (r[l] & 2 ? relative : -relative) * result;
     d[l] = float(result);
   }
   spread_undefined(w, i, m);
@@ -203,7 +204,7 @@ void ex2_approx(Warp& w, const Instruction& i, Mask m) {  // at most 2^-22.5 off
   const float* a = w.operand<float>(i, 1);
   float copy[kLanes];
   memcpy(copy, a, sizeof copy);
-  approximate(w, i, m, 0x1p-23, [&](int l) { return std::exp2(double(ftz ? flushed(copy[l]) : copy[l])); });
+  approximate(w, i, m, 0x1p-23, [&](int l, bool&) { return std::exp2(double(ftz ? flushed(copy[l]) : copy[l])); });
   float* d = w.operand<float>(i, 0);
   for (int l = 0; l < kLanes; l++) {
     if (!(m >> l & 1)) continue;
@@ -216,28 +217,30 @@ template <bool ftz>
 void lg2_approx(Warp& w, const Instruction& i, Mask m) {
   float a[kLanes];
   memcpy(a, w.operand<float>(i, 1), sizeof a);
-  approximate(w, i, m, 0x1p-22, [&](int l) { return std::log2(double(ftz ? flushed(a[l]) : a[l])); });
+  approximate(w, i, m, 0x1p-22, [&](int l, bool&) { return std::log2(double(ftz ? flushed(a[l]) : a[l])); });
 }
 
 template <bool ftz>
 void rcp_approx(Warp& w, const Instruction& i, Mask m) {
   float a[kLanes];
   memcpy(a, w.operand<float>(i, 1), sizeof a);
-  approximate(w, i, m, 0x1p-23, [&](int l) { return 1 / double(ftz ? flushed(a[l]) : a[l]); });
+  approximate(w, i, m, 0x1p-23, [&](int l, bool&) { return 1 / double(ftz ? flushed(a[l]) : a[l]); });
 }
 
 template <bool ftz>
 void sqrt_approx(Warp& w, const Instruction& i, Mask m) {
   float a[kLanes];
   memcpy(a, w.operand<float>(i, 1), sizeof a);
-  approximate(w, i, m, 0x1p-23, [&](int l) { return std::sqrt(double(ftz ? flushed(a[l]) : a[l])); });
+  approximate(w, i, m, 0x1p-23, [&](int l, bool&) { return std::sqrt(double(ftz ? flushed(a[l]) : a[l])); });
 }
 
 inline void div_full(Warp& w, const Instruction& i, Mask m) {  // 2 ulp; a denominator above 2^126 may give 0
   float a[kLanes], b[kLanes];
   memcpy(a, w.operand<float>(i, 1), sizeof a);
   memcpy(b, w.operand<float>(i, 2), sizeof b);
-  approximate(w, i, m, 0x1p-23, [&](int l) {
+  approximate(w, i, m, 0x1p-23, [&](int l, bool& certain) {
+    int exponent;
+    certain = std::fabs(std::frexp(b[l], &exponent)) == 0.5f;  // the reciprocal of a power of two is exact on every GPU
     if (std::isfinite(b[l]) && std::fabs(b[l]) > 0x1p126f && std::isfinite(a[l])) return 0.0;
     return double(a[l]) / double(b[l]);
   });

@@ -66,7 +66,9 @@ void store(Warp& w, const Instruction& i, Mask m) {
   int32_t to = register_of(w, i, 0);
   int bytes = i.numbers[1], count = i.numbers[2];
   need_defined(w, to, m, "an address");
-  for (int l = 0; l < kLanes; l++) {
+  int turn = int(w.cta->machine->random.below(kLanes));  // of lanes that write to one place any may be the last
+  for (int lane = 0; lane < kLanes; lane++) {
+    int l = lane ^ turn;
     if (!(m >> l & 1)) continue;
     uint64_t address = address_of(w, to, l, i.numbers[0]);
     if constexpr (shared) w.cta->shared->check_place(w, l, address, uint32_t(bytes * count));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "machine.h"
 
@@ -54,13 +55,20 @@ class SharedMemory {
     settle(w, lane, address, n, undefined ? kUndefined : 0);
   }
 
-  // Threads that write the same bytes at the same time do no harm, and Triton lets copies of a value do so.
+  // Threads that write the same bytes at the same time do no harm, and Triton lets copies of a value do so. Copies of a
+  // sum in several lanes may differ in their rounding, where a product was fused into it on one side and not the other.
   void check_write(Warp& w, int lane, uint32_t address, uint32_t n, const void* data = nullptr) {
-    bool same = data != nullptr && memcmp(&bytes[address], data, n) == 0;
+    bool same = data != nullptr && memcmp(&bytes[address], data, n) == 0, rounded = data != nullptr && n == 4;
+    if (rounded) {
+      float before, after;
+      memcpy(&before, &bytes[address], 4);
+      memcpy(&after, data, 4);
+      rounded = std::fabs(before - after) <= 0x1p-20f * std::fabs(after);
+    }
     uint32_t first = address >> granule_, last = (address + n - 1) >> granule_;
     for (uint32_t c = first; c <= last; c++) {
       if (state_[c] & kPending) report(w, "unfinished copy", lane, c, "written before it was waited for", writer_[c]);
-      if (!same && !ordered(w, lane, writer_[c]))
+      if (!same && !(rounded && int(writer_[c] >> 27) == w.id) && !ordered(w, lane, writer_[c]))
         report(w, "race", lane, c, "write after an unordered write", writer_[c]);
       const uint32_t* r = &readers_[size_t(c) * size_t(warps_)];
       for (int v = 0; v < warps_; v++)
