@@ -83,7 +83,7 @@ def taken(architecture: int, seed: int = 0, change: Change | None = None) -> Ite
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> None:
         with _without_dispatch():
-            runs.append(_run(self, args, grid, options, architecture, 1000 * seed + len(runs) + 1, change))
+            runs.append(_run(self, args, grid, options, architecture, (1000 * seed + len(runs), seed), change))
 
     with mock.patch.object(JITFunction, "run", run), _Poisoned():
         yield runs
@@ -95,7 +95,7 @@ def _run(
     grid: Any,
     options: dict[str, Any],
     architecture: int,
-    seed: int,
+    seeds: tuple[int, int],
     change: Change | None,
 ) -> Run:
     named = {p.name: options.pop(p.name) for p in kernel.params if p.name in options}
@@ -113,7 +113,7 @@ def _run(
     x, y, z = (*(int(size) for size in sizes), 1, 1)[:3]
     scratch = (0,) * (len(program.kernel.parameters) - len(call.parameters))  # Triton's own, of which nothing is used
     launch = machine.Launch(
-        (*call.parameters, *scratch), tuple(call.allocations), (x, y, z), compiled.warps, compiled.shared, seed
+        (*call.parameters, *scratch), tuple(call.allocations), (x, y, z), compiled.warps, compiled.shared, *seeds
     )
     started = time.perf_counter()
     outcome = program.run(launch)

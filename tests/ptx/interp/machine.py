@@ -44,7 +44,7 @@ class _Program(ctypes.Structure):
 class _Launch(ctypes.Structure):
     _fields_ = [(n, ctypes.c_void_p) for n in ("parameters", "bases", "sizes")]
     _fields_ += [(n, ctypes.c_int32) for n in ("allocations", "warps", "shared")]
-    _fields_ += [("grid", ctypes.c_int32 * 3), ("seed", ctypes.c_uint64), ("limit", ctypes.c_uint64)]
+    _fields_ += [("grid", ctypes.c_int32 * 3), *((n, ctypes.c_uint64) for n in ("seed", "gpu", "limit"))]
 
 
 class _Finding(ctypes.Structure):
@@ -105,7 +105,8 @@ class Launch:
     grid: tuple[int, int, int] = (1, 1, 1)
     warps: int = 1
     shared: int = 0
-    seed: int = 0
+    seed: int = 0  # of what changes from launch to launch: turns of warps, order of CTAs
+    gpu: int = 0  # seed of what a GPU does always alike: rounding of approximate and matrix instructions
 
 
 @dataclass
@@ -165,6 +166,7 @@ class Program:
             launch.shared,
             (ctypes.c_int32 * 3)(*launch.grid),
             launch.seed,
+            launch.gpu,
             LIMIT,
         )
         found = (_Finding * MOST_FINDINGS)()

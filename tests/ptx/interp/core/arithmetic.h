@@ -179,11 +179,11 @@ inline uint32_t permuted_bytes(uint32_t a, uint32_t b, uint32_t selector) {
 
 // Approximate instructions: the exact result, off by as much as the PTX ISA allows, in a random direction, or exact.
 // Hardware gives equal operands equal results, and kernels may count on that: chance depends on the operand and on the
-// seed of the launch alone.
+// GPU alone.
 template <class F>
 void approximate(Warp& w, const Instruction& i, Mask m, double relative, F exact) {
   float* d = w.operand<float>(i, 0);
-  uint32_t seed = uint32_t(w.cta->machine->launch.seed) * 0x9e3779b9u, r[kLanes];
+  uint32_t seed = uint32_t(w.cta->machine->launch.gpu) * 0x9e3779b9u, r[kLanes];
   for (int l = 0; l < kLanes; l++) {
     uint32_t chance = seed;
     for (int n = 1; n < i.operands; n++) chance = (chance ^ w.operand<uint32_t>(i, n)[l]) * 0x85ebca6bu;

@@ -52,7 +52,8 @@ struct Launch {
   const uint64_t* sizes;
   int32_t allocations, warps, shared;
   int32_t grid[3];
-  uint64_t seed;
+  uint64_t seed;   // of what changes from launch to launch: turns of warps, order of CTAs
+  uint64_t gpu;    // seed of what a GPU does always alike: rounding of approximate and matrix instructions
   uint64_t limit;  // instructions of a warp after which a CTA is taken not to end
 };
 

@@ -22,29 +22,67 @@ float element(uint16_t bits) {
   else return to_float(Half{bits});
 }
 
-// d [16, n] += a [16, 16] b [16, n], b by rows of k. float32 sums in a random order, rounded to nearest or towards zero:
-// tensor cores promise neither, but do the same all over a launch.
-__attribute__((noinline, optimize("rounding-math"))) inline void multiply_add(uint64_t seed, float* d, const float* a,
-                                                                              const float* b, int n) {
-  Random random(seed);
+// d [16, n] += a [16, 16] b [16, n], b by rows of k; one way all over a GPU:
+// - float32 sums in a random order, or
+// - as measurements of tensor cores found: the products of a block and the sum so far are cut off, towards zero, at
+//   `extra` bits below the last bit of the largest, added exactly, and the total is cut off to float32.
+inline void add_in_order(Random& random, float* d, const float* a, const float* b, int n) {
   int order[16];
   for (int k = 0; k < 16; k++) order[k] = k;
   for (int k = 15; k > 0; k--) std::swap(order[k], order[random.below(uint32_t(k) + 1)]);
-  bool toward_zero = random.next() & 1, last = random.next() & 1;
-  std::vector<float> before;
-  if (last) before.assign(d, d + 16 * n), std::fill(d, d + 16 * n, 0.0f);
-  if (toward_zero) fesetround(FE_TOWARDZERO);
+  bool last = random.next() & 1;
+  std::vector<float> total(static_cast<size_t>(n));
   for (int r = 0; r < 16; r++) {
     float* row = d + r * n;
-    for (int k : order) {
-      float x = a[r * 16 + k];
-      const float* y = b + k * n;
-      for (int c = 0; c < n; c++) row[c] += x * y[c];  // the product of two 16-bit floats is exact
+    for (int c = 0; c < n; c++) total[size_t(c)] = last ? 0.0f : row[c];
+    for (int k : order)
+      for (int c = 0; c < n; c++) total[size_t(c)] += a[r * 16 + k] * b[k * n + c];  // such products are exact
+    for (int c = 0; c < n; c++) row[c] = last ? total[size_t(c)] + row[c] : total[size_t(c)];
+  }
+}
+
+__attribute__((noinline, optimize("rounding-math"))) inline void add_cut_off(float* d, const float* a, const float* b, int n,
+                                                                             int block, int extra) {
+  std::vector<float> unit_of(static_cast<size_t>(n)), inverse_of(static_cast<size_t>(n));
+  std::vector<int32_t> total_of(static_cast<size_t>(n));
+  float *unit = unit_of.data(), *inverse = inverse_of.data();
+  int32_t* total = total_of.data();
+  fesetround(FE_TOWARDZERO);
+  for (int r = 0; r < 16; r++) {
+    float* row = d + r * n;
+    for (int first = 0; first < 16; first += block) {
+      for (int c = 0; c < n; c++) unit[c] = std::fabs(row[c]);
+      for (int k = first; k < first + block; k++)
+        for (int c = 0; c < n; c++) {
+          float p = std::fabs(a[r * 16 + k] * b[k * n + c]);
+          unit[c] = p > unit[c] || p != p ? p : unit[c];
+        }
+      bool finite = true;
+      for (int c = 0; c < n; c++) {
+        uint32_t exponent = bits_as<uint32_t>(unit[c]) & 0x7f800000u;
+        finite &= exponent != 0x7f800000u;
+        exponent = std::max(exponent, 27u << 23) - (uint32_t(23 + extra) << 23);
+        unit[c] = bits_as<float>(exponent);
+        inverse[c] = bits_as<float>((254u << 23) - exponent);
+      }
+      if (!finite) {
+        for (int k = first; k < first + block; k++)
+          for (int c = 0; c < n; c++) row[c] += a[r * 16 + k] * b[k * n + c];
+        continue;
+      }
+      for (int c = 0; c < n; c++) total[c] = int32_t(row[c] * inverse[c]);
+      for (int k = first; k < first + block; k++)
+        for (int c = 0; c < n; c++) total[c] += int32_t(a[r * 16 + k] * b[k * n + c] * inverse[c]);
+      for (int c = 0; c < n; c++) row[c] = float(total[c]) * unit[c];
     }
-    if (last)
-      for (int c = 0; c < n; c++) row[c] += before[size_t(r * n + c)];
   }
   fesetround(FE_TONEAREST);
+}
+
+inline void multiply_add(uint64_t seed, float* d, const float* a, const float* b, int n, int block, int extra) {
+  Random random(seed);
+  if (random.next() & 1) add_in_order(random, d, a, b, n);
+  else add_cut_off(d, a, b, n, block, extra);
 }
 
 // numbers[0]: matrices.
@@ -79,6 +117,7 @@ void ldmatrix(Warp& w, const Instruction& i, Mask m) {
 template <bool transposed>
 void stmatrix(Warp& w, const Instruction& i, Mask m) {
   need_whole_warp(w, m, "stmatrix");
+  w.cta->shared->begin_store();
   int count = i.numbers[0];
   int32_t to = register_of(w, i, 0);
   need_defined(w, to, count == 4 ? kAll : (Mask(1) << (8 * count)) - 1, "an address");
@@ -119,14 +158,15 @@ void fragment_a(Warp& w, const Instruction& i, int first, Tile& a) {
 }
 
 // Accumulators [16, n]: register 4 j + q of a lane is in columns 8 j to 8 j + 7.
-inline void accumulate(Warp& w, const Instruction& i, int to, int from, Tile& a, Tile& b, int n, bool use) {
+inline void accumulate(Warp& w, const Instruction& i, int to, int from, Tile& a, Tile& b, int n, bool use,
+                       int block, int extra) {
   std::vector<float> d(size_t(16 * n));
   for (int r = 0; r < n / 2; r++) {
     const float* c = w.operand<float>(i, from + r);
     for (int l = 0; l < kLanes; l++)
       d[size_t((l / 4 + r % 4 / 2 * 8) * n + r / 4 * 8 + l % 4 * 2 + r % 2)] = use ? c[l] : 0.0f;
   }
-  multiply_add(w.cta->machine->launch.seed, d.data(), a.values.data(), b.values.data(), n);
+  multiply_add(w.cta->machine->launch.gpu, d.data(), a.values.data(), b.values.data(), n, block, extra);
   for (int r = 0; r < n / 2; r++) {
     float* c = w.operand<float>(i, to + r);
     Mask u = use ? undefined_in(w, i, from + r, from + r + 1) : 0;
@@ -155,7 +195,7 @@ void mma(Warp& w, const Instruction& i, Mask m) {
       b.row_undefined[size_t(l / 4)] |= u >> l & 1;
     }
   }
-  accumulate(w, i, 0, 10, a, b, 8, true);
+  accumulate(w, i, 0, 10, a, b, 8, true, 8, 1);
 }
 
 // Rows of 16 elements of k, of an operand in shared memory: `first` to `first + rows`. `all_rows` are read by hardware
@@ -231,7 +271,7 @@ void wgmma(Warp& w, const Instruction& i, Mask m) {
   described_tile<bfloat>(w, w.operand<uint64_t>(i, descriptor)[0], i.numbers[3], 0, n, n, true, b, product);
   need_defined(w, register_of(w, i, descriptor + 1), kAll, "scale-d");
   bool use = *w.operand<Mask>(i, descriptor + 1) & 1;
-  accumulate(w, i, 0, 0, a, b, n, use);
+  accumulate(w, i, 0, 0, a, b, n, use, 16, 2);
   w.open_products.push_back(std::move(product));
 }
 

@@ -66,6 +66,7 @@ void store(Warp& w, const Instruction& i, Mask m) {
   int32_t to = register_of(w, i, 0);
   int bytes = i.numbers[1], count = i.numbers[2];
   need_defined(w, to, m, "an address");
+  if (shared) w.cta->shared->begin_store();
   int turn = int(w.cta->machine->random.below(kLanes));  // of lanes that write to one place any may be the last
   for (int lane = 0; lane < kLanes; lane++) {
     int l = lane ^ turn;
@@ -91,6 +92,7 @@ void store(Warp& w, const Instruction& i, Mask m) {
 inline void cp_async(Warp& w, const Instruction& i, Mask m) {
   int32_t to = register_of(w, i, 0), from = register_of(w, i, 1);
   uint32_t bytes = uint32_t(i.numbers[2]);
+  w.cta->shared->begin_store();
   Copy copy{m, bytes, {}, {}, {}};
   need_defined(w, to, m, "an address");
   if (i.operands > 2) need_defined(w, register_of(w, i, 2), m, "a size");

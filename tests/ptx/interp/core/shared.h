@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 
 #include "machine.h"
 
@@ -16,7 +15,8 @@ class SharedMemory {
         writer_((size_ >> granule_) + 16),
         readers_((size_ >> granule_) * size_t(warps_) + 16),
         matrix_readers_((size_ / 16 + 1) * size_t(warps_)),
-        state_((size_ >> granule_) + 16) {}
+        state_((size_ >> granule_) + 16),
+        stores_((size_ >> granule_) + 16) {}
 
   void clear() {
     std::fill(writer_.begin(), writer_.end(), 0);
@@ -55,20 +55,18 @@ class SharedMemory {
     settle(w, lane, address, n, undefined ? kUndefined : 0);
   }
 
-  // Threads that write the same bytes at the same time do no harm, and Triton lets copies of a value do so. Copies of a
-  // sum in several lanes may differ in their rounding, where a product was fused into it on one side and not the other.
+  // Every store instruction of a warp says first that it is another one.
+  void begin_store() { store_++; }
+
+  // Threads that write the same bytes at the same time do no harm. Of lanes that write different ones by one instruction
+  // PTX promises that one is kept, and which is up to chance here: Triton's reductions do so where copies of a sum
+  // differ in their rounding, since a product was fused into it in some lanes and not in others.
   void check_write(Warp& w, int lane, uint32_t address, uint32_t n, const void* data = nullptr) {
-    bool same = data != nullptr && memcmp(&bytes[address], data, n) == 0, rounded = data != nullptr && n == 4;
-    if (rounded) {
-      float before, after;
-      memcpy(&before, &bytes[address], 4);
-      memcpy(&after, data, 4);
-      rounded = std::fabs(before - after) <= 0x1p-20f * std::fabs(after);
-    }
+    bool same = data != nullptr && memcmp(&bytes[address], data, n) == 0;
     uint32_t first = address >> granule_, last = (address + n - 1) >> granule_;
     for (uint32_t c = first; c <= last; c++) {
       if (state_[c] & kPending) report(w, "unfinished copy", lane, c, "written before it was waited for", writer_[c]);
-      if (!same && !(rounded && int(writer_[c] >> 27) == w.id) && !ordered(w, lane, writer_[c]))
+      if (!same && stores_[c] != store_ && !ordered(w, lane, writer_[c]))
         report(w, "race", lane, c, "write after an unordered write", writer_[c]);
       const uint32_t* r = &readers_[size_t(c) * size_t(warps_)];
       for (int v = 0; v < warps_; v++)
@@ -139,6 +137,8 @@ class SharedMemory {
   std::vector<uint32_t> readers_;  // per warp: clock (26), lane (6) of the last read
   std::vector<uint32_t> matrix_readers_;  // per warp, of 16 bytes: clock of the last read by a matrix instruction
   std::vector<uint8_t> state_;
+  std::vector<uint64_t> stores_;  // which store instruction wrote last
+  uint64_t store_ = 0;
 
   static uint32_t stamp(uint32_t clock, int lane) { return clock << 6 | uint32_t(lane); }
   static uint32_t clock_of(uint32_t writer) { return writer & 0x3fffff; }
@@ -157,7 +157,7 @@ class SharedMemory {
 
   void settle(Warp& w, int lane, uint32_t address, uint32_t n, uint8_t state) {
     uint32_t by = uint32_t(w.id) << 27 | uint32_t(lane) << 22 | w.clock;
-    for (uint32_t c = address >> granule_; c <= (address + n - 1) >> granule_; c++) writer_[c] = by, state_[c] = state;
+    for (uint32_t c = address >> granule_; c <= (address + n - 1) >> granule_; c++) writer_[c] = by, state_[c] = state, stores_[c] = store_;
   }
 
   void report(Warp& w, const char* kind, int lane, uint32_t cell, const char* what, uint32_t other, int reader = -1) {
