@@ -200,11 +200,11 @@ void approximate(Warp& w, const Instruction& i, Mask m, double relative, F exact
 }
 
 template <bool ftz>
-void ex2_approx(Warp& w, const Instruction& i, Mask m) {  // at most 2^-22.5 off, and ex2(0) is 1
+void ex2_approx(Warp& w, const Instruction& i, Mask m) {  // with its rounding 2^-22.5 off, and ex2(0) is 1
   const float* a = w.operand<float>(i, 1);
   float copy[kLanes];
   memcpy(copy, a, sizeof copy);
-  approximate(w, i, m, 0x1p-23, [&](int l, bool&) { return std::exp2(double(ftz ? flushed(copy[l]) : copy[l])); });
+  approximate(w, i, m, 0x1.dp-24, [&](int l, bool&) { return std::exp2(double(ftz ? flushed(copy[l]) : copy[l])); });
   float* d = w.operand<float>(i, 0);
   for (int l = 0; l < kLanes; l++) {
     if (!(m >> l & 1)) continue;

@@ -77,8 +77,8 @@ class SharedMemory {
       for (int v = 0; v < warps_; v++) {
         if (r[v] == kUnfinished)
           report(w, "unfinished wgmma", lane, c * 16 >> granule_, "its source is written before it was waited for", 0, v);
-        else if (v != w.id && r[v] > w.seen[size_t(v)])
-          report(w, "race", lane, c * 16 >> granule_, "write after an unordered wgmma", r[v] << 6, v);
+        else if (r[v] && (v == w.id ? r[v] >= w.lanes_synced : r[v] > w.seen[size_t(v)]))
+          report(w, "race", lane, c * 16 >> granule_, "write after an unordered matrix read", r[v] << 6, v);
       }
     }
   }
