@@ -1,7 +1,7 @@
-"""The calls of the package whose kernels are run: the only file here that knows the package's host functions.
+"""The calls of the package whose kernels are run.
 
-A case makes its inputs, calls the host code, and returns comparisons that must pass. To add a kernel to the checks, add
-a line to CASES.
+No other file here knows the package's host functions. A case makes its inputs, calls the host code,
+and returns comparisons that must pass. To add a kernel to the checks, add a line to CASES.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import xmemk
 from torch import Tensor
+
+import xmemk
 from xmemk.testing import Comparison, Inputs, compare_read, compare_usage, make_inputs
 
 half, bfloat, single = torch.float16, torch.bfloat16, torch.float32
@@ -31,7 +32,10 @@ class Case:
 def read(
     top_k: int | None, n: int = 300, q: int = 40, cuts: tuple[int, ...] = (), uncertified: bool = False, **more: Any
 ) -> Call:
-    """A read by top-k or of all tokens, in segments that end at ``cuts``; uncertified: some queries take the fallback."""
+    """A read by top-k or of all tokens, in segments that end at ``cuts``.
+
+    Where ``uncertified``, some queries take the fallback.
+    """
 
     def call() -> list[Comparison]:
         from xmemk import kernels
@@ -53,7 +57,10 @@ def read(
 
 
 def sized(n: int = 300, q: int = 40, room: int = 500, top_k: int = 5, **more: Any) -> Call:
-    """A read of a memory whose size lies on the device: two runs of tokens in storage that holds NaN elsewhere."""
+    """A read of a memory whose size lies on the device.
+
+    Two runs of tokens lie in storage that holds NaN elsewhere.
+    """
 
     def call() -> list[Comparison]:
         from xmemk.kernels import sized as module
@@ -81,7 +88,7 @@ def sized(n: int = 300, q: int = 40, room: int = 500, top_k: int = 5, **more: An
 
 
 def potentiate(dtype: torch.dtype, n: int = 300, p: int = 20) -> Call:
-    """Eq. 3: prototypes' values and shrinkage, as a dense read of the candidates and their shrinkage."""
+    """Eq. 3: prototypes' values and shrinkage, each compared with a dense read."""
 
     def call() -> list[Comparison]:
         from xmemk import kernels
@@ -96,7 +103,10 @@ def potentiate(dtype: torch.dtype, n: int = 300, p: int = 20) -> Call:
 
 
 def backward(top_k: int | None, dtype: torch.dtype, n: int = 200, q: int = 40, **more: Any) -> Call:
-    """All gradients, beside those of plain PyTorch in float64; in float32 as near as plain float32, four times over."""
+    """All gradients, beside those of plain PyTorch in float64.
+
+    Allowed are four times the errors of plain PyTorch in float32.
+    """
 
     def call() -> list[Comparison]:
         from xmemk import kernels
@@ -108,7 +118,7 @@ def backward(top_k: int | None, dtype: torch.dtype, n: int = 200, q: int = 40, *
 
         def gradients(as_dtype: torch.dtype) -> list[Tensor]:
             leaves = [None if t is None else t.detach().to(as_dtype).requires_grad_() for t in x.read]
-            out, used = xmemk.memory_read(*leaves, top_k=top_k, return_usage=True, backend="torch")
+            out, used = xmemk.memory_read(*leaves, top_k=top_k, return_usage=True, backend="torch")  # type: ignore[call-overload]
             loss = (out * d_readout.to(as_dtype)).sum() + (used * d_usage.to(as_dtype)).sum()
             return list(torch.autograd.grad(loss, [t for t in leaves if t is not None]))
 
@@ -118,7 +128,7 @@ def backward(top_k: int | None, dtype: torch.dtype, n: int = 200, q: int = 40, *
         _, _, weight, index = kernels.memory_read_saving(*memory, qk, qe, top_k, True)
         made = kernels.memory_read_backward(*memory, qk, qe, weight, index, d_readout, d_usage)
         got = [t[0] if isinstance(t, list) else t for t in made if t is not None]
-        # A gradient is stored in the inputs' type: of each number one rounding, and one of the largest for the products.
+        # A gradient is stored in the inputs' type: one rounding of the largest is allowed for it.
         unit = 0.0 if dtype == single else torch.finfo(dtype).eps
         return [
             _close(f"gradient {n}", a, b, 4 * (c - b).abs().max() + 2.0**-18 * b.abs().max() + unit * b.abs().max())

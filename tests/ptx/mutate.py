@@ -1,8 +1,9 @@
 """python tests/ptx/mutate.py: are faults in compiled kernels noticed?
 
-Instructions that order or wait are removed one by one, and others changed a little; a mutant is noticed where the
-interpreter finds something or the result is wrong, in one of a few runs with other interleavings. Changes of code that
-no case executes are left out. The table ends with what went unnoticed.
+Instructions that order or wait are removed one by one, and others changed a little; a mutant is
+noticed where the interpreter finds something or the result is wrong, in one of a few runs with
+other interleavings. Changes of code that no case executes are left out. The table ends with what
+went unnoticed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from interp import machine, ptx
 from run import run_case
 
 NOTHING = ptx.Instruction("nop", ())
-ORDERING = re.compile(r"bar\.sync|bar\.warp\.sync|cp\.async\.(commit|wait)_group|wgmma\.(fence|commit|wait)|fence\.proxy")
+ORDERING = re.compile(
+    r"bar\.sync|bar\.warp\.sync|cp\.async\.(commit|wait)_group|wgmma\.(fence|commit|wait)|fence\.proxy"
+)
 LARGEST = 3  # runs of a mutant, with other seeds, before it counts as unnoticed
 
 
@@ -101,7 +104,9 @@ def main() -> int:
     parser.add_argument("--arch", type=int, choices=(80, 90), default=90)
     parser.add_argument("--case", nargs="+", default=["topk float16", "dense float16"], help="names of cases")
     parser.add_argument("--kernel", default="", help="kernels whose name holds this")
-    parser.add_argument("--every", type=int, default=20, help="of offsets, strides and masks each so many-th is changed")
+    parser.add_argument(
+        "--every", type=int, default=20, help="of offsets, strides and masks each so many-th is changed"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     machine.LIMIT = 5_000_000

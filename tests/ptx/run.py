@@ -1,6 +1,7 @@
 """python tests/ptx/run.py: every case's kernels run from their PTX, in a table.
 
-Findings of the interpreter are printed below a case's row. Exit status 1 where there are any, or a result is wrong.
+Findings of the interpreter are printed below a case's row. Exit status 1 where there are any, or a
+result is wrong.
 """
 
 from __future__ import annotations
@@ -63,7 +64,13 @@ HEAD = ("case", "sm", "triton", "launches", "instructions", "findings", "share",
 
 def row(result: Result, version: str) -> tuple[str, ...]:
     instructions = sum(run.instructions for run in result.runs)
-    numbers = (len(result.runs), f"{instructions:,}", len(result.findings), f"{result.share:.2g}", f"{result.seconds:.1f}")
+    numbers = (
+        len(result.runs),
+        f"{instructions:,}",
+        len(result.findings),
+        f"{result.share:.2g}",
+        f"{result.seconds:.1f}",
+    )
     return result.case, str(result.architecture), version, *map(str, numbers)
 
 

@@ -62,7 +62,8 @@ STORE = "st.global.b32 [%rd5], %r9;"
         ("sub.s32 %r3, %r1, 9; div.s32 %r9, %r3, 4;", lambda t: torch.div(t - 9, 4, rounding_mode="trunc")),
         ("mul.lo.s32 %r9, %r1, 1000003;", lambda t: t * 1000003),
         ("mad.wide.s32 %rd9, %r1, -5, 7; cvt.u32.u64 %r9, %rd9;", lambda t: -5 * t + 7),
-        ("mul.wide.u32 %rd9, %r1, 65536; mul.hi.s64 %rd10, %rd9, 281474976710656; cvt.u32.u64 %r9, %rd10;", lambda t: t),
+        ("mul.wide.u32 %rd9, %r1, 65536; mul.hi.s64 %rd10, %rd9, 281474976710656; cvt.u32.u64 %r9, %rd10;",
+         lambda t: t),
         ("bfe.u32 %r9, %r1, 2, 3;", lambda t: (t >> 2) & 7),
         ("bfe.s32 %r9, %r1, 2, 3;", lambda t: (((t >> 2) & 7) ^ 4) - 4),
         ("prmt.b32 %r9, %r1, 171, 0x3340U;", lambda t: t | 171 << 8),
@@ -108,7 +109,9 @@ def test_min_and_max_return_the_number_beside_a_nan():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_conversions_to_16_bits_and_back(dtype):
     kind = "f16" if dtype == torch.float16 else "bf16"
-    x = torch.cat([torch.randn(60) * 10.0 ** torch.randint(-6, 6, (60,)), torch.tensor([0.0, -0.0, math.inf, -math.inf])])
+    x = torch.cat(
+        [torch.randn(60) * 10.0 ** torch.randint(-6, 6, (60,)), torch.tensor([0.0, -0.0, math.inf, -math.inf])]
+    )
     code = f"ld.global.b32 %r3, [%rd4]; cvt.rn.{kind}.f32 %rs1, %r3; cvt.f32.{kind} %r9, %rs1;"
     got = values(code + STORE, x.view(torch.int32), warps=2).view(torch.float32)
     assert torch.equal(got, x.to(dtype).float())
@@ -184,14 +187,20 @@ def test_atomics_of_all_ctas_add_up():
         ("out of bounds", "ld.shared.b32 %r9, [%r2+1020];" + STORE),
         ("misaligned", "ld.global.b32 %r9, [%rd4+2];" + STORE),
         ("misaligned", "ld.shared.v2.b32 {%r8, %r9}, [%r2+4];" + STORE),
-        ("undefined value", "ld.shared.b32 %r3, [%r2]; setp.eq.s32 %p1, %r3, 0; @%p1 bra $L__x; mov.b32 %r9, 0;\n$L__x:"),
+        (
+            "undefined value",
+            "ld.shared.b32 %r3, [%r2]; setp.eq.s32 %p1, %r3, 0; @%p1 bra $L__x; mov.b32 %r9, 0;\n$L__x:",
+        ),
         ("undefined value", "setp.eq.s32 %p1, %r7, 0; @%p1 st.global.b32 [%rd5], 1;"),
         ("undefined value", "cvt.u64.u32 %rd6, %r7; add.s64 %rd7, %rd5, %rd6; st.global.b32 [%rd7], 1;"),
         ("no end", "$L__x:\nbra.uni $L__x;"),
         ("divergence", "setp.lt.s32 %p1, %r1, 7; @%p1 bra $L__x; bar.sync 0;\n$L__x:"),
         ("divergence", "setp.lt.s32 %p1, %r1, 7; @%p1 bra $L__x; shfl.sync.bfly.b32 %r9, %r1, 1, 31, -1;\n$L__x:"),
         ("deadlock", "setp.lt.s32 %p1, %r1, 32; @%p1 bra $L__x; bar.sync 0;\n$L__x:"),
-        ("deadlock", "setp.lt.s32 %p1, %r1, 32; @%p1 bra $L__x; bar.sync 1;\nbra.uni $L__y;\n$L__x:\nbar.sync 0;\n$L__y:"),
+        (
+            "deadlock",
+            "setp.lt.s32 %p1, %r1, 32; @%p1 bra $L__x; bar.sync 1;\nbra.uni $L__y;\n$L__x:\nbar.sync 0;\n$L__y:",
+        ),
         ("trap", "trap;"),
     ],
 )
@@ -204,7 +213,9 @@ def test_what_is_never_written_is_handed_on_and_not_complained_about():
     kinds, out = run("ld.shared.b32 %r9, [%r2];" + STORE)
     assert kinds == set()
     assert out[0].item() == struct.unpack("<i", b"\xc7\xff\xc7\xff")[0]
-    taken = "ld.shared.b32 %r3, [%r2]; setp.eq.s32 %p1, %r3, 5; and.pred %p2, %p1, 0; @%p2 mov.b32 %r9, 1; mov.b32 %r9, 2;"
+    taken = (
+        "ld.shared.b32 %r3, [%r2]; setp.eq.s32 %p1, %r3, 5; and.pred %p2, %p1, 0; @%p2 mov.b32 %r9, 1; mov.b32 %r9, 2;"
+    )
     assert run(taken + STORE)[0] == set()
 
 
@@ -213,8 +224,8 @@ COPY += "@%p1 cp.async.cg.shared.global [%r3], [%rd7], 0x10; "
 
 
 def test_an_asynchronous_copy():
-    kinds, out = run(COPY + "cp.async.commit_group; cp.async.wait_group 0; bar.sync 0; ld.shared.b32 %r9, [%r2];" + STORE,
-                     warps=2)  # fmt: skip
+    rest = "cp.async.commit_group; cp.async.wait_group 0; bar.sync 0; ld.shared.b32 %r9, [%r2];"
+    kinds, out = run(COPY + rest + STORE, warps=2)
     assert kinds == set()
     assert out.tolist() == list(range(64))
 

@@ -1,6 +1,7 @@
 """The package's kernels, compiled for sm_90 and run from their PTX, beside float64; and faults in them are noticed.
 
-In a process of their own, since Triton must not be imported where its interpreter may be wanted later.
+In a process of their own, since Triton must not be imported where its interpreter may be wanted
+later.
 """
 
 import atexit
@@ -95,19 +96,22 @@ def _unnoticed(name, kernel, kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "kernel", "kind"),
+    ("name", "kernel", "kind", "needless"),
     [
-        ("topk small memory", "weigh_candidates", "without bar.sync"),
-        ("dense float16", "multiply_values", "without cp.async.wait_group"),
-        ("dense float16", "multiply_values", "without wgmma.wait_group"),
-        ("dense float16", "multiply_values", "without wgmma.commit_group"),
-        ("dense float16", "multiply_values", "without fence.proxy.async"),
+        # Two follow another barrier with no access between them.
+        ("topk small memory", "weigh_candidates", "without bar.sync", 2),
+        ("dense float16", "multiply_values", "without cp.async.wait_group", 0),
+        ("dense float16", "multiply_values", "without wgmma.wait_group", 0),
+        # Two products of a step have one each; the first may as well be in the group of the second.
+        ("dense float16", "multiply_values", "without wgmma.commit_group", 1),
+        # What the second product reads was there before the first, whose fence serves both.
+        ("dense float16", "multiply_values", "without fence.proxy.async", 1),
     ],
 )
-def test_what_is_removed_from_a_kernel_is_noticed(name, kernel, kind):
+def test_what_is_removed_from_a_kernel_is_noticed(name, kernel, kind, needless):
     count, unnoticed = there(_unnoticed, name, kernel, kind)
-    assert count > 0
-    assert len(unnoticed) <= count // 10
+    assert count > needless
+    assert len(unnoticed) <= needless
 
 
 def _launched():

@@ -45,7 +45,8 @@ def test_mma(gpu):
             assert abs(out[lane, n] - wanted) < 2.0**-18
 
 
-# A [64, 16] and B [8, 16], rows of 32 bytes swizzled by 32: each 16 bytes go to the other half where bit 7 says so.
+# A [64, 16] and B [8, 16], rows of 32 bytes swizzled by 32: each 16 bytes go to the other half
+# where bit 7 says so.
 FILL = """
     shl.b32 %r3, %r1, 4; shr.u32 %r4, %r3, 3; and.b32 %r4, %r4, 16; xor.b32 %r5, %r3, %r4;
     cvt.u64.u32 %rd6, %r3; add.s64 %rd7, %rd1, %rd6;
@@ -59,7 +60,7 @@ STEPS = {
     "proxy": "fence.proxy.async.shared::cta;",
     "barrier": "bar.sync 0;",
     "fence": "wgmma.fence.sync.aligned;",
-    "product": f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {{%r20,%r21,%r22,%r23}}, %rd20, %rd21, 0, 1, 1, 0, 0;",
+    "product": "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%r20,%r21,%r22,%r23}, %rd20, %rd21, 0, 1, 1, 0, 0;",
     "commit": "wgmma.commit_group.sync.aligned;",
     "wait": "wgmma.wait_group.sync.aligned 0;",
 }

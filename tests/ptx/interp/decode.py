@@ -1,7 +1,8 @@
 """Turns the instructions of a kernel into the tables that the core executes.
 
-Registers, constants, special registers and parameters all become numbered registers, the constants first. What an
-instruction is called for the core says what it does; sizes, offsets and labels go along as numbers.
+Registers, constants, special registers and parameters all become numbered registers, the constants
+first. What an instruction is called for the core says what it does; sizes, offsets and labels go
+along as numbers.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class _Decoder:
     def unknown(self, why: str = "") -> UnknownPtx:
         return UnknownPtx(f"{self.kernel.name}: the interpreter does not know '{self.here}'{why and ': ' + why}")
 
-    # Registers are numbered in the order in which they appear, constants from -1 down; both are settled at the end.
+    # Registers are numbered in the order in which they appear, constants from -1 down; both are
+    # settled at the end.
     def register(self, name: str) -> int:
         if name == "_":
             raise self.unknown("a result that is not kept")
@@ -112,9 +114,10 @@ class _Decoder:
         self.tables.rows.append(Row(opcode, guard, self.here.negated, operands, results, list(numbers or ())))
 
     def decode(self) -> Tables:
-        for self.here in self.kernel.instructions:
-            family = self.here.opcode.split(".")[0]
-            _FAMILIES.get(family, _plain)(self, self.here.opcode.split("."), self.here.operands)
+        for one in self.kernel.instructions:
+            self.here = one
+            parts = one.opcode.split(".")
+            _FAMILIES.get(parts[0], _plain)(self, parts, one.operands)
         return self.settled()
 
     def settled(self) -> Tables:
@@ -167,13 +170,14 @@ def _vector(text: str) -> list[str]:
     return [part.strip() for part in text.strip("{} ").split(",")]
 
 
-# How wide the operands of the plain families are: the same as the type unless said here, by position.
+# How wide the operands of the plain families are: the same as the type unless said here, by
+# position.
 _COUNT_OF_BITS = {"shl": 1, "shr": 1, "bfe": 1}
 
 
 def _plain(d: _Decoder, parts: list[str], operands: tuple[str, ...]) -> None:
     """d, a, b, ... all of the type at the end of the name."""
-    if not operands or parts[-1][-1:].isdigit() is False and parts[-1] != "pred":
+    if not operands or (not (parts[-1][-1:].isdigit() or parts[-1] == "pred")):
         raise d.unknown()
     bits = _bits(parts[-1])
     widths = [bits] * (len(operands) - 1)
@@ -191,7 +195,7 @@ def _cvt(d: _Decoder, parts: list[str], operands: tuple[str, ...]) -> None:
 
 def _setp(d: _Decoder, parts: list[str], operands: tuple[str, ...]) -> None:
     names = operands[0].split("|")
-    if len(names) > 1 and names[1] != "_" or len(operands) != 3:
+    if (len(names) > 1 and names[1] != "_") or len(operands) != 3:
         raise d.unknown("a second result or a combination")
     d.add(".".join(parts), [d.register(names[0])] + [d.value(x, _bits(parts[-1])) for x in operands[1:]], 1)
 
@@ -269,7 +273,7 @@ def _st(d: _Decoder, parts: list[str], operands: tuple[str, ...]) -> None:
 
 def _cp(d: _Decoder, parts: list[str], operands: tuple[str, ...]) -> None:
     name = ".".join(parts)
-    if name in ("cp.async.commit_group", "cp.async.wait_all"):
+    if name == "cp.async.commit_group":
         d.add(name, [], 0)
     elif name == "cp.async.wait_group":
         d.add(name, [], 0, [int(operands[0], 0)])
@@ -300,10 +304,6 @@ def _atomic(d: _Decoder, parts: list[str], operands: tuple[str, ...]) -> None:
 def _shfl(d: _Decoder, parts: list[str], operands: tuple[str, ...]) -> None:
     results = [d.register(name) for name in operands[0].split("|")]
     d.add(".".join(parts), [*results, *(d.value(x, 32) for x in operands[1:])], len(results))
-
-
-def _vote(d: _Decoder, parts: list[str], operands: tuple[str, ...]) -> None:
-    d.add(".".join(parts), [d.register(operands[0]), d.value(operands[1], 1), d.value(operands[2], 32)], 1)
 
 
 def _redux(d: _Decoder, parts: list[str], operands: tuple[str, ...]) -> None:
@@ -393,7 +393,6 @@ _FAMILIES: dict[str, Callable[[_Decoder, list[str], tuple[str, ...]], None]] = {
     "atom": _atomic,
     "red": _atomic,
     "shfl": _shfl,
-    "vote": _vote,
     "redux": _redux,
     "ldmatrix": _matrix_memory,
     "stmatrix": _matrix_memory,

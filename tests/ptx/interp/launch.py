@@ -4,7 +4,8 @@
         readout, usage = kernels.memory_read(...)  # on CPU tensors
     findings = [f for run in runs for f in run.findings]
 
-Inside, tensors made without data are poisoned, so that what a kernel reads before anything was written is seen.
+Inside, tensors made without data are poisoned, so that what a kernel reads before anything was
+written is seen.
 """
 
 from __future__ import annotations
@@ -76,7 +77,10 @@ Change = Callable[[ptx.Kernel], ptx.Kernel]
 
 @contextlib.contextmanager
 def taken(architecture: int, seed: int = 0, change: Change | None = None) -> Iterator[list[Run]]:
-    """Launches inside are run here, each with another seed. ``change`` is made to each kernel first, for mutants."""
+    """Launches inside are run here, each with another seed.
+
+    ``change`` is made to each kernel first, for mutants.
+    """
     from triton.runtime.jit import JITFunction
 
     runs: list[Run] = []

@@ -19,7 +19,16 @@ ROOT = Path(__file__).parents[3]
 BUILD = ROOT / "build" / "ptx"
 CORE = Path(__file__).with_name("core")
 # Products and sums must round where PTX says so, hence no contraction.
-FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC")
+FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-ftree-vectorize",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-shared",
+    "-fPIC",
+)
 MOST_FINDINGS = 64
 LIMIT = 50_000_000  # instructions of a warp after which its CTA is taken not to end
 
@@ -98,7 +107,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Launch:
-    """parameters: as integers that hold their bits; allocations: (address, bytes) that the kernel may touch."""
+    """parameters: as integers that hold their bits.
+
+    Allocations: (address, bytes) that the kernel may touch.
+    """
 
     parameters: tuple[int, ...]
     allocations: tuple[tuple[int, int], ...]
@@ -178,7 +190,5 @@ class Program:
 
     def _finding(self, raw: _Finding) -> Finding:
         instruction = self.kernel.instructions[raw.instruction]
-        text = f"instruction {raw.instruction} '{str(instruction)[:90]}' {instruction.source and f'of {instruction.source}'}"
-        return Finding(
-            raw.kind.decode(), self.kernel.name, raw.instruction, text.strip(), raw.detail.decode(), raw.count
-        )
+        text = f"instruction {raw.instruction} '{str(instruction)[:90]}' of {instruction.source or 'no known line'}"
+        return Finding(raw.kind.decode(), self.kernel.name, raw.instruction, text, raw.detail.decode(), raw.count)

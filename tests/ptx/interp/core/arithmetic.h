@@ -25,7 +25,6 @@ struct Bfloat {
 inline float to_float(Half x) { return float(bits_as<_Float16>(x.bits)); }
 inline float to_float(Bfloat x) { return bits_as<float>(uint32_t(x.bits) << 16); }
 inline float to_float(float x) { return x; }
-inline double to_float(double x) { return x; }
 inline Half half_of(float x) { return {x != x ? uint16_t(0x7fff) : bits_as<uint16_t>(_Float16(x))}; }
 inline Bfloat bfloat_of(float x) {
   uint32_t u = bits_as<uint32_t>(x);
@@ -144,10 +143,7 @@ T shifted_right(T a, uint32_t n) {
 template <class T>
 T fma_of(T a, T b, T c) { return std::fma(a, b, c); }
 inline float fma_flushed(float a, float b, float c) { return flushed(std::fma(flushed(a), flushed(b), flushed(c))); }
-inline float quotient(float a, float b) { return a / b; }
-inline float root(float a) { return std::sqrt(a); }
 inline uint32_t population(uint32_t a) { return uint32_t(__builtin_popcount(a)); }
-inline uint32_t leading_zeros(uint32_t a) { return a ? uint32_t(__builtin_clz(a)) : 32; }
 
 template <class T>
 T bit_field(T a, uint32_t position, uint32_t length) {
@@ -211,27 +207,6 @@ void ex2_approx(Warp& w, const Instruction& i, Mask m) {  // with its rounding 2
     if (copy[l] == 0) d[l] = 1;
     if (ftz) d[l] = flushed(d[l]);
   }
-}
-
-template <bool ftz>
-void lg2_approx(Warp& w, const Instruction& i, Mask m) {
-  float a[kLanes];
-  memcpy(a, w.operand<float>(i, 1), sizeof a);
-  approximate(w, i, m, 0x1p-22, [&](int l, bool&) { return std::log2(double(ftz ? flushed(a[l]) : a[l])); });
-}
-
-template <bool ftz>
-void rcp_approx(Warp& w, const Instruction& i, Mask m) {
-  float a[kLanes];
-  memcpy(a, w.operand<float>(i, 1), sizeof a);
-  approximate(w, i, m, 0x1p-23, [&](int l, bool&) { return 1 / double(ftz ? flushed(a[l]) : a[l]); });
-}
-
-template <bool ftz>
-void sqrt_approx(Warp& w, const Instruction& i, Mask m) {
-  float a[kLanes];
-  memcpy(a, w.operand<float>(i, 1), sizeof a);
-  approximate(w, i, m, 0x1p-23, [&](int l, bool&) { return std::sqrt(double(ftz ? flushed(a[l]) : a[l])); });
 }
 
 inline void div_full(Warp& w, const Instruction& i, Mask m) {  // 2 ulp; a denominator above 2^126 may give 0
@@ -376,8 +351,6 @@ inline void add_arithmetic(Handlers& h) {
   XMEMK_BINARY("max", suffix, T, greatest);     \
   h.add("mad.lo." suffix, ternary<T, T, T, T, mad<T>>); \
   h.add("shr." suffix, binary<T, T, uint32_t, shifted_right<T>>);
-  XMEMK_INTEGER("s16", int16_t)
-  XMEMK_INTEGER("u16", uint16_t)
   XMEMK_INTEGER("s32", int32_t)
   XMEMK_INTEGER("u32", uint32_t)
   XMEMK_INTEGER("s64", int64_t)
@@ -402,7 +375,6 @@ inline void add_arithmetic(Handlers& h) {
   XMEMK_SIGNED("s32", int32_t)
   XMEMK_SIGNED("s64", int64_t)
   XMEMK_SIGNED("f32", float)
-  XMEMK_SIGNED("f64", double)
 #define XMEMK_MOVE(suffix, T)                 \
   h.add("mov." suffix, unary<T, T, same<T>>); \
   h.add("selp." suffix, selp<T>);
@@ -412,8 +384,6 @@ inline void add_arithmetic(Handlers& h) {
 #define XMEMK_WIDE(suffix, T, W)                                \
   h.add("mul.wide." suffix, binary<W, T, T, mul_wide<W, T>>);   \
   h.add("mad.wide." suffix, ternary<W, T, T, W, mad_wide<W, T>>);
-  XMEMK_WIDE("s16", int16_t, int32_t)
-  XMEMK_WIDE("u16", uint16_t, uint32_t)
   XMEMK_WIDE("s32", int32_t, int64_t)
   XMEMK_WIDE("u32", uint32_t, uint64_t)
 #define XMEMK_FLOAT(prefix, suffix, T)                       \
@@ -424,27 +394,13 @@ inline void add_arithmetic(Handlers& h) {
   XMEMK_BINARY("max" prefix, suffix, T, greatest);           \
   h.add("fma.rn" prefix "." suffix, ternary<T, T, T, T, fma_of<T>>);
   XMEMK_FLOAT("", "f32", float)
-  XMEMK_FLOAT("", "f64", double)
-  h.add("add.rn.f32", binary<float, float, float, add<float>>);
-  h.add("sub.rn.f32", binary<float, float, float, sub<float>>);
-  h.add("mul.rn.f32", binary<float, float, float, mul<float>>);
-  h.add("div.rn.f32", binary<float, float, float, quotient>);
-  h.add("sqrt.rn.f32", unary<float, float, root>);
   h.add("fma.rn.ftz.f32", ternary<float, float, float, float, fma_flushed>);
   h.add("ex2.approx.f32", ex2_approx<false>);
   h.add("ex2.approx.ftz.f32", ex2_approx<true>);
-  h.add("lg2.approx.f32", lg2_approx<false>);
-  h.add("lg2.approx.ftz.f32", lg2_approx<true>);
-  h.add("rcp.approx.ftz.f32", rcp_approx<true>);
-  h.add("sqrt.approx.ftz.f32", sqrt_approx<true>);
-  h.add("sqrt.approx.f32", sqrt_approx<false>);
   h.add("div.full.f32", div_full);
   h.add("popc.b32", unary<uint32_t, uint32_t, population>);
-  h.add("clz.b32", unary<uint32_t, uint32_t, leading_zeros>);
   h.add("bfe.s32", ternary<int32_t, int32_t, uint32_t, uint32_t, bit_field<int32_t>>);
   h.add("bfe.u32", ternary<uint32_t, uint32_t, uint32_t, uint32_t, bit_field<uint32_t>>);
-  h.add("bfe.s64", ternary<int64_t, int64_t, uint32_t, uint32_t, bit_field<int64_t>>);
-  h.add("bfe.u64", ternary<uint64_t, uint64_t, uint32_t, uint32_t, bit_field<uint64_t>>);
   h.add("prmt.b32", ternary<uint32_t, uint32_t, uint32_t, uint32_t, permuted_bytes>);
   h.add("and.pred", logic<'&'>);
   h.add("or.pred", logic<'|'>);
@@ -482,7 +438,6 @@ inline void add_arithmetic(Handlers& h) {
   XMEMK_COMPARE_FLOAT("f16", Half)
   XMEMK_COMPARE_FLOAT("bf16", Bfloat)
   XMEMK_COMPARE_FLOAT("f32", float)
-  XMEMK_COMPARE_FLOAT("f64", double)
 #define XMEMK_CONVERT(name, To, From) h.add("cvt." name, unary<To, From, converted<To, From>>)
 #define XMEMK_CONVERT_TO(name, To)             \
   XMEMK_CONVERT(name ".s16", To, int16_t);     \
@@ -500,8 +455,6 @@ inline void add_arithmetic(Handlers& h) {
   XMEMK_CONVERT_TO("rn.f32", float)
   XMEMK_CONVERT("f32.f16", float, Half);
   XMEMK_CONVERT("f32.bf16", float, Bfloat);
-  XMEMK_CONVERT("f64.f32", double, float);
-  XMEMK_CONVERT("rn.f32.f64", float, double);
   XMEMK_CONVERT("rn.f16.f32", Half, float);
   XMEMK_CONVERT("rn.bf16.f32", Bfloat, float);
 #define XMEMK_TRUNCATE(name, To) h.add("cvt.rzi." name ".f32", unary<To, float, truncated<To, float>>)

@@ -1,4 +1,4 @@
-// Instructions by which the lanes of a warp exchange values: shuffles, reductions, votes.
+// Instructions by which the lanes of a warp exchange values: shuffles and reductions.
 #pragma once
 
 #include "memory.h"
@@ -62,22 +62,6 @@ void redux(Warp& w, const Instruction& i, Mask m) {
   set_undefined(w, register_of(w, i, 0), m, undefined_in(w, i, 1, 2) & m ? kAll : 0);
 }
 
-inline void ballot(Warp& w, const Instruction& i, Mask m) {
-  need_members(w, i, 2, m, "vote.sync.ballot");
-  Mask p = *w.operand<Mask>(i, 1) & m;
-  for (int l = 0; l < kLanes; l++)
-    if (m >> l & 1) w.operand<uint32_t>(i, 0)[l] = p;
-  set_undefined(w, register_of(w, i, 0), m, undefined_in(w, i, 1, 2) & m ? kAll : 0);
-}
-
-template <bool all>
-void vote(Warp& w, const Instruction& i, Mask m) {
-  need_members(w, i, 2, m, "vote.sync");
-  Mask p = *w.operand<Mask>(i, 1) & m;
-  write_predicate(w, register_of(w, i, 0), m, (all ? p == m : p != 0) ? kAll : 0);
-  set_undefined(w, register_of(w, i, 0), m, undefined_in(w, i, 1, 2) & m ? kAll : 0);
-}
-
 inline void warp_barrier(Warp& w, const Instruction& i, Mask m) {
   need_members(w, i, 0, m, "bar.warp.sync");
   w.clock++;
@@ -91,15 +75,7 @@ inline void add_exchange(Handlers& h) {
   h.add("shfl.sync.idx.b32", shfl<Shuffle::idx>);
   h.add("redux.sync.add.s32", redux<int32_t, add<int32_t>>);
   h.add("redux.sync.add.u32", redux<uint32_t, add<uint32_t>>);
-  h.add("redux.sync.min.s32", redux<int32_t, least<int32_t>>);
-  h.add("redux.sync.min.u32", redux<uint32_t, least<uint32_t>>);
   h.add("redux.sync.max.s32", redux<int32_t, greatest<int32_t>>);
   h.add("redux.sync.max.u32", redux<uint32_t, greatest<uint32_t>>);
-  h.add("redux.sync.or.b32", redux<uint32_t, either<uint32_t>>);
-  h.add("redux.sync.and.b32", redux<uint32_t, both<uint32_t>>);
-  h.add("redux.sync.xor.b32", redux<uint32_t, differing<uint32_t>>);
-  h.add("vote.sync.ballot.b32", ballot);
-  h.add("vote.sync.all.pred", vote<true>);
-  h.add("vote.sync.any.pred", vote<false>);
   h.add("bar.warp.sync", warp_barrier);
 }

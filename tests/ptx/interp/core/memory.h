@@ -131,13 +131,6 @@ inline void wait_copies(Warp& w, const Instruction& i, Mask m) {
   }
 }
 
-inline void wait_all_copies(Warp& w, const Instruction& i, Mask m) {
-  commit_copies(w, i, m);
-  Instruction all = i;
-  all.numbers[0] = 0;
-  wait_copies(w, all, m);
-}
-
 // atom and red on global memory; lanes in random order, since none is promised.
 template <class T, T (*f)(T, T), bool returns>
 void atomic(Warp& w, const Instruction& i, Mask m) {
@@ -170,7 +163,6 @@ inline void add_memory(Handlers& h) {
   h.add("cp.async", cp_async);
   h.add("cp.async.commit_group", commit_copies);
   h.add("cp.async.wait_group", wait_copies);
-  h.add("cp.async.wait_all", wait_all_copies);
 #define XMEMK_ATOMIC(name, T, f)                    \
   h.add("atom." name, atomic<T, f<T>, true>);       \
   h.add("red." name, atomic<T, f<T>, false>);
@@ -179,11 +171,4 @@ inline void add_memory(Handlers& h) {
   XMEMK_ATOMIC("add.u64", uint64_t, add)
   XMEMK_ATOMIC("add.f32", float, add)
   XMEMK_ATOMIC("max.s32", int32_t, greatest)
-  XMEMK_ATOMIC("min.s32", int32_t, least)
-  XMEMK_ATOMIC("max.u32", uint32_t, greatest)
-  XMEMK_ATOMIC("min.u32", uint32_t, least)
-  XMEMK_ATOMIC("max.s64", int64_t, greatest)
-  XMEMK_ATOMIC("max.u64", uint64_t, greatest)
-  XMEMK_ATOMIC("or.b32", uint32_t, either)
-  XMEMK_ATOMIC("and.b32", uint32_t, both)
 }
