@@ -1,4 +1,4 @@
-"""The interpreter on PTX written by hand: what instructions compute, and that each kind of hazard is noticed."""
+"""The interpreter on PTX written by hand: what instructions compute, which hazards it notices."""
 
 import math
 import struct

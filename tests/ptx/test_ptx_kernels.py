@@ -1,4 +1,4 @@
-"""The package's kernels, compiled for sm_90 and run from their PTX, beside float64; and faults in them are noticed.
+"""The package's kernels, compiled for sm_90 and run from their PTX, right and with faults.
 
 In a process of their own, since Triton must not be imported where its interpreter may be wanted
 later.

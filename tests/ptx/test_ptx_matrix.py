@@ -1,4 +1,4 @@
-"""Matrix instructions of the interpreter on PTX written by hand: products, and waits and fences that are missing."""
+"""Matrix instructions on PTX written by hand: products, and what a missing wait or fence does."""
 
 import pytest
 import torch

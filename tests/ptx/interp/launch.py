@@ -72,6 +72,10 @@ class Run:
         return sum(self.outcome.executed)
 
 
+class Noticed(Exception):
+    """A kernel that was changed does something that is reported: the rest need not be run."""
+
+
 Change = Callable[[ptx.Kernel], ptx.Kernel]
 
 
@@ -121,11 +125,16 @@ def _run(
     )
     started = time.perf_counter()
     outcome = program.run(launch)
+    if program is not compiled.program and outcome.findings:
+        raise Noticed(str(outcome.findings[0]))
     return Run(kernel.__name__, (x, y, z), program, outcome, time.perf_counter() - started)
 
 
 class _Call:
-    """What Triton's launcher makes of arguments: 1 is a constant, and what 16 divides is known to be so."""
+    """What Triton's launcher makes of arguments.
+
+    1 is a constant, and the compiler knows of what 16 divides.
+    """
 
     def __init__(self) -> None:
         self.constants: dict[tuple[int, ...], Any] = {}
@@ -199,7 +208,7 @@ def _compile(
     options: dict[str, Any],
     architecture: int,
 ) -> dict[str, Any]:
-    """As far as PTX: ptxas is left out, and with it Triton's cache, which must not keep kernels without code."""
+    """As far as PTX, without ptxas, and past Triton's cache, which must not keep kernels without code."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.compiler import CUDABackend
@@ -231,7 +240,7 @@ def _makers() -> frozenset[Any]:
 
 
 class _Poisoned(TorchDispatchMode):
-    """Tensors made without data hold the poison that the core takes for memory that nothing has written."""
+    """Tensors made without data hold the core's poison, that of memory nothing has written."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
