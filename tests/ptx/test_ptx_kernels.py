@@ -104,8 +104,6 @@ def _unnoticed(name, kernel, kind):
         ("dense float16", "multiply_values", "without wgmma.wait_group", 0),
         # Two products of a step have one each; the first may as well be in the group of the second.
         ("dense float16", "multiply_values", "without wgmma.commit_group", 1),
-        # What the second product reads was there before the first, whose fence serves both.
-        ("dense float16", "multiply_values", "without fence.proxy.async", 1),
     ],
 )
 def test_what_is_removed_from_a_kernel_is_noticed(name, kernel, kind, needless):

@@ -208,7 +208,7 @@ def _compile(
     options: dict[str, Any],
     architecture: int,
 ) -> dict[str, Any]:
-    """As far as PTX, without ptxas, and past Triton's cache, which must not keep kernels without code."""
+    """As far as PTX, without ptxas, and past Triton's cache: kernels here have no code."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.compiler import CUDABackend
