@@ -351,6 +351,8 @@ inline void add_arithmetic(Handlers& h) {
   XMEMK_BINARY("max", suffix, T, greatest);     \
   h.add("mad.lo." suffix, ternary<T, T, T, T, mad<T>>); \
   h.add("shr." suffix, binary<T, T, uint32_t, shifted_right<T>>);
+  XMEMK_INTEGER("s16", int16_t)
+  XMEMK_INTEGER("u16", uint16_t)
   XMEMK_INTEGER("s32", int32_t)
   XMEMK_INTEGER("u32", uint32_t)
   XMEMK_INTEGER("s64", int64_t)
