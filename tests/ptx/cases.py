@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import xmemk
+from xmemk.inputs import MemoryInputs, QueryInputs
 from xmemk.testing import Comparison, Inputs, compare_read, compare_usage, make_inputs
 
 half, bfloat, single = torch.float16, torch.bfloat16, torch.float32
@@ -49,7 +50,8 @@ def read(
             return None if t is None else [t[..., a:b] for a, b in itertools.pairwise(ends)]
 
         mk, ms, mv, qk, qe = x.read
-        readout, usage = kernels.memory_read(segments(mk), segments(ms), segments(mv), qk, qe, top_k, True)
+        memory = MemoryInputs(segments(mk), segments(ms), segments(mv))
+        readout, usage = kernels.memory_read(memory, QueryInputs(qk, qe), top_k, True)
         assert usage is not None
         return [compare_read(x, readout, top_k=top_k), compare_usage(x, usage, top_k)]
 
@@ -80,7 +82,8 @@ def sized(n: int = 300, q: int = 40, room: int = 500, top_k: int = 5, **more: An
         table = module.new_table(x.qk)
         held = [(b - a, at, at) for a, b, at in places]
         module.write(table, module.rows([*held, (0, 0, 0), (0, 0, 0)]))
-        readout, usage = module.memory_read(*blocks, table, room, x.qk, x.qe, top_k, True)
+        queries = QueryInputs(x.qk, x.qe)
+        readout, usage = module.memory_read(MemoryInputs(*blocks), table, room, queries, top_k, True)
         assert usage is not None
         return [compare_read(x, readout, top_k=top_k), compare_usage(x, usage[:, :n], top_k)]
 
@@ -95,7 +98,7 @@ def potentiate(dtype: torch.dtype, n: int = 300, p: int = 20) -> Call:
 
         x = make_inputs(n=n, q=p, objects=2, value_channels=32, dtype=dtype)
         assert x.ms is not None
-        ps, pv = kernels.potentiate([x.mk], [x.ms], [x.mv], x.qk, x.qe)
+        ps, pv = kernels.potentiate(MemoryInputs([x.mk], [x.ms], [x.mv]), QueryInputs(x.qk, x.qe))
         as_value = Inputs(x.mk, x.ms, x.ms[:, :, None], x.qk, x.qe, x.me, x.usage)
         return [compare_read(x, pv, top_k=None), compare_read(as_value, ps[:, :, None], top_k=None)]
 
@@ -124,9 +127,9 @@ def backward(top_k: int | None, dtype: torch.dtype, n: int = 200, q: int = 40, *
 
         wanted, plain = gradients(torch.float64), gradients(torch.float32)
         mk, ms, mv, qk, qe = x.read
-        memory = [mk], None if ms is None else [ms], [mv]
-        _, _, weight, index = kernels.memory_read_saving(*memory, qk, qe, top_k, True)
-        made = kernels.memory_read_backward(*memory, qk, qe, weight, index, d_readout, d_usage)
+        inputs = MemoryInputs([mk], None if ms is None else [ms], [mv]), QueryInputs(qk, qe)
+        _, _, weight, index = kernels.memory_read_saving(*inputs, top_k, True)
+        made = kernels.memory_read_backward(*inputs, weight, index, d_readout, d_usage)
         got = [t[0] if isinstance(t, list) else t for t in made if t is not None]
         # A gradient is stored in the inputs' type: one rounding of the largest is allowed for it.
         unit = 0.0 if dtype == single else torch.finfo(dtype).eps
