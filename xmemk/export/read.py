@@ -102,9 +102,9 @@ def export_read(
     o = Dim("objects", min=1) if objects is None else None
     shapes = ({2: n}, {2: n}, {1: o, 3: n}, {1: n}, {2: q}, {2: q})
     room, queries, objects = room or 4 * (top_k or 8), queries or 12, objects or 2
-    query = torch.rand(1, key_dim, queries)
+    query = [torch.rand(1, key_dim, queries) for _ in range(2)]  # two: one tensor would be traced as one input
     mk, mv = torch.rand(1, key_dim, room), torch.rand(1, objects, value_dim, room)
-    arguments = (mk, torch.ones(1, 1, room), mv, torch.ones(1, room, dtype=torch.bool), query, query)
+    arguments = (mk, torch.ones(1, 1, room), mv, torch.ones(1, room, dtype=torch.bool), *query)
     with torch.no_grad():
         return torch.export.export(MaskedRead(top_k), arguments, dynamic_shapes=shapes, strict=False)
 
