@@ -1,8 +1,8 @@
-# make demo, make test: all the set-up, then the run. See CONTRIBUTING.md for the others.
-# make gpu: on a machine with an NVIDIA GPU, into the environment that is there; tools/gpu.sh says what it does.
+# make demo, make test: the whole set-up, then the run. CONTRIBUTING.md has the other targets.
+# make gpu: on a machine with an NVIDIA GPU, into the environment that is there (tools/gpu.sh).
 #
-# PYTHON   the interpreter the environment is made with; or, with VENV= (empty), the one to use as it is
-# VENV     the environment: made if it does not exist, else used with what it has, without a network if it has all
+# PYTHON   the interpreter that the environment is made with; with VENV= (empty), the one that is used
+# VENV     the environment: made if it does not exist, completed if something is missing
 # PIP_ARGS more arguments for pip, such as an index with CPU builds of torch
 # WORKERS  processes that `make test` runs tests in; 0 for none but its own
 
@@ -19,13 +19,19 @@ C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu 
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test bench gpu aot soak sanitize lint format wheel clean
+.PHONY: demo test quick bench gpu aot soak sanitize lint format wheel clean
 
 demo: $(READY)
 	$(PY) -m xmemk demo
 
 test: $(READY)
 	$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal --min-passed=$(or $(MIN_PASSED),$(shell cat tests/min-passed)) $(PYTEST_ARGS)
+
+# What a change in the core needs, in under a minute: every op and backend on the CPU, the memory, the structure.
+QUICK := tests/ops tests/reference tests/memory tests/repo/test_architecture.py tests/repo/test_house.py
+
+quick: $(READY)
+	$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal -q -m "not slow" $(PYTEST_ARGS) $(QUICK)
 
 # The tests of the C++ operators under gcc's address and undefined-behaviour sanitizers: a build of its own in
 # build/sanitize, from where they run, so that it is found before the one in place.
@@ -51,7 +57,7 @@ aot: $(READY)
 lint: $(STATE)/.xmemk-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy
+	$(PY) tools/typecheck.py
 	$(CLANG_FORMAT) --dry-run --Werror $(C_SOURCES)
 
 format: $(STATE)/.xmemk-lint

@@ -1,4 +1,5 @@
-"""xmemk beside its peers, imported as ``xmemk.benchmarks``: what ``xmemk bench`` and the scripts of this folder run.
+"""xmemk beside its peers, imported as ``xmemk.benchmarks``: what ``xmemk bench`` and the scripts of
+this folder run.
 
 Importing this loads nothing.
 """

@@ -1,15 +1,16 @@
-"""How many times our time a tidy PyTorch takes, measured so that a busy machine gives the same answer: what CI holds.
+"""How many times our time a tidy PyTorch takes, measured so that a busy machine gives the same
+answer: what CI holds.
 
     python benchmarks/ratios.py                                # the ratios here, beside their floors
     python benchmarks/ratios.py --runs 20 --write quiet        # measure anew, under that name, and set the floors
 
-Seconds differ from machine to machine and from minute to minute; the ratio of two ways to do the same work on one
-thread hardly does, if the time is the CPU time of that thread and of each way the shortest of many calls in turn
-counts: whoever else runs takes away calls, not CPU time of ours. Two threads have to be timed by the clock, which is
-coarser: on a busy machine the peer, whose calls are longer, suffers more.
-tests/benchmarks/ratio-floors.json has what was measured and the floors: SLACK times the lowest
-ratio of all runs. They are those of one processor, since the peers' library (MKL) has a path of its
-own for each.
+Seconds differ from machine to machine and from minute to minute. The ratio of two ways to do the
+same work hardly does on one thread, if the time is the CPU time of that thread and the shortest of
+many calls counts: other programs take calls away, not CPU time of ours. Two threads have to be
+timed by the clock, which is coarser: on a busy machine the peer, whose calls are longer, is slowed
+more. tests/benchmarks/ratio-floors.json has what was measured and the floors: SLACK times the
+lowest ratio of all runs. They are those of one processor, since the peers' library (MKL) has a path
+of its own for each.
 """
 
 from __future__ import annotations
@@ -24,18 +25,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from xmemk.benchmarks.peers.registry import peers_of
+from xmemk.benchmarks.peers.catalogue import Call, peers_of
 from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case
 
 from xmemk.measure.machine import describe
 
 FLOORS = Path(__file__).parent.parent / "tests" / "benchmarks" / "ratio-floors.json"
-# By threads. The clock is less steady than CPU time, and that is not quite steady either: a neighbour takes caches
-# (the lowest read beside the rest of the tests was 2.29). A kernel of half the speed is below the floor all the same.
+# By threads. The clock is less steady than CPU time, and that is not quite steady either: other
+# programs take caches (the lowest read beside the rest of the tests was 2.29). A kernel of half the
+# speed is below.
 SLACK = {1: 0.7, 2: 0.6}
 BLOCKS = 4  # a ratio below its floor is measured on, so many blocks in all
-
-Call = Callable[[], Any]
 
 
 class Check(NamedTuple):
@@ -54,20 +54,23 @@ class Check(NamedTuple):
 
 
 CHECKS = (
-    Check("read", "480p-early", "tidy PyTorch", 1, 6),
-    Check("dense", "480p-early", "tidy PyTorch", 1, 4),
+    Check("memory_read", "480p-early", "tidy PyTorch", 1, 6),
+    Check("memory_read_dense", "480p-early", "tidy PyTorch", 1, 4),
     Check("consolidate", "480p-full", "tidy PyTorch", 1, 12),
-    Check("evict", "480p-full", "topk and sort", 1, 12, 40),
-    Check("read", "480p-early", "tidy PyTorch", 2, 10),
-    Check("dense", "480p-early", "tidy PyTorch", 2, 6),
+    Check("evict_lfu", "480p-full", "topk and sort", 1, 12, 40),
+    Check("memory_read", "480p-early", "tidy PyTorch", 2, 10),
+    Check("memory_read_dense", "480p-early", "tidy PyTorch", 2, 6),
 )
 
 
 def measured(
     check: Check, enough: float = math.inf, *, blocks: int = BLOCKS, wrap: Callable[[Call], Call] = lambda f: f
 ) -> float:
-    """The ratio of the shortest calls of the first blocks that reach ``enough``, at most ``blocks``; ``wrap`` is put
-    around ours. The number of threads is put back."""
+    """The ratio of the shortest calls of the first blocks that reach ``enough``, at most
+    ``blocks``.
+
+    ``wrap`` is put around ours. The number of threads is put back.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(check.threads)
     try:
@@ -91,15 +94,15 @@ def measured(
 
 
 def floors() -> dict[str, Any]:
-    """What is committed: "processor", "floors" by name, "runs" by label and name: [lowest, highest, how many]."""
+    """"processor", "floors" by name, "runs" by label and name: [lowest, highest, how many]."""
     return json.loads(FLOORS.read_text(encoding="utf-8"))
 
 
-def set_floors(known: dict[str, Any], label: str, found: dict[str, list[float]]) -> dict[str, Any]:
-    """``known`` with the ratios of some runs, and the floors that follow from all that it holds of this processor."""
+def set_floors(known: dict[str, Any], label: str, ratios: dict[str, list[float]]) -> dict[str, Any]:
+    """``known`` with these ratios, and the floors of all its runs on this processor."""
     processor = describe()["processor"]
     runs = dict(known.get("runs", {})) if known.get("processor") == processor else {}
-    runs[label] = {name: [round(min(r), 3), round(max(r), 3), len(r)] for name, r in found.items()}
+    runs[label] = {name: [round(min(r), 3), round(max(r), 3), len(r)] for name, r in ratios.items()}
     lowest = {c: min(run[c.name][0] for run in runs.values() if c.name in run) for c in CHECKS}
     return {
         "how": "python benchmarks/ratios.py --runs N --write LABEL: lowest and highest of N single blocks, and N",
@@ -110,27 +113,23 @@ def set_floors(known: dict[str, Any], label: str, found: dict[str, list[float]])
     }
 
 
-def _text(known: dict[str, Any]) -> str:
-    """As JSON, with the lists of figures on a line each."""
-    text = json.dumps(known, indent=1)
-    return re.sub(r"\[\s+([^\[\]]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--write", metavar="LABEL", help="what these runs were like: quiet, busy")
     options = parser.parse_args()
     known = floors() if FLOORS.exists() else {}
-    found: dict[str, list[float]] = {check.name: [] for check in CHECKS}
+    ratios: dict[str, list[float]] = {check.name: [] for check in CHECKS}
     for _ in range(options.runs):
         for check in CHECKS:
-            found[check.name].append(measured(check, blocks=1))
-    for name, ratios in found.items():
+            ratios[check.name].append(measured(check, blocks=1))
+    for name, r in ratios.items():
         floor = known.get("floors", {}).get(name, math.nan)
-        print(f"{name:32} lowest {min(ratios):.2f}, highest {max(ratios):.2f} of {len(ratios)}; floor {floor:.2f}")
+        print(f"{name:40} lowest {min(r):.2f}, highest {max(r):.2f} of {len(r)}; floor {floor:.2f}")
     if options.write:
-        FLOORS.write_text(_text(set_floors(known, options.write, found)), encoding="utf-8")
+        text = json.dumps(set_floors(known, options.write, ratios), indent=1)
+        lists = re.sub(r"\[\s+([^\[\]]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)  # on a line each
+        FLOORS.write_text(lists + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

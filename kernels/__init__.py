@@ -1,18 +1,20 @@
 """Triton kernels for NVIDIA GPUs of compute capability 8.0 and newer, imported as ``xmemk.kernels``: backend "triton".
 
-Importing this loads neither Triton nor a kernel; the functions do. DESIGN.md has what the files are and why.
+Importing this loads neither Triton nor a kernel; the functions do. A kernel is launched on the current device, so each
+function makes that of its tensors current.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import os
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..inputs import MemoryInputs, QueryInputs
+    from .ops.memory_read_backward import Gradients
 
 if __name__ == "kernels":
     raise ImportError(
@@ -20,20 +22,12 @@ if __name__ == "kernels":
         "only because Python was started in xmemk's repository"
     )
 
-LARGEST_K = 256
-MOST_KEY_CHANNELS = 128
-
-
-def interpreted() -> bool:
-    """Whether kernels are run by Triton's interpreter, which takes CPU tensors (TRITON_INTERPRET=1; for tests)."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
 
 def error(device: str, index: int | None = None) -> str | None:
     """Why the kernels cannot run here, in one line; None where they can."""
     if importlib.util.find_spec("triton") is None:
         return "needs Triton, which is not installed (pip install 'xmemk[gpu]')"
-    if device != "cuda" or interpreted():
+    if device != "cuda":
         return None
     if torch.version.hip is not None:
         return "is for NVIDIA GPUs"
@@ -43,82 +37,71 @@ def error(device: str, index: int | None = None) -> str | None:
     return None
 
 
-def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Kernels are launched on the current device, which need not be that of the tensors."""
-
-    @functools.wraps(function)
-    def there(*args: Any) -> Any:
-        like = args[0] if isinstance(args[0], Tensor) else args[0][0]
-        with torch.cuda.device_of(like):
-            return function(*args)
-
-    return there
-
-
-@_on_its_device
 def memory_read(
-    mk: list[Tensor],
-    ms: list[Tensor] | None,
-    mv: list[Tensor],
-    qk: Tensor,
-    qe: Tensor | None,
-    top_k: int | None,
-    return_usage: bool,
+    memory: MemoryInputs, queries: QueryInputs, top_k: int | None, return_usage: bool
 ) -> tuple[Tensor, Tensor | None]:
     """-> readout [B, O, CV, Q], usage [B, N] or None"""
-    if top_k is None or top_k >= sum(k.shape[2] for k in mk):
-        from . import dense_read
+    with torch.cuda.device_of(queries.qk):
+        if top_k is None or top_k >= memory.tokens:
+            from .ops import memory_read
 
-        return dense_read.memory_read(mk, ms, mv, qk, qe, return_usage)
-    from . import topk_affinity, topk_readout
+            return memory_read.memory_read(memory, queries, return_usage)
+        from .ops import affinity_topk, readout_topk
 
-    weight, index, usage = topk_affinity.affinity_topk(mk, ms, qk, qe, top_k, return_usage)
-    return topk_readout.readout_topk(mv, weight, index), usage
-
-
-@_on_its_device
-def memory_read_saving(*arguments: Any) -> Any:
-    """:func:`.gradients.memory_read_saving`"""
-    from . import gradients
-
-    return gradients.memory_read_saving(*arguments)
+        weight, index, usage = affinity_topk.affinity_topk(memory, queries, top_k, return_usage)
+        return readout_topk.readout_topk(memory.mv, weight, index), usage
 
 
-@_on_its_device
-def memory_read_backward(*arguments: Any) -> Any:
-    """:func:`.gradients.memory_read_backward`; the last argument as five bools, or left out for all gradients."""
-    from . import gradients, wanted
+def memory_read_saving(
+    memory: MemoryInputs, queries: QueryInputs, top_k: int | None, return_usage: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """:func:`.ops.memory_read_backward.memory_read_saving`"""
+    from .ops import memory_read_backward
 
-    given = 9
-    return gradients.memory_read_backward(*arguments[:given], *(wanted.Wanted(*w) for w in arguments[given:]))
+    with torch.cuda.device_of(queries.qk):
+        return memory_read_backward.memory_read_saving(memory, queries, top_k, return_usage)
 
 
-@_on_its_device
+def memory_read_backward(
+    memory: MemoryInputs,
+    queries: QueryInputs,
+    weight: Tensor,
+    index: Tensor,
+    d_readout: Tensor | None,
+    d_usage: Tensor | None,
+    requested: tuple[bool, bool, bool, bool, bool] = (True,) * 5,
+) -> Gradients:
+    """:func:`.ops.memory_read_backward.memory_read_backward`; ``requested`` are mk, ms, mv, qk and qe."""
+    from .ops import memory_read_backward
+    from .structs import Requested
+
+    with torch.cuda.device_of(queries.qk):
+        return memory_read_backward.memory_read_backward(
+            memory, queries, weight, index, d_readout, d_usage, Requested(*requested)
+        )
+
+
 def affinity_topk(
-    mk: list[Tensor], ms: list[Tensor] | None, qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
+    memory: MemoryInputs, queries: QueryInputs, top_k: int, return_usage: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """-> weight [B, Q, k], index [B, Q, k] with k = min(top_k, N), usage [B, N] or None"""
-    from .topk_affinity import affinity_topk as select
+    from .ops import affinity_topk
 
-    return select(mk, ms, qk, qe, top_k, return_usage)
+    with torch.cuda.device_of(queries.qk):
+        return affinity_topk.affinity_topk(memory, queries, top_k, return_usage)
 
 
-@_on_its_device
 def readout_topk(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     """-> readout [B, O, CV, Q]. An index that no token has reads 0."""
-    from .topk_readout import readout_topk as read
+    from .ops import readout_topk
 
-    return read(mv, weight, index)
+    with torch.cuda.device_of(weight):
+        return readout_topk.readout_topk(mv, weight, index)
 
 
-@_on_its_device
-def potentiate(
-    mk: list[Tensor], ms: list[Tensor] | None, mv: list[Tensor], pk: Tensor, pe: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Eq. 3 for prototypes pk [B, CK, P] with selection pe or None -> ps [B, 1, P] float32, pv [B, O, CV, P]"""
-    from . import bank, dense_read
+def potentiate(memory: MemoryInputs, prototypes: QueryInputs) -> tuple[Tensor, Tensor]:
+    """Eq. 3 -> ps [B, 1, P] float32, pv [B, O, CV, P]"""
+    from .ops import potentiate
 
-    memory = bank.memory(mk, ms, dense_read.ALIGN)
-    pv, _, ps = dense_read.read(memory, mv, bank.Queries(pk, pe), False, True)
-    assert ps is not None
-    return ps, pv
+    with torch.cuda.device_of(prototypes.qk):
+        return potentiate.potentiate(memory, prototypes)

@@ -28,6 +28,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from ..inputs import MemoryInputs, QueryInputs
 from . import configs
 
 # Bytes of shared memory that one program may have (CUDA C++ Programming Guide, compute capabilities).
@@ -62,7 +63,9 @@ class Launch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class Compiled:
+    """What ptxas made of a launch; sizes in bytes."""
+
     launch: Launch
     architecture: int
     registers: int
@@ -80,39 +83,37 @@ class Report:
         return self.launch.kernel, *map(str, numbers), sizes, "; ".join(self.problems)
 
 
-HEAD = ("kernel", "sm", "warps", "registers", "stack", "local", "shared", "matrix", "constants", "problems")
+HEAD: tuple[str, ...] = ("kernel", "sm", "warps", "registers", "stack", "local", "shared", "matrix", "constants", "problems")
 
 
 def cases() -> dict[str, Callable[[], object]]:
     """Calls whose launches together are all kernels in all forms. XMem's sizes at 480p unless the name says more."""
-    from . import dense_backward, sized, topk_backward
-    from .dense_read import memory_read
-    from .topk_affinity import affinity_topk
-    from .topk_readout import readout_topk
+    from . import affinity_topk, memory_read, memory_read_backward, readout_topk, sized
 
-    def read(n: int = 24580, q: int = 1620, k: int = 30, o: int = 1, dtype: torch.dtype = torch.float16, **more: Any):
-        x = meta(n, q, objects=o, dtype=dtype, **more)
-        weight, index, _ = affinity_topk(*x[:2], *x[3:], k, True)
-        return readout_topk(x[2], weight, index)
+    def read(n: int = 24580, q: int = 1620, k: int = 30, o: int = 1, **more: Any) -> object:
+        memory, queries = meta(n, q, objects=o, **more)
+        weight, index, _ = affinity_topk(memory, queries, k, True)
+        return readout_topk(memory.mv, weight, index)
 
     def in_place(frames: int = 16200, long_term: int = 10000, k: int = 30, o: int = 1, **more: Any) -> object:
-        mk, ms, mv, qk, qe = meta(0, 1620, objects=o, segments=(long_term, *(frames,) * 3), **more)
-        table = sized.new_table(qk)
+        memory, queries = meta(0, 1620, objects=o, segments=(long_term, *(frames,) * 3), **more)
+        table = sized.new_table(queries.qk)
         sized.write(table, sized.rows([(long_term, 0, 0), (1620, 0, 0), (6480, 3240, 3240), (0, 0, 0)]))
-        return sized.memory_read(mk, ms, mv, table, frames + long_term, qk, qe, k, True)
+        return sized.memory_read(memory, table, frames + long_term, queries, k, True)
 
     def dense(n: int = 24580, q: int = 1620, o: int = 1, usage: bool = True, **more: Any) -> object:
-        x = meta(n, q, objects=o, **more)
-        return memory_read(*x, usage)
+        return memory_read(*meta(n, q, objects=o, **more), None, usage)
 
     def train(k: int | None, n: int = 1728, q: int = 576, dtype: torch.dtype = torch.float16, **more: Any) -> object:
-        mk, ms, mv, qk, qe = meta(n, q, dtype=dtype, **more)
-        d_readout = torch.empty((*mv[0].shape[:3], q), dtype=dtype, device="meta")
-        d_usage = None if dtype == torch.float32 else torch.empty((qk.shape[0], n), device="meta")
+        memory, queries = meta(n, q, dtype=dtype, **more)
+        b, o, cv, _ = memory.mv[0].shape
+        d_readout = torch.empty((b, o, cv, q), dtype=dtype, device="meta")
+        d_usage = None if dtype == torch.float32 else torch.empty((b, n), device="meta")
         if k is None:
-            return dense_backward.memory_read_backward(mk, ms, mv, qk, qe, d_readout, d_usage)
-        weight, index, _ = affinity_topk(mk, ms, qk, qe, k, False)
-        return topk_backward.memory_read_backward(mk, ms, mv, qk, qe, weight, index, d_readout, d_usage)
+            none = torch.empty((b, q, 0), device="meta")
+            return memory_read_backward(memory, queries, none, none.long(), d_readout, d_usage)
+        weight, index, _ = affinity_topk(memory, queries, k, False)
+        return memory_read_backward(memory, queries, weight, index, d_readout, d_usage)
 
     half, bfloat, single = torch.float16, torch.bfloat16, torch.float32
     return {
@@ -148,8 +149,8 @@ def meta(
     shrinkage: bool = True,
     selection: bool = True,
     segments: tuple[int, ...] = (),
-) -> tuple[list[Tensor], list[Tensor] | None, list[Tensor], Tensor, Tensor | None]:
-    """mk, ms, mv, qk, qe without data, token-major as the memory keeps them."""
+) -> tuple[MemoryInputs, QueryInputs]:
+    """Inputs without data, token-major as the memory keeps them."""
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta").movedim(1, -1)
@@ -158,7 +159,8 @@ def meta(
     mk = [empty(batch, size, channels) for size in sizes]
     ms = [empty(batch, size, 1, dtype=torch.float32) for size in sizes] if shrinkage else None
     mv = [empty(batch, size, objects, values) for size in sizes]
-    return mk, ms, mv, empty(batch, q, channels), empty(batch, q, channels) if selection else None
+    qe = empty(batch, q, channels) if selection else None
+    return MemoryInputs(mk, ms, mv), QueryInputs(empty(batch, q, channels), qe)
 
 
 @contextlib.contextmanager
@@ -166,27 +168,29 @@ def recorded() -> Iterator[list[Launch]]:
     """Launches made inside are listed and not run."""
     from triton.runtime.jit import JITFunction
 
-    made: list[Launch] = []
+    listed: list[Launch] = []
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         if any(not 0 < size < 2**31 for size in grid) or any(size > 65535 for size in grid[1:]):
             raise ValueError(f"{self.__name__}: a grid of {grid}")
-        made.append(_launch(self, args, options))
+        listed.append(_launch(self, args, options))
 
     with mock.patch.object(JITFunction, "run", run):
-        yield made
+        yield listed
 
 
 def _launch(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Launch:
-    """What Triton's launcher makes of arguments: 1 is a constant, and what 16 divides is known to be so."""
+    """What Triton's launcher makes of arguments: 1 and None are constants, and what 16 divides is known to be so."""
     signature: list[tuple[str, Any]] = []
     constants: list[tuple[tuple[int, ...], Any]] = []
     aligned: list[tuple[int, ...]] = []
 
     def describe(value: Any, path: tuple[int, ...], constexpr: bool, special: bool) -> Any:
         if isinstance(value, tuple) and not constexpr:
-            return tuple(describe(v, (*path, i), False, True) for i, v in enumerate(value))
-        if constexpr or (special and isinstance(value, int) and value == 1):
+            parts = [describe(v, (*path, i), False, True) for i, v in enumerate(value)]
+            # Kernels read the fields of a struct by name.
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        if constexpr or value is None or (special and isinstance(value, int) and value == 1):
             constants.append((path, value))
             return "constexpr"
         if isinstance(value, Tensor):
@@ -198,32 +202,33 @@ def _launch(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Laun
             aligned.append(path)
         return "i32" if -(2**31) <= value < 2**31 else "i64"
 
-    if len(args) != len(kernel.params):
-        raise TypeError(f"{kernel.__name__}: wanted {len(kernel.params)} arguments, got {len(args)}")
-    for i, (parameter, value) in enumerate(zip(kernel.params, args)):
-        signature.append(
-            (parameter.name, describe(value, (i,), parameter.is_constexpr, not parameter.do_not_specialize))
-        )
+    options = dict(options)
+    by_name = {p.name: options.pop(p.name) for p in kernel.params if p.name in options}
+    values = {**dict(zip((p.name for p in kernel.params), args)), **by_name}
+    if len(args) + len(by_name) != len(kernel.params) or len(values) != len(kernel.params):
+        raise TypeError(f"{kernel.__name__}: wanted {len(kernel.params)} arguments, got {len(args) + len(by_name)}")
+    for i, p in enumerate(kernel.params):
+        signature.append((p.name, describe(values[p.name], (i,), p.is_constexpr, not p.do_not_specialize)))
     return Launch(
-        kernel.fn.__module__,
-        kernel.__name__,
-        tuple(signature),
-        tuple(constants),
-        tuple(aligned),
-        tuple(options.items()),
+        module=kernel.fn.__module__,
+        kernel=kernel.__name__,
+        signature=tuple(signature),
+        constants=tuple(constants),
+        aligned=tuple(aligned),
+        options=tuple(options.items()),
     )
 
 
 def launches(architecture: int, only: Callable[[str], bool] = lambda name: True) -> list[Launch]:
     """All different launches of :func:`cases` on an architecture."""
-    with configs.assumed(architecture), recorded() as made:
+    with configs.assumed(architecture), recorded() as listed:
         for name, call in cases().items():
             if only(name):
                 call()
-    return list(dict.fromkeys(made))
+    return list(dict.fromkeys(listed))
 
 
-def compile_launch(launch: Launch, architecture: int) -> Report:
+def compile_launch(launch: Launch, architecture: int) -> Compiled:
     """Compiles one launch and reads what came out of it."""
     import importlib
 
@@ -243,10 +248,10 @@ def compile_launch(launch: Launch, architecture: int) -> Report:
         warnings.simplefilter("ignore")
         compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     usage, sass = _inspect(compiled.asm["cubin"])
-    found = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage)
-    if found is None:
-        raise RuntimeError(f"cuobjdump said of {launch.kernel}: {usage[-300:]}")
-    registers, stack, local = map(int, found.groups())
+    match = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage)
+    if match is None:
+        raise RuntimeError(f"cuobjdump printed no registers of {launch.kernel}: {usage[-300:]}")
+    registers, stack, local = map(int, match.groups())
     matrix = len(re.findall(rf"\b{MATRIX[architecture]}\b", sass))
     problems = []
     if stack or local or re.search(r"\b(LDL|STL)\b", sass):
@@ -255,7 +260,7 @@ def compile_launch(launch: Launch, architecture: int) -> Report:
         problems.append(f"more than {SHARED_LIMIT[architecture]} bytes of shared memory")
     if launch.kernel in MULTIPLY and not matrix:
         problems.append(f"no {MATRIX[architecture]}")
-    return Report(launch, architecture, registers, stack, local, compiled.metadata.shared, matrix, tuple(problems))
+    return Compiled(launch, architecture, registers, stack, local, compiled.metadata.shared, matrix, tuple(problems))
 
 
 def _inspect(cubin: bytes) -> tuple[str, str]:
@@ -272,8 +277,8 @@ def _inspect(cubin: bytes) -> tuple[str, str]:
     return texts[0], texts[1]
 
 
-def compile_all(jobs: list[tuple[Launch, int]], processes: int = 2) -> Iterator[Report]:
-    """Reports in the order of the jobs, compiled in fresh processes."""
+def compile_all(jobs: list[tuple[Launch, int]], processes: int = 2) -> Iterator[Compiled]:
+    """Results in the order of the jobs, compiled in fresh processes."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         yield from pool.map(compile_launch, *zip(*jobs))
@@ -293,9 +298,9 @@ def main() -> int:
     jobs = [(x, arch) for arch in options.arch for x in launches(arch, lambda name: options.only in name)]
     rows = [HEAD]
     bad = 0
-    for report in compile_all(jobs, options.processes):
-        rows.append(report.row())
-        bad += bool(report.problems)
+    for compiled in compile_all(jobs, options.processes):
+        rows.append(compiled.row())
+        bad += bool(compiled.problems)
         print(f"{len(rows) - 1} of {len(jobs)} compiled", end="\r", file=sys.stderr)
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     for row in rows:

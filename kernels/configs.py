@@ -1,6 +1,6 @@
-"""Tile sizes per architecture, from configs.json; ``python -m xmemk.kernels.tune`` writes it anew on a GPU.
+"""Tile sizes per architecture, from configs.json, which ``python -m xmemk.kernels.tune`` rewrites on a GPU.
 
-Fixed, so that a read is launched in the same way every time: nothing is tried out while a program runs.
+They are fixed, so that a read is launched in the same way every time: a program that runs tries nothing out.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _assumed: int | None = None
 
 @functools.cache
 def table() -> dict[str, dict[str, dict[str, int]]]:
-    """architecture (or "interpreter") -> kernel -> tile sizes, warps and stages."""
+    """architecture, or "cpu" for tensors that are not on a GPU -> kernel -> tile sizes, warps and stages."""
     loaded: dict[str, dict[str, dict[str, int]]] = json.loads(PATH.read_text())
     return loaded
 
 
 @contextlib.contextmanager
 def assumed(architecture: int) -> Iterator[None]:
-    """Launch as on this architecture, whatever the tensors are on; for compiling ahead of time."""
+    """Launches are those of this architecture, wherever the tensors are; for compiling ahead of time."""
     global _assumed
     before, _assumed = _assumed, architecture
     forget()
@@ -41,7 +41,7 @@ def assumed(architecture: int) -> Iterator[None]:
 
 
 def forget() -> None:
-    """Look into the table anew."""
+    """Makes :func:`of` read the table again."""
     _of.cache_clear()
 
 
@@ -50,7 +50,7 @@ def name(device: torch.device) -> str:
     if _assumed is not None:
         return str(_assumed)
     if device.type != "cuda":
-        return "interpreter"
+        return "cpu"
     major, minor = torch.cuda.get_device_capability(device)
     return str(max((a for a in ARCHITECTURES if a <= 10 * major + minor), default=ARCHITECTURES[0]))
 
@@ -61,9 +61,9 @@ def of(kernel: str, like: Tensor, channels: int = 64) -> dict[str, int]:
 
 
 @functools.cache
-def _of(kernel: str, device: torch.device, wide: bool) -> dict[str, int]:
+def _of(kernel: str, device: torch.device, many_channels: bool) -> dict[str, int]:
     config = dict(table()[name(device)][kernel])
-    if wide:  # twice the channels: half the keys and queries fit the same shared memory
+    if many_channels:  # twice the channels: half the keys and queries fit the same shared memory
         for size, least in (("BLOCK_N", 32), ("BLOCK_Q", 64)):
             if size in config:
                 config[size] = max(least, config[size] // 2)

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,8 @@ def upkeep_cases(backend: str) -> Iterator[Case]:
         g = torch.Generator().manual_seed(n)
         usage = torch.rand(2, n, generator=g).mul(50).round().to(dtype)
         count = max(1, n // 7)
-        yield (
-            f"select_prototypes {backend} N={n} {dtype}",
-            lambda u=usage, c=count: xmemk.select_prototypes(u, c, backend=backend),
-        )
-        yield f"evict_lfu {backend} N={n} {dtype}", lambda u=usage, c=count: xmemk.evict_lfu(u, c, backend=backend)
+        for op in (xmemk.select_prototypes, xmemk.evict_lfu):
+            yield f"{op.__name__} {backend} N={n} {dtype}", partial(op, usage, count, backend=backend)
 
 
 def other_cases() -> Iterator[Case]:
@@ -128,20 +126,15 @@ def other_cases() -> Iterator[Case]:
             reference.evict_lfu(x.usage, 20),
         ],
     )
-    weight, index = xmemk.affinity_topk(x.mk, x.ms, x.qk, x.qe, top_k=8)
+    weight, index = xmemk.affinity_topk(x.mk, x.ms, x.qk, x.qe, top_k=8)[:2]
     codes = (x.mv * 20).to(torch.int8)
     scale = torch.rand(1, 2, 3, 200, generator=torch.Generator().manual_seed(1))
     for backend in ("cpu", "torch"):
-        yield (
-            f"readout_topk scaled {backend}",
-            lambda b=backend: xmemk.readout_topk(codes, weight, index, scale=scale, backend=b),
-        )
+        read = partial(xmemk.readout_topk, codes, weight, index, scale=scale, backend=backend)
+        yield f"readout_topk scaled {backend}", read
     for groups, stored, backend in itertools.product(("exact", "xmem"), (None, "int8"), ("cpu", "torch")):
         if groups == "exact" or stored is None:
-            yield (
-                f"Memory {groups} {stored} {backend}",
-                lambda g=groups, s=stored, b=backend: memory_run(g, s, b),
-            )
+            yield f"Memory {groups} {stored} {backend}", partial(memory_run, groups, stored, backend)
     yield "reference Memory", lambda: memory_run("exact", None, None)
     yield "Tracker", tracker_run
 
@@ -151,10 +144,8 @@ def memory_run(groups: str, stored: str | None, backend: str | None) -> Any:
     import xmemk
     from xmemk import reference
 
-    config = xmemk.MemoryConfig(
-        top_k=8, max_mid_term_frames=5, min_mid_term_frames=2, num_prototypes=8, max_long_term_elements=40,
-        groups=groups, **({} if stored is None else {"value_dtype": stored}),
-    )  # fmt: skip
+    sizes: dict[str, Any] = {"max_mid_term_frames": 5, "min_mid_term_frames": 2, "num_prototypes": 8}
+    config = xmemk.MemoryConfig(top_k=8, max_long_term_elements=40, groups=groups, value_dtype=stored, **sizes)
     memory: Any = xmemk.Memory(config, backend=backend) if backend else reference.Memory(config)
     g = torch.Generator().manual_seed(3)
     out: list[Any] = []
@@ -182,11 +173,12 @@ def tracker_run() -> Any:
     sys.path.insert(0, str(ROOT / folder))
     import fixed_network as fixed
 
+    config: dict[str, Any] = fixed.MEMORY
     network = xmemk.XMem().eval()
     network.load_state_dict(fixed.fixed_weights(network.state_dict()), strict=True)
     out = []
     for used in (network, network.tuned()):
-        tracker = xmemk.Tracker(used, xmemk.MemoryConfig(**fixed.MEMORY))
+        tracker = xmemk.Tracker(used, xmemk.MemoryConfig(**config))
         mask = torch.zeros(fixed.HEIGHT, fixed.WIDTH, dtype=torch.int64)
         mask[8:30, 10:30] = 1
         for t, image in enumerate(fixed.frames()[:30]):

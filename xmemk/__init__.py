@@ -13,7 +13,7 @@ from .api import (
 )
 from .compat import patch
 from .memory import Memory
-from .network.network import XMem
+from .network import XMem
 from .reference.config import MemoryConfig
 from .version import __version__
 from .video.tracker import Tracker

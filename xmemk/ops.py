@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .inputs import MemoryInputs, QueryInputs
 
 LIBRARY = torch.library.Library("xmemk", "DEF")  # autograd.py adds to it
 _PURE = (torch.Tag.pt2_compliant_tag,)
@@ -192,21 +195,21 @@ def _memory_read_triton(
     top_k: int | None,
     return_usage: bool,
 ) -> tuple[Tensor, Tensor]:
-    readout, usage = kernels().memory_read(mk, ms or None, mv, qk, qe, top_k, return_usage)
+    readout, usage = kernels().memory_read(MemoryInputs(mk, ms or None, mv), QueryInputs(qk, qe), top_k, return_usage)
     return readout, fake_usage(mk, qk, False) if usage is None else usage
 
 
 def _affinity_topk_triton(
     mk: list[Tensor], ms: list[Tensor], qk: Tensor, qe: Tensor | None, top_k: int, return_usage: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weight, index, usage = kernels().affinity_topk(mk, ms or None, qk, qe, top_k, return_usage)
+    weight, index, usage = kernels().affinity_topk(MemoryInputs(mk, ms or None, []), QueryInputs(qk, qe), top_k, return_usage)
     return weight, index, fake_usage(mk, qk, False) if usage is None else usage
 
 
 def _potentiate_triton(
     mk: list[Tensor], ms: list[Tensor], mv: list[Tensor], pk: Tensor, pe: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = kernels().potentiate(mk, ms or None, mv, pk, pe)
+    result: tuple[Tensor, Tensor] = kernels().potentiate(MemoryInputs(mk, ms or None, mv), QueryInputs(pk, pe))
     return result
 
 
@@ -276,15 +279,30 @@ def interpreted() -> bool:
 def _interpreted() -> bool:
     if triton_error("cpu") is not None:
         return False
-    interpreted: bool = kernels().interpreted()
-    return interpreted
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def triton(like: Tensor) -> Any:
     """The functions of backend "triton" for tensors such as this: the operators, or for the interpreter the kernels
     themselves, since the operators' CPU kernels are others.
     """
-    return sys.modules[__name__] if like.device.type == "cuda" else kernels()
+    return sys.modules[__name__] if like.device.type == "cuda" else _Interpreted()
+
+
+class _Interpreted:
+    """Until the operators take structs."""
+
+    def memory_read(self, mk, ms, mv, qk, qe, top_k, return_usage):  # type: ignore[no-untyped-def]
+        return kernels().memory_read(MemoryInputs(mk, ms, mv), QueryInputs(qk, qe), top_k, return_usage)
+
+    def affinity_topk(self, mk, ms, qk, qe, top_k, return_usage):  # type: ignore[no-untyped-def]
+        return kernels().affinity_topk(MemoryInputs(mk, ms, []), QueryInputs(qk, qe), top_k, return_usage)
+
+    def readout_topk(self, mv, weight, index):  # type: ignore[no-untyped-def]
+        return kernels().readout_topk(mv, weight, index)
+
+    def potentiate(self, mk, ms, mv, pk, pe):  # type: ignore[no-untyped-def]
+        return kernels().potentiate(MemoryInputs(mk, ms, mv), QueryInputs(pk, pe))
 
 
 def sized() -> Any:

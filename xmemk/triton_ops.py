@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .inputs import MemoryInputs, QueryInputs
 
 # The memory as in ops.py; top_k is none for all tokens and else less than N. Beside readout and usage (empty unless it
 # is wanted) it returns weight and index [B, Q, k] of the selected tokens, with k = 0 where all are read.
@@ -85,7 +86,7 @@ def _forward(
     return_usage: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     read = ops.kernels().memory_read_saving
-    readout, usage, weight, index = read(mk, ms or None, mv, qk, qe, top_k, return_usage)
+    readout, usage, weight, index = read(MemoryInputs(mk, ms or None, mv), QueryInputs(qk, qe), top_k, return_usage)
     return readout, ops.fake_usage(mk, qk, False) if usage is None else usage, weight, index
 
 
@@ -105,7 +106,9 @@ def _gradients(
     n, m = len(mk), len(ms)
     kinds = (any(wanted[:n]), any(wanted[n : n + m]), any(wanted[n + m : -2]), *wanted[-2:])
     backward = ops.kernels().memory_read_backward
-    dk, ds, dv, dq, de = backward(mk, ms or None, mv, qk, qe, weight, index, d_readout, d_usage, kinds)
+    dk, ds, dv, dq, de = backward(
+        MemoryInputs(mk, ms or None, mv), QueryInputs(qk, qe), weight, index, d_readout, d_usage, kinds
+    )
     every = (*(dk or [None] * n), *(ds or [None] * m), *(dv or [None] * n), dq, de)
     return [g if want and g is not None else qk.new_empty((0,)) for g, want in zip(every, wanted)]
 

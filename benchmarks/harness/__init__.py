@@ -1,1 +1,1 @@
-"""How peers are timed, judged by their tests and written down: what the commands of this package share."""
+"""How peers are timed and recorded: what the commands of this package share."""

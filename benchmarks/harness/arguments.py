@@ -1,8 +1,10 @@
-"""What the scripts of this folder take on their command lines: what is wrong is said in one sentence, exit code 2."""
+"""Command lines of the benchmarks: what is wrong with one is a sentence, exit code 2."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,8 +22,26 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            wanted = ", ".join(map(str, action.choices))
-            raise argparse.ArgumentError(action, f"wanted one of {wanted}, got {value!r}")
+            known = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"wanted one of {known}, got {value!r}")
+
+
+class StudyParser(Parser):
+    """The options that the studies share. ``order``: what a process of a study was started for."""
+
+    def __init__(self, description: str | None, quick: str) -> None:
+        super().__init__(description)
+        self.add_argument("--quick", action="store_true", help=quick)
+        self.add_argument("--threads", type=count)
+        self.add_argument("--save", type=result_file, metavar="FILE", help="append the results, a line of JSON")
+        self.add_argument("--order", type=json.loads, help=argparse.SUPPRESS)
+
+    def parse(self, words: Sequence[str] | None) -> argparse.Namespace:
+        """The options; torch has the threads asked for."""
+        options = self.parse_args(words)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        return options
 
 
 def positive(text: str) -> float:
@@ -44,19 +64,16 @@ def count(text: str) -> int:
 
 def device(text: str) -> str:
     """The CPU, or an NVIDIA GPU that is there."""
-    try:
-        asked = torch.device(text)
-    except RuntimeError:
-        asked = None
-    if asked is None or asked.type not in ("cpu", "cuda"):
+    name, _, index = text.partition(":")
+    if name not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise argparse.ArgumentTypeError(f"wanted cpu, cuda or cuda:INDEX, got {text!r}")
-    if asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f"no NVIDIA GPU {asked.index or 0} here; --device cpu --try tries the script")
+    if name == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"no NVIDIA GPU {index or 0} here; --device cpu --try tries the script")
     return text
 
 
 def result_file(text: str) -> Path:
-    """A file that lines can be appended to: said before hours of measuring, not after."""
+    """A file that lines can be appended to: tried before hours of measuring, not after."""
     path = Path(text)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,39 +1,45 @@
-"""What an op must at least compute and move, by formula, and how fast this machine computes and moves: the roof.
+"""What an op must at least compute and move, by formula, and how fast this machine computes and
+moves: the roof.
 
-Q queries, N tokens, C key channels, V = objects x value channels, k of a top-k read, P prototypes; e bytes per number
-of keys and values, 4 per number of shrinkage and usage, 8 per index. A product counts two operations per term. M is N
-for a read over all tokens and k for a top-k read, whose queries may all choose the same: M tokens are the least whose
-values are touched.
+Q queries, N tokens, C key channels, V = objects x value channels, k of a top-k read, P prototypes.
+A number of keys and values has e bytes, one of shrinkage and usage 4, an index 8. A product counts
+two operations per term. M is N for a read over all tokens. It is k for a top-k read: all queries
+may choose the same tokens, so that k are the least whose values are touched.
 
-    similarity product   2 Q N (2 C + 1)      Eq. 2 as one product of augmented operands
-    readout              2 Q M V              Eq. 1
-    read, dense          their sum; bytes: N (C e + 4) + M V e read, Q 2 C e read, Q V e + 4 N written
-    backward             2 x 2 Q M V for the gradients of values and weights, 2 x 2 Q M (2 C + 1) for those of keys and
-                         queries; bytes: memory and queries read again, and a gradient written for each of their
-                         numbers, Q V e of the readout's gradient read
-    train                read and backward, without usage; keys, queries and values are read once
-    consolidate          a dense read of P queries, whose values have one channel more, the shrinkage, which is read
-                         once; 4 N of usage read; P 2 C e: selections read, keys of prototypes written
-    select               4 N + 8 P bytes;  evict: 4 N + 8 (N - P) bytes
+    similarity product  2 Q N (2 C + 1)     Eq. 2 as one product of augmented operands
+    readout             2 Q M V             Eq. 1
+    memory_read         their sum; bytes: N (C e + 4) + M V e + Q 2 C e read, Q V e + 4 N written
+    _backward           2 x 2 Q M V for the gradients of values and weights, 2 x 2 Q M (2 C + 1) for
+                        those of keys and queries; bytes: memory and queries read again, a gradient
+                        written for each of their numbers, Q V e of the readout's gradient read
+    _train              read and backward, without usage; keys, queries and values are read once
+    consolidate         a dense read of P queries, whose values have one channel more, the shrinkage,
+                        which is read once; 4 N of usage read; P 2 C e: selections read, prototypes'
+                        keys written
+    select_prototypes   4 N + 8 P bytes
+    evict_lfu           4 N + 8 (N - P) bytes
 
-Exponentials, comparisons and selection are not counted, and neither is what a backward pass recomputes. Bytes are those
-that no implementation avoids: each number once. So a share of the roof says how far an implementation is from a machine
-that does nothing but the products, or nothing but read its operands; small cases lie in caches, and may pass 100 %.
+Exponentials, comparisons, selection, and what a backward pass computes again are not counted. Bytes
+are those that no implementation avoids: each number once. So a share of the roof compares with a
+machine that does nothing but the products, or nothing but read its operands. Small cases lie in
+caches, and may pass 100 %.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from xmemk.benchmarks.peers.workloads import Case
+from xmemk.benchmarks.peers.workloads import READS, UPKEEP, OpCase
 
 GEMM_SIDE = 2048
 COPY_BYTES = 2**28
 
 
-class Cost(NamedTuple):
+class OpCost(NamedTuple):
     flops: int
     bytes: int
 
@@ -43,24 +49,21 @@ class Cost(NamedTuple):
 
 
 class Roof(NamedTuple):
-    """GFLOP/s of the best matrix product, GB/s of a large copy (what it reads and what it writes)."""
+    """GFLOP/s of the best matrix product, GB/s of a large copy (read and written)."""
 
     gflops: float
     gbytes_per_s: float
 
-    def best(self, other: Roof) -> Roof:
-        return Roof(*map(max, self, other))
-
-    def as_dict(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float]:
         return {name: round(value, 1) for name, value in self._asdict().items()}
 
 
-def cost_of(case: Case) -> Cost:
+def cost_of(case: OpCase) -> OpCost:
     """By the formulas above. Works on inputs without data, too."""
     x, w = case.inputs, case.workload
-    if case.op in ("select", "evict"):
+    if case.op in UPKEEP:
         n = case.usage.shape[1]
-        return Cost(0, 4 * n + 8 * (w.prototypes if case.op == "select" else n - w.prototypes))
+        return OpCost(0, 4 * n + 8 * (w.prototypes if case.op == "select_prototypes" else n - w.prototypes))
     o, cv, n = x.mv.shape[1:]
     c, q, v, e = x.mk.shape[1], x.qk.shape[2], o * cv, x.mv.element_size()
     if case.op == "consolidate":
@@ -68,37 +71,39 @@ def cost_of(case: Case) -> Cost:
     met = n if case.top_k is None else min(case.top_k, n)
     read = o * cv  # without the shrinkage of a consolidation, which the memory has
     memory, queries, values = n * (c * e + 4), 2 * q * c * e, met * read * e
-    forward = Cost(2 * q * n * (2 * c + 1) + 2 * q * met * v, memory + values + queries + q * v * e)
-    if case.op in ("read", "dense", "consolidate"):
-        return Cost(forward.flops, forward.bytes + 4 * n)
+    forward = OpCost(2 * q * n * (2 * c + 1) + 2 * q * met * v, memory + values + queries + q * v * e)
+    if case.op in (*READS, "consolidate"):
+        return OpCost(forward.flops, forward.bytes + 4 * n)
     # The gradient of the values has a number for every token, whether it was read or not.
-    backward = Cost(
+    backward = OpCost(
         4 * q * met * v + 4 * q * met * (2 * c + 1), 2 * (memory + queries) + values + n * v * e + q * v * e
     )
-    if case.op.startswith("backward"):
+    if case.op.endswith("backward"):
         return backward
-    return Cost(forward.flops + backward.flops, forward.bytes + backward.bytes - memory - queries - values)
+    return OpCost(forward.flops + backward.flops, forward.bytes + backward.bytes - memory - queries - values)
 
 
-def like_shape(case: Case) -> tuple[int, int, int]:
+def product_shape(case: OpCase) -> tuple[int, int, int]:
     """Rows, columns and contraction of the case's similarity product."""
     x = case.inputs
     return x.qk.shape[2], x.mk.shape[2], 2 * x.mk.shape[1] + 1
 
 
-def measure_roof(device: str, dtype: torch.dtype, like: tuple[int, int, int], seconds: float = 0.5) -> Roof:
-    """The best of a square product and one of the shape ``like``, and of copies of 256 MB; each for ``seconds``.
+def measure_roof(device: str, dtype: torch.dtype, shape: tuple[int, int, int], seconds: float = 0.5) -> Roof:
+    """The best of a square product and one of this ``shape``, and of copies of 256 MB; each for
+    ``seconds``.
 
-    On the CPU torch.mm is one library's product and a convolution by a 1 x 1 kernel another's, so both are tried.
+    On the CPU torch.mm is one library's product, a convolution by a 1 x 1 kernel another's: both
+    are tried.
     """
-    rates = []
-    for m, n, k in ((GEMM_SIDE, GEMM_SIDE, GEMM_SIDE), like):
+    rates: list[float] = []
+    for m, n, k in ((GEMM_SIDE, GEMM_SIDE, GEMM_SIDE), shape):
         a, b = torch.randn(m, k).to(device, dtype), torch.randn(n, k).to(device, dtype)
         out = torch.empty(m, n, device=device, dtype=dtype)
-        calls = [lambda a=a, b=b, out=out: torch.mm(a, b.T, out=out)]
+        calls: list[Callable[[], Any]] = [partial(torch.mm, a, b.T, out=out)]
         if torch.device(device).type == "cpu":
             image, kernel = b.T.contiguous()[None, :, :, None], a[:, :, None, None]
-            calls.append(lambda image=image, kernel=kernel: torch.nn.functional.conv2d(image, kernel))
+            calls.append(partial(torch.nn.functional.conv2d, image, kernel))
             del image, kernel
         rates += [2 * m * n * k / _best(call, device, seconds) for call in calls]
         del a, b, out, calls

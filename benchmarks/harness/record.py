@@ -1,9 +1,8 @@
-"""One line of a result file: what was measured, when, where, at which commit, by which command."""
+"""The line of a result file: when and where it was measured, which commit, which command."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import signal
 import subprocess
@@ -13,56 +12,50 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from xmemk.benchmarks.report.result_files import append
+from xmemk.benchmarks.report.schema import Run
+
 import xmemk
 from xmemk.measure.machine import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def new_run(kind: str, script: str, arguments: Sequence[str], machine: dict[str, str] | None = None) -> Run:
+    """The line of this process, without results. ``script``: relative to benchmarks/."""
+    date = time.strftime("%Y-%m-%d %H:%M")
+    return Run(kind, date, revision(), machine or describe(), command=command(script, arguments))
+
+
 @contextlib.contextmanager
-def kept(kind: str, path: Path | None) -> Iterator[list[dict[str, Any]]]:
-    """A list for the results of this process, kind being "scaling", "length" or "claims", which become a line of
-    ``path`` however it ends: by Ctrl-C, by SIGTERM or by an error, which the line then names, too. None: nowhere.
+def recorded(kind: str, path: Path | None) -> Iterator[list[Any]]:
+    """A list for the results of a study, "scaling", "length" or "claims", which become a line of
+    ``path``.
+
+    The line is written however the study ends: by Ctrl-C, by SIGTERM or by an error, which the line
+    then names, too.
     """
-    made = line(kind, [])
+    run = new_run(kind, f"studies/{kind}.py", sys.argv[1:])
     before = None
-    with contextlib.suppress(ValueError):  # signals are the main thread's
+    with contextlib.suppress(ValueError):  # only the main thread can set signals
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        yield made["results"]
+        yield run.results
     except BaseException as stopped:
-        made["stopped"] = type(stopped).__name__
+        run.stopped = type(stopped).__name__
         raise
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
-        if made["results"]:
-            save(made, path)
-
-
-def line(kind: str, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The line for results of this process."""
-    return {
-        "kind": kind,
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-        "commit": revision(),
-        "command": command(Path(sys.argv[0]).name, sys.argv[1:]),
-        "machine": describe(),
-        "results": results,
-    }
-
-
-def save(made: dict[str, Any], path: Path | None) -> None:
-    """Appends the line to a file; None: nowhere."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(made) + "\n")
+        if run.results:
+            append(run, path)
 
 
 def command(script: str, arguments: Sequence[str]) -> str:
-    """The line for a shell that runs a script of this folder so again. Paths of this machine are not told: inside the
-    repository they are relative to it, of others only the name is left.
+    """The line for a shell that runs a script of benchmarks/ again.
+
+    It has no paths of this machine: those inside the repository become relative to it, of others
+    only the name is left.
     """
     return shlex.join(["python", f"benchmarks/{script}", *map(_of_any_machine, arguments)])
 
@@ -74,12 +67,12 @@ def _of_any_machine(argument: str) -> str:
     path = Path(argument)
     if not path.is_absolute() and ".." not in path.parts:
         return argument
-    found = path.resolve()
-    return str(found.relative_to(ROOT)) if found.is_relative_to(ROOT) and found != ROOT else path.name
+    absolute = path.resolve()
+    return str(absolute.relative_to(ROOT)) if absolute.is_relative_to(ROOT) and absolute != ROOT else path.name
 
 
 def revision() -> str:
-    """Version and commit, with a mark where the files differ from it; the version alone outside a checkout."""
+    """Version and commit, marked where the files differ; the version alone outside a checkout."""
     if not (ROOT / ".git").exists():
         return xmemk.__version__
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from xmemk.benchmarks.peers.registry import Peer
-from xmemk.benchmarks.peers.workloads import OPS
+from xmemk.benchmarks.peers.catalogue import Peer
+from xmemk.benchmarks.peers.workloads import GRADIENTS, READS
 
 
-class Item(NamedTuple):
+class SuiteItem(NamedTuple):
     """One table: an op on a workload with so many objects."""
 
     op: str
@@ -22,28 +22,29 @@ class Item(NamedTuple):
 class Suite:
     """rounds and budget as time_peers has them, over all sweeps.
 
-    sweeps: how often the run goes through its cases, so that a case's rounds are spread over it, and what slows a
-    machine for a while falls on a part of them; memory: the ops whose peaks are measured; compilers: the items on which
-    peers that compile are timed, None for all; left_out: peers that are never timed, and ``why`` not.
+    sweeps: how often the run goes through its cases. A case's rounds are spread over them, so that
+    other work on the machine falls on some of them. memory: the ops whose peaks are measured.
+    compilers: the items on which peers that compile are timed, None for all. left_out: peers that
+    are never timed, and ``why`` not.
     """
 
-    items: tuple[Item, ...]
+    items: tuple[SuiteItem, ...]
     rounds: int = 15
     sweeps: int = 5
     budget: float = 10.0
     dtype: str = "float32"
-    memory: tuple[str, ...] = OPS
-    compilers: tuple[Item, ...] | None = None
+    memory: tuple[str, ...] = (*READS, *GRADIENTS, "consolidate")
+    compilers: tuple[SuiteItem, ...] | None = None
     left_out: tuple[str, ...] = ()
     why: str = ""
     compiled_last: bool = False
 
-    def arguments(self, item: Item, device: str) -> dict[str, Any]:
+    def arguments(self, item: SuiteItem, device: str) -> dict[str, Any]:
         """What an item's case is made of, and how its result begins."""
         where = {"dtype": self.dtype, "device": device, "threads": torch.get_num_threads()}
         return {"op": item.op, "workload": item.workload, "objects": item.objects, **where}
 
-    def omission(self, item: Item, peer: Peer) -> str | None:
+    def omission(self, item: SuiteItem, peer: Peer) -> str | None:
         """Why a peer is not part of it."""
         if peer.name in self.left_out:
             return self.why
@@ -53,61 +54,63 @@ class Suite:
         return None
 
 
-_UPKEEP = (Item("select", "480p-full"), Item("evict", "480p-full"))
+_UPKEEP = (SuiteItem("select_prototypes", "480p-full"), SuiteItem("evict_lfu", "480p-full"))
 
 _SLOW_ON_CPUS = ("KeOps", "original, autocast", "original, autocast, torch.compile")  # minutes for a case
 
 # Two minutes on two cores.
 QUICK = Suite(
     (
-        Item("read", "480p-full"),
-        Item("dense", "480p-early"),
-        Item("backward", "480p-early"),
-        Item("consolidate", "480p-full"),
+        SuiteItem("memory_read", "480p-full"),
+        SuiteItem("memory_read_dense", "480p-early"),
+        SuiteItem("memory_read_backward", "480p-early"),
+        SuiteItem("consolidate", "480p-full"),
         *_UPKEEP,
     ),
     rounds=10,
     budget=4.0,
-    memory=("read",),
+    memory=("memory_read",),
     compilers=(),
     left_out=_SLOW_ON_CPUS,
     why="left out of the quick run: run.py --op OP has it",
 )
 
-# A quarter of an hour on two cores; growth, length and claims take `xmemk bench --full` to half an hour.
+# A quarter of an hour on two cores; growth, length and claims take `xmemk bench --full` to half an
+# hour.
 FULL = Suite(
     (
-        *(Item("read", "480p-full", o) for o in (1, 5)),
-        *(Item("dense", "480p-full", o) for o in (1, 5)),
-        Item("read", "1080p-full"),
-        *(Item(op, "480p-early") for op in ("train", "backward", "train-dense", "backward-dense")),
-        *(Item("consolidate", "480p-full", o) for o in (1, 5)),
+        *(SuiteItem("memory_read", "480p-full", o) for o in (1, 5)),
+        *(SuiteItem("memory_read_dense", "480p-full", o) for o in (1, 5)),
+        SuiteItem("memory_read", "1080p-full"),
+        *(SuiteItem(op, "480p-early") for op in GRADIENTS),
+        *(SuiteItem("consolidate", "480p-full", o) for o in (1, 5)),
         *_UPKEEP,
-        *(Item("frame", network) for network in ("small", "full")),
-        Item("memory-frame", "full"),
-        Item("video", "small"),
+        *(SuiteItem("frame", network) for network in ("small", "full")),
+        SuiteItem("memory_frame", "full"),
+        SuiteItem("video", "small"),
     ),
     budget=4.0,
-    memory=("read", "dense", "consolidate"),
-    compilers=(Item("read", "480p-full"), Item("dense", "480p-full")),
+    memory=(*READS, "consolidate"),
+    compilers=(SuiteItem("memory_read", "480p-full"), SuiteItem("memory_read_dense", "480p-full")),
     left_out=_SLOW_ON_CPUS,
     why="left out of the full run, which it would lengthen by minutes: run.py --op OP has it",
 )
 
-# On a GPU, in a time given: what is most wanted first, the compiled peers when all the others are done.
+# On a GPU, in a time given: what is most wanted first, the compiled peers when all the others are
+# done.
 GPU = Suite(
     (
-        Item("read", "480p-full"),
+        SuiteItem("memory_read", "480p-full"),
         *_UPKEEP,
-        Item("consolidate", "480p-early", 5),
-        Item("dense", "480p-full"),
-        Item("read", "1080p-full"),
-        Item("read", "480p-full", 5),
-        Item("dense", "480p-full", 5),
-        *(Item(op, "480p-early", o) for op in ("read", "dense") for o in (1, 5)),
-        *(Item(op, "480p-early") for op in ("train", "backward", "train-dense", "backward-dense")),
-        Item("read", "1080p-full", 5),
-        Item("dense", "1080p-full"),
+        SuiteItem("consolidate", "480p-early", 5),
+        SuiteItem("memory_read_dense", "480p-full"),
+        SuiteItem("memory_read", "1080p-full"),
+        SuiteItem("memory_read", "480p-full", 5),
+        SuiteItem("memory_read_dense", "480p-full", 5),
+        *(SuiteItem(op, "480p-early", o) for op in READS for o in (1, 5)),
+        *(SuiteItem(op, "480p-early") for op in GRADIENTS),
+        SuiteItem("memory_read", "1080p-full", 5),
+        SuiteItem("memory_read_dense", "1080p-full"),
     ),
     rounds=9,
     sweeps=1,

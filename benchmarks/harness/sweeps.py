@@ -1,10 +1,12 @@
-"""The cases of a run beside their peers, in sweeps: every case is measured in each, on inputs made anew.
+"""The cases of a run beside their peers, in sweeps: every case is measured in each, on inputs made
+anew.
 
-A machine that others use is slow for seconds or minutes at a time, and not for all peers alike, so the rounds of a case
-are spread over the whole run. The first sweep checks the peers and measures their memory, too.
+A machine that others use is slow for seconds or minutes at a time, and not for all peers alike. So
+the rounds of a case are spread over the whole run. The first sweep checks the peers and measures
+their memory, too.
 
-A peer that takes the device from this process, as by an illegal memory access, is not tried again in its case; a fresh
-process goes on with the others.
+A peer that makes the GPU unusable for this process, as by an illegal memory access, is not tried
+again in its case; a fresh process goes on with the others.
 """
 
 from __future__ import annotations
@@ -12,249 +14,222 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
-from xmemk.benchmarks.harness import ops, tables
-from xmemk.benchmarks.harness.afresh import MOST, Afresh, State
-from xmemk.benchmarks.harness.costs import Cost, Roof, measure_roof
-from xmemk.benchmarks.harness.measure import Lost, Row, failed, in_fresh_process, time_again, time_peers
-from xmemk.benchmarks.harness.suites import Item, Suite
-from xmemk.benchmarks.harness.tables import console
-from xmemk.benchmarks.peers.registry import Peer
+from xmemk.benchmarks.harness import case_setup
+from xmemk.benchmarks.harness.case_setup import CaseSetup
+from xmemk.benchmarks.harness.costs import OpCost, Roof, measure_roof
+from xmemk.benchmarks.harness.peaks import Trial, in_fresh_process
+from xmemk.benchmarks.harness.restart import MOST_RESTARTS, RestartNeeded, RunState
+from xmemk.benchmarks.harness.suites import Suite, SuiteItem
+from xmemk.benchmarks.harness.timing import DeviceLost, failed, time_again, time_peers
+from xmemk.benchmarks.peers.catalogue import PRODUCT_ALONE, Peer
+from xmemk.benchmarks.peers.workloads import FRAME_OPS
+from xmemk.benchmarks.report import terminal
+from xmemk.benchmarks.report.schema import NOT_REACHED, CaseResult, Measurement
 
 
 @dataclass
 class Entry:
-    """A case of a run: what it is made of, its result in the run, the rows that are measured now and their peers."""
+    """A case of a run: its result, the peers of this pass and their rows.
 
-    item: Item
-    arguments: dict[str, Any]
-    result: dict[str, Any]
-    peers: list[Peer]
-    rows: list[Row] = field(default_factory=list)
-    cost: Cost | None = None
-    earlier: list[dict[str, Any]] = field(default_factory=list)  # rows of the peers that do not compile
-
-    def as_dict(self) -> dict[str, Any]:
-        """What :meth:`restore` needs in another process."""
-        rows = [asdict(row) for row in self.rows]
-        return {"rows": rows, "cost": self.cost, "earlier": self.earlier}
-
-    def restore(self, told: dict[str, Any]) -> None:
-        self.rows = [Row(**row) for row in told["rows"]]
-        self.cost = None if told["cost"] is None else Cost(*told["cost"])
-        self.earlier = told["earlier"]
-
-
-def beside_peers(suite: Suite, options: argparse.Namespace, state: State, afresh: bool = False) -> bool:
-    """Measures the cases of ``suite`` into state.run["results"], which is complete after each case; whether ours was
-    right everywhere, and left the device to the others.
-
-    ``state``: what there is, and where to begin. ``afresh``: raises Afresh when a fresh process is to go on; without
-    it, and after MOST of them, what is left are rows with the reason.
+    earlier: the rows of the pass before, in which the peers that do not compile were measured.
     """
-    sweeps, green = Sweeps(suite, options, state), state.green
-    for stage, compiled in enumerate([False, True] if suite.compiled_last else [None]):
-        if stage < state.at[0]:
+
+    item: SuiteItem
+    result: CaseResult
+    peers: list[Peer]
+    earlier: list[Measurement]
+    rows: list[Measurement] = field(default_factory=list)
+    cost: OpCost | None = None
+
+
+def beside_peers(suite: Suite, options: argparse.Namespace, state: RunState, restarts: bool = False) -> bool:
+    """Measures the cases of ``suite`` into state.run, which is complete after each case.
+
+    Returns whether ours was right everywhere, and left the device to the others. ``state``: what
+    was measured, and where to begin. ``restarts``: raises RestartNeeded when a fresh process is to
+    go on; without it, and after MOST_RESTARTS, the rest are rows with the reason.
+    """
+    sweeps = Sweeps(suite, options, state)
+    for number, compiled in enumerate([False, True] if suite.compiled_last else [None]):
+        if number < state.at[0]:
             continue
-        entries = [e for item in suite.items if (e := sweeps.entry(item, compiled, green)) is not None]
-        if stage == state.at[0]:
-            for entry, told in zip(entries, state.entries):
-                entry.restore(told)
-        for number in range(sweeps.count):
+        entries = [entry for item in suite.items if (entry := sweeps.entry(item, compiled)) is not None]
+        for sweep in range(sweeps.count):
             for at, entry in enumerate(entries):
-                here = (stage, number, at)
+                here = (number, sweep, at)
                 if here < state.at:
                     continue
                 try:
-                    sweeps.measure(entry, number, green)
-                except Lost as lost:
+                    sweeps.measure(entry, sweep)
+                except DeviceLost as lost:
                     sweeps.lose(entry, lost)
-                    if afresh and len(sweeps.losses) <= MOST:
-                        raise Afresh(sweeps.state(here, entries, green)) from lost
+                    if restarts and len(state.run.losses) <= MOST_RESTARTS:
+                        left = None if sweeps.until is None else sweeps.until - time.monotonic()
+                        raise RestartNeeded(RunState(state.run, state.green, left, time.time(), here)) from lost
                     sweeps.gone = f"not measured: {lost.peer or 'the inputs'} of {entry.item.op} ended with {lost}"
-                    sweeps.measure(entry, number, green)
-                sweeps.note(entry, last=number == sweeps.count - 1, compiled=bool(compiled))
+                    sweeps.measure(entry, sweep)
+                sweeps.note(entry, last=sweep == sweeps.count - 1, compiled=bool(compiled))
                 if not sweeps.gone:
                     torch.compiler.reset()
-    right = not any(
-        row["ours"] and row["status"] in ("WRONG", "rounded") for r in sweeps.run["results"] for row in r["rows"]
-    )
-    return right and not any(loss["ours"] for loss in sweeps.losses)
+    rows = [row for result in state.run.results for row in result.rows]
+    right = not any(row.ours and row.status in ("WRONG", "rounded") for row in rows)
+    return right and not any(loss["ours"] for loss in state.run.losses)
 
 
 class Sweeps:
     """What all cases of a run share."""
 
-    def __init__(self, suite: Suite, options: argparse.Namespace, state: State) -> None:
-        self.run, self.suite, self.options = state.run, suite, options
+    def __init__(self, suite: Suite, options: argparse.Namespace, state: RunState) -> None:
+        self.run, self.suite, self.options, self.green = state.run, suite, options, state.green
         self.count = max(1, min(suite.sweeps, suite.rounds))
-        self.on_cpu = torch.device(options.device).type == "cpu"
-        self.roof: Roof | None = Roof(**self.run["roof"]) if "roof" in self.run else None
+        self.device = torch.device(options.device)
+        self.roof = Roof(**self.run.roof) if self.run.roof else None
         seconds = state.seconds_left
-        self._until = None if seconds is None else time.monotonic() + seconds
-        self._by_item = {Item(r["op"], r["workload"], r["objects"]): r for r in self.run["results"]}
-        # Who took the device from a process, where; kept with the run.
-        self.losses: list[dict[str, Any]] = self.run.get("losses", [])
+        self.until = None if seconds is None else time.monotonic() + seconds
+        self._by_item = {SuiteItem(r.op, r.workload, r.objects): r for r in self.run.results}
         self.gone = ""  # why nothing more can be measured
 
     @property
     def late(self) -> bool:
-        return self._until is not None and time.monotonic() > self._until
+        return self.until is not None and time.monotonic() > self.until
 
-    def entry(self, item: Item, compiled: bool | None, green: dict[str, bool | str]) -> Entry | None:
-        """``compiled`` True: the peers that compile, and ours to compare them with; False: the others; None: all."""
-        found = ops.peers(item.op, self.options.backend, self.options.device)
-        peers = [p for p in found if p.ours or not self.options.only or p.name in self.options.only]
+    def entry(self, item: SuiteItem, compiled: bool | None) -> Entry | None:
+        """``compiled`` True: ours and the peers that compile; False: the others; None: all."""
+        known = case_setup.peers(item.op, self.options.backend, self.options.device)
+        peers = [p for p in known if p.ours or not self.options.only or p.name in self.options.only]
         if compiled is not None:
             peers = [p for p in peers if p.ours or p.compiled == compiled]
         if compiled and all(p.ours for p in peers):
             return None
-        arguments = self.suite.arguments(item, self.options.device)
         result = self._by_item.get(item)
         if result is None:
-            result = {**arguments, "tested": green.get(item.op, "tests are red"), "rows": []}
-            self._by_item[item] = result
-            self.run["results"].append(result)
-        return Entry(item, arguments, result, peers, earlier=result["rows"])
+            arguments = self.suite.arguments(item, self.options.device)
+            result = self._by_item[item] = CaseResult(**arguments, tested=self.green.get(item.op, "tests are red"))
+            self.run.results.append(result)
+        return Entry(item, result, peers, result.rows, [] if compiled else result.rows)
 
-    def measure(self, entry: Entry, number: int, green: dict[str, bool | str]) -> None:
-        """A sweep of a case. Raises Lost."""
-        if number == 0:
-            self.begin(entry, refused=entry.item.op not in green)
+    def measure(self, entry: Entry, sweep: int) -> None:
+        """A sweep of a case. Raises DeviceLost."""
+        if sweep == 0:
+            self.begin(entry)
         else:
-            self.go_on(entry, number)
+            self.go_on(entry, sweep)
 
-    def lose(self, entry: Entry, lost: Lost) -> None:
-        """Writes down whose call took the device."""
-        item, ours = entry.item, any(p.ours and p.name == lost.peer for p in entry.peers)
-        self.losses.append({**item._asdict(), "peer": lost.peer, "ours": ours, "reason": lost.reason})
-        self.run["losses"] = self.losses
+    def lose(self, entry: Entry, lost: DeviceLost) -> None:
+        """Records whose call took the device."""
+        ours = any(p.ours and p.name == lost.peer for p in entry.peers)
+        self.run.losses.append({**entry.item._asdict(), "peer": lost.peer, "ours": ours, "reason": lost.reason})
 
     def lost_by(self, entry: Entry) -> dict[str, str]:
         """The peers that are not tried again in this case, and why."""
-        here = [loss for loss in self.losses if Item(loss["op"], loss["workload"], loss["objects"]) == entry.item]
-        return {p.name: loss["reason"] for loss in here for p in entry.peers if loss["peer"] in ("", p.name)}
+        losses = [x for x in self.run.losses if SuiteItem(x["op"], x["workload"], x["objects"]) == entry.item]
+        return {p.name: x["reason"] for x in losses for p in entry.peers if x["peer"] in ("", p.name)}
 
-    def state(self, at: tuple[int, int, int], entries: list[Entry], green: dict[str, bool | str]) -> State:
-        """For the process that goes on at ``at``."""
-        left = None if self._until is None else self._until - time.monotonic()
-        return State(self.run, green, left, time.time(), at, [e.as_dict() for e in entries])
-
-    def begin(self, entry: Entry, refused: bool) -> None:
+    def begin(self, entry: Entry) -> None:
         """Checks the peers, measures their memory, and times the first rounds."""
-        late, lost = self.late, self.lost_by(entry)
-        reason = "not reached in the time given" if late else "refused: the tests of this op are red" if refused else ""
-        reason = self.gone or reason
-        if reason or len(lost) == len(entry.peers):
-            entry.rows = [Row(p.name, p.ours, reason=lost.get(p.name, reason)) for p in entry.peers]
-            return
-        try:
-            made = ops.make(entry.arguments)
-            if made.like is not None:
-                self._measure_roof(made.like)
-            entry.result |= made.sizes
-            entry.cost = made.cost
-            entry.rows = self._measured(made, entry)
-        except Lost:
-            raise
-        except Exception as failure:  # the inputs themselves do not fit, or a package that makes them is missing
-            reason = failed(failure, "", torch.device(self.options.device))
-            entry.rows = [Row(p.name, p.ours, reason=lost.get(p.name, reason)) for p in entry.peers]
+        lost = self.lost_by(entry)
+        reason = "" if entry.item.op in self.green else "refused: the tests of this op are red"
+        reason = self.gone or (NOT_REACHED if self.late else reason)
+        if not reason and len(lost) < len(entry.peers):
+            try:
+                setup = self._setup(entry, self.roof is None)
+                entry.rows = self._measured(setup, entry)
+                return
+            except DeviceLost:
+                raise
+            except Exception as failure:  # the inputs do not fit, or a package that makes them is missing
+                reason = failed(failure, "", self.device)
+        entry.rows = [Measurement(p.name, p.ours, reason=lost.get(p.name, reason)) for p in entry.peers]
 
-    def go_on(self, entry: Entry, number: int) -> None:
-        """More rounds, unless there are none: of whole frames, whose set-up takes longer than they do."""
+    def go_on(self, entry: Entry, sweep: int) -> None:
+        """More rounds, but not of whole frames, whose set-up takes longer than they do."""
         lost = self.lost_by(entry)
         for row in entry.rows:
             row.reason = row.reason or lost.get(row.peer, "")
         peers = [p for p in entry.peers if p.name not in lost]
-        left = {p.name for p in peers}
-        measured = any(row.seconds and row.peer in left for row in entry.rows)
-        if self.gone or self.late or not measured or entry.item.op in ops.FRAME_OPS:
+        measured = {row.peer for row in entry.rows if row.seconds} & {p.name for p in peers}
+        if self.gone or self.late or not measured or entry.item.op in FRAME_OPS:
             return
         try:
-            made = ops.make(entry.arguments)
-            if made.like is not None and entry.item == self.suite.items[0]:
-                self._measure_roof(made.like, again=True)
+            setup = self._setup(entry, entry.item == self.suite.items[0])
         except Exception as failure:
-            failed(failure, "", torch.device(self.options.device))
+            failed(failure, "", self.device)
             return
-        before = f"{entry.item.op}, {entry.item.workload}, sweep {number + 1} of {self.count}: "
-        with console.status("") as status:
+        before = f"{entry.item.op}, {entry.item.workload}, sweep {sweep + 1} of {self.count}: "
+        with terminal.console.status("") as status:
             time_again(
-                made.case,
+                setup.case,
                 peers,
                 entry.rows,
-                rounds=self._rounds(number),
+                rounds=self._rounds(sweep),
                 budget=self.suite.budget / self.count,
                 in_all=self.suite.budget,
-                said=lambda what: status.update(before + what),
+                tell=lambda what: status.update(before + what),
             )
 
     def note(self, entry: Entry, last: bool, compiled: bool) -> None:
         """The rows into the run's results; after the last sweep as a table, too."""
         for row in entry.rows:
-            if row.median and self.roof and entry.cost and row.peer != "similarity product alone":
+            if row.median and self.roof and entry.cost and row.peer != PRODUCT_ALONE:
                 row.of_roof = entry.cost.seconds_at(self.roof) / row.median
-        found = [row.as_dict() for row in entry.rows]
-        entry.result["rows"] = entry.earlier + [row for row in found if not (compiled and row["ours"])]
+        entry.result.rows = entry.earlier + [r for r in entry.rows if not r.ours] if compiled else entry.rows
         if last:
-            tables.show({**entry.result, "rows": found})
+            terminal.show(CaseResult(**{**vars(entry.result), "rows": entry.rows}))
         if self.options.results:
-            tables.write(self.run, self.options.results, slug(self.run["machine"], self.options.device))
+            name = self.run.machine["GPU"] if self.device.type == "cuda" else "cpu"
+            terminal.write(self.run, self.options.results, re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))
 
-    def _rounds(self, number: int) -> int:
+    def _rounds(self, sweep: int) -> int:
         """Those of all sweeps are the suite's."""
-        return (self.suite.rounds + self.count - 1 - number) // self.count
+        return (self.suite.rounds + self.count - 1 - sweep) // self.count
 
-    def _measure_roof(self, like: tuple[int, int, int], again: bool = False) -> None:
-        """Once, and in each sweep again: the best is kept, since a bound can only be measured too low."""
-        if self.roof is None or again:
-            seconds = 0.15 if again else 0.5
-            found = measure_roof(self.options.device, ops.DTYPES[self.suite.dtype], like, seconds)
-            self.roof = found if self.roof is None else self.roof.best(found)
-            self.run["roof"] = self.roof.as_dict()
+    def _setup(self, entry: Entry, measures_roof: bool) -> CaseSetup:
+        """The case made anew. The best roof of the run is kept: it can only be measured too low."""
+        setup = case_setup.make(self.suite.arguments(entry.item, self.options.device))
+        if setup.product is not None and measures_roof:
+            seconds, dtype = 0.5 if self.roof is None else 0.15, case_setup.DTYPES[self.suite.dtype]
+            roof = measure_roof(self.options.device, dtype, setup.product, seconds)
+            self.roof = Roof(*map(max, roof, self.roof or roof))
+            self.run.roof = self.roof.to_json()
+        vars(entry.result).update(setup.sizes)
+        entry.cost = setup.cost
+        return setup
 
-    def _measured(self, made: ops.Made, entry: Entry) -> list[Row]:
+    def _measured(self, setup: CaseSetup, entry: Entry) -> list[Measurement]:
         """One row a peer, in their order."""
-        suite, options, arguments = self.suite, self.options, entry.arguments
-        whole = entry.item.op in ops.FRAME_OPS  # in one sweep
-        with console.status("") as status:
+        suite, options, op, on_cpu = self.suite, self.options, entry.item.op, self.device.type == "cpu"
+        arguments = suite.arguments(entry.item, options.device)
+        count = 1 if op in FRAME_OPS else self.count
+        with terminal.console.status("") as status:
 
-            def trial(peer: Peer) -> tuple[int | None, str]:
-                # On a GPU a compiler is asked for at most once, in this process: a second process takes too long.
-                if peer.compiled and not self.on_cpu:
+            def trial(peer: Peer) -> Trial:
+                # On a GPU a compiler is asked at most once, in this process: a second one takes too
+                # long.
+                if peer.compiled and not on_cpu:
                     return None, ""
                 status.update(f"{peer.name}, in a process of its own")
-                left = options.limit if self._until is None else self._until - time.monotonic()
+                left = options.limit if self.until is None else self.until - time.monotonic()
                 return in_fresh_process({**arguments, "peer": peer.name}, timeout=max(1.0, min(options.limit, left)))
 
             omitted = {p.name: why for p in entry.peers if (why := suite.omission(entry.item, p))}
             omitted |= self.lost_by(entry)
             rows = time_peers(
-                made.case,
+                setup.case,
                 [p for p in entry.peers if p.name not in omitted],
-                rounds=suite.rounds if whole else self._rounds(0),
-                budget=suite.budget if whole else suite.budget / self.count,
-                said=status.update,
-                trial=trial if made.like is not None else None,
-                judge=made.judge,
-                until=self._until,
+                rounds=suite.rounds if op in FRAME_OPS else self._rounds(0),
+                budget=suite.budget / count,
+                tell=status.update,
+                trial=trial if setup.product is not None else None,
+                judge=setup.judge,
+                until=self.until,
             )
-            for row in rows:
-                wanted = self.on_cpu and entry.item.op in suite.memory and entry.item.op not in ("select", "evict")
-                if row.median is None or row.extra_bytes is not None or not wanted:
-                    continue
-                status.update(f"memory of {row.peer}")
-                row.extra_bytes, why = in_fresh_process({**arguments, "peer": row.peer}, timeout=options.limit)
-                row.reason = row.reason or (f"no memory figure: {why}" if why else "")
+            for row in rows if on_cpu and op in suite.memory else ():
+                if row.median is not None and row.extra_bytes is None:
+                    status.update(f"memory of {row.peer}")
+                    row.extra_bytes, why = in_fresh_process({**arguments, "peer": row.peer}, timeout=options.limit)
+                    row.reason = row.reason or (f"no memory figure: {why}" if why else "")
         by_name = {row.peer: row for row in rows}
-        return [by_name.get(p.name) or Row(p.name, p.ours, reason=omitted[p.name]) for p in entry.peers]
-
-
-def slug(machine: dict[str, str], device: str) -> str:
-    """The name of the result files of a machine."""
-    name = machine["GPU"] if torch.device(device).type == "cuda" else "cpu"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        return [by_name.get(p.name) or Measurement(p.name, p.ours, reason=omitted[p.name]) for p in entry.peers]

@@ -1,8 +1,10 @@
-"""Memory features of the bundled clip, played back and forth: what a network would give for each frame, without one.
+"""Memory features of the bundled clip, played back and forth: what a network would give for each
+frame, without one.
 
-The demo's descriptors (:mod:`xmemk.demo.features`, 12 channels) are spread over XMem's 64 such that Eq. 2 gives the
-same similarity; the values are the colours of a cell's pixels, repeated to 512 channels. What is kept of a video, and
-how long a read takes, depends on how alike its frames are, but not on what the numbers mean.
+The demo's descriptors (:mod:`xmemk.demo.features`, 12 channels) are spread over XMem's 64 such that
+Eq. 2 gives the same similarity; the values are the colours of a cell's pixels, repeated to 512
+channels. What is kept of a video, and how long a read takes, depends on how alike its frames are,
+but not on what the numbers mean.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ FRAMES = 132  # of the clip
 
 
 class ClipFeatures:
-    """Of frames of ``height`` x ``width`` tokens and one object; ``count`` frames of the clip are used."""
+    """Frames of ``height`` x ``width`` tokens, one object; ``count`` frames of the clip are used."""
 
     def __init__(self, height: int, width: int, count: int = FRAMES) -> None:
         from xmemk.data.video import read_frames
@@ -49,7 +51,7 @@ class ClipFeatures:
         return self._keys[i][:, self._spread] * self._scale, self._selections[i][:, self._spread]
 
     def remembered(self, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Key, shrinkage [1, 1, h, w], value [1, 1, 512, h, w], selection: what a memory takes of frame t."""
+        """Frame t for a memory: key, shrinkage [1, 1, h, w], value [1, 1, 512, h, w], selection."""
         key, selection = self.query(t)
         shrinkage = 1 + 0.5 * self._selections[there_and_back(t, self.count)][:, -1:]
         value = self._values[there_and_back(t, self.count)][:, self._repeat].float()

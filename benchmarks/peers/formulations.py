@@ -1,10 +1,12 @@
-"""The same mathematics in other people's formulations, in our own words: what the kernels are measured beside.
+"""The same mathematics in other people's formulations, in our own words: what the kernels are
+measured beside.
 
-"original": as the released XMem has it (two products, passes over the N x Q matrix, top-k along the strided axis, a
-dense affinity, a dense readout). "tidy": a short plain PyTorch: one product of augmented keys and queries,
-top-k over the contiguous axis, embedding_bag. Batch 1, shrinkage and selection given; k None reads all tokens. Each
-computes in the call what depends on memory or query; the similarity is float32 for 16-bit inputs, unless the name says
-otherwise. Readout [1, O, CV, Q]; usage [1, N], or None where the formulation gives none.
+"original": as the released XMem has it (two products, passes over the N x Q matrix, top-k along the
+strided axis, a dense affinity, a dense readout). "tidy": a short plain PyTorch: one product of
+augmented keys and queries, top-k over the contiguous axis, embedding_bag. Batch 1, shrinkage and
+selection given; k None reads all tokens. Each computes in the call what depends on memory or query;
+the similarity is float32 for 16-bit inputs, unless the name says otherwise. Readout [1, O, CV, Q];
+usage [1, N], or None where the formulation gives none.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def widened(x: Inputs) -> Inputs:
 
 
 def operands(x: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """memory [N, 2 CK], query [Q, 2 CK], s [N, 1], b [Q, 1]: the similarity is memory query^T - s b^T."""
+    """memory [N, 2 CK], query [Q, 2 CK], s [N, 1], b [Q, 1]: S = memory query^T - s b^T."""
     assert x.ms is not None and x.qe is not None
     k, q, e = (wide(t[0].T) for t in (x.mk, x.qk, x.qe))
     s = x.ms[0].T.to(k.dtype) / math.sqrt(k.shape[1])
@@ -45,7 +47,7 @@ def operands(x: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def augmented(x: Inputs) -> tuple[Tensor, Tensor]:
-    """Memory operand [N, 2 CK + 1] and query operand [Q, 2 CK + 1], whose product is the similarity."""
+    """Operands [N, 2 CK + 1] and [Q, 2 CK + 1], whose product is the similarity."""
     memory, query, s, b = operands(x)
     return torch.cat([memory, -s], 1), torch.cat([query, b], 1)
 
@@ -71,7 +73,7 @@ def original_similarity(mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | 
 
 
 def original_consolidate(x: Inputs, prototypes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Top-P by usage, a softmax over the candidates, one dense readout for the values and one for the shrinkage."""
+    """Top-P by usage, a softmax over the candidates, dense readouts of values and shrinkage."""
     index = x.usage.topk(prototypes, dim=1).indices
     row = index[:, None].expand(-1, x.mk.shape[1], -1)
     given, narrow, x = x.mk, x.mv.dtype, widened(x)
@@ -121,7 +123,7 @@ def tidy_consolidate(x: Inputs, prototypes: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def heads(x: Inputs, halves: int) -> Tensor:
-    """Values as attention wants them, [1, O halves, N, CV / halves]: objects are heads, cut where they are too wide."""
+    """[1, O halves, N, CV / halves]: objects are heads, cut where they are too wide."""
     o, cv, n = x.mv.shape[1:]
     return x.mv[0].permute(0, 2, 1).unflatten(2, (halves, cv // halves)).transpose(1, 2).reshape(1, o * halves, n, -1)
 
@@ -135,7 +137,8 @@ def from_heads(read: Tensor, x: Inputs, halves: int) -> Tensor:
 def attention_operands(x: Inputs, one_width: bool) -> tuple[Tensor, Tensor, Tensor, int]:
     """Query, memory and values in the values' dtype, and how often an object's values were cut.
 
-    ``one_width``: keys and values are to be equally wide, so values are cut to at most 256 channels and keys padded.
+    ``one_width``: keys and values are to be equally wide, so values are cut to at most 256 channels
+    and keys padded.
     """
     halves = -(-x.mv.shape[2] // WIDEST_HEAD) if one_width else 1
     values = heads(x, halves)

@@ -1,8 +1,9 @@
-"""What is kept of a video in each method, behind one interface: :class:`xmemk.video.tracker.FeatureMemory`.
+"""What is kept of a video in each method, behind one interface:
+:class:`xmemk.video.tracker.FeatureMemory`.
 
-``METHODS[name].make(config)`` is an empty memory that a Tracker, or a loop of ``add`` and ``read``, can run on. The
-original's and STCN's have their own formulation of the read: concatenation, N x Q matrices, a dense affinity. What
-differs from that only by name is taken from :mod:`xmemk.evaluation.policies`.
+``METHODS[name].make(config)`` is an empty memory that a Tracker, or a loop of ``add`` and ``read``,
+can run on. The original's and STCN's have their own formulation of the read: concatenation, N x Q
+matrices, a dense affinity. The others are those of :mod:`xmemk.evaluation.policies`.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ Segments = Tensor | Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """ours: a row to be emphasised. bounded: whether its size has a limit. counts: whether what it keeps depends on
-    what was read, so that no read may be left out.
+    """ours: a row to be emphasised. bounded: whether its size has a limit.
+
+    counts: whether what it keeps depends on what was read, so that no read may be left out.
     """
 
     name: str
@@ -45,29 +47,25 @@ class Method:
 
 
 class OriginalFunctions:
-    """The stateless functions as the released XMem formulates them, for the oracle's stores with groups="xmem", which
-    grow by concatenation as the released ones do.
+    """The stateless functions as the released XMem formulates them, for the oracle's stores with
+    groups="xmem".
 
-    ``hurried``: reads run on xmemk's kernels, equal to rounding: for the stretches of a video that nobody times.
+    Those grow by concatenation as the released ones do. ``hurried``: reads run on xmemk's kernels,
+    equal to rounding, for the stretches of a video that nobody times.
     """
 
     def __init__(self) -> None:
         self.hurried = False
 
     def memory_read(
-        self,
-        mk: Segments,
-        ms: Segments,
-        mv: Segments,
-        qk: Tensor,
-        qe: Tensor,
-        *,
-        top_k: int | None = None,
+        self, mk: Segments, ms: Segments, mv: Segments, qk: Tensor, qe: Tensor, *, top_k: int | None = None,
         return_usage: bool = False,
-    ) -> Any:
-        """:func:`xmemk.memory_read`, without another backend, and with shrinkage and selection always there."""
+    ) -> Any:  # fmt: skip
+        """:func:`xmemk.memory_read` with shrinkage and selection always there."""
         if self.hurried:
-            return xmemk.memory_read(mk, ms, mv, qk, qe, top_k=top_k, return_usage=return_usage)
+            return xmemk.memory_read(
+                _listed(mk), _listed(ms), _listed(mv), qk, qe, top_k=top_k, return_usage=return_usage
+            )
         if top_k is not None:
             readout, usage = original.memory_read(_listed(mk), _listed(ms), _listed(mv), qk, qe, top_k=top_k)
         else:  # potentiation
@@ -81,17 +79,13 @@ class OriginalFunctions:
 
 
 def read_as_stcn(
-    mk: Segments,
-    ms: object,
-    mv: Segments,
-    qk: Tensor,
-    qe: object,
-    *,
-    top_k: int | None = None,
+    mk: Segments, ms: object, mv: Segments, qk: Tensor, qe: object, *, top_k: int | None = None,
     return_usage: bool = False,
-) -> Any:
-    """Eq. 1 with STCN's similarity in one product: (2 k . q - |k|^2) / sqrt(CK), which is plain L2 less what is the
-    same for all tokens of a query. The k weights are scattered into a dense N x Q affinity.
+) -> Any:  # fmt: skip
+    """Eq. 1 with STCN's similarity in one product, (2 k . q - |k|^2) / sqrt(CK).
+
+    That is plain L2 less what is the same for all tokens of a query. The k weights are scattered
+    into a dense N x Q affinity.
     """
     key, value = _joined(mk), _joined(mv)
     score = 2 * (key.transpose(1, 2) @ qk) - key.pow(2).sum(1)[..., None]
@@ -103,14 +97,14 @@ def read_as_stcn(
 
 
 def original_memory(config: MemoryConfig) -> FeatureMemory:
-    """The released XMem's: its bookkeeping of objects and evictions, its formulation, its growth by concatenation."""
+    """The released XMem's: bookkeeping of objects and evictions, formulation, concatenation."""
     return Stores(replace(config, groups="xmem"), ops=OriginalFunctions())  # type: ignore[arg-type]
 
 
 def stcn_memory(config: MemoryConfig) -> FeatureMemory:
     """STCN's: every r-th frame is kept and nothing leaves."""
     config = replace(config, enable_long_term=False, groups="exact", top_k=STCN_TOP_K)
-    return Stores(config, ops=SimpleNamespace(memory_read=read_as_stcn))  # type: ignore[arg-type]
+    return Stores(config, ops=SimpleNamespace(memory_read=read_as_stcn))
 
 
 METHODS = {
@@ -133,7 +127,7 @@ def hurry(memory: FeatureMemory, hurried: bool) -> None:
 
 
 def held_bytes(memory: FeatureMemory) -> int:
-    """Bytes of the tensors that a feature memory holds, less its sensory state; ours are allocated from the start."""
+    """Bytes of the tensors that a feature memory holds, without its sensory state."""
     nbytes = getattr(memory, "nbytes", None)
     if nbytes is not None:
         return int(nbytes)
@@ -144,12 +138,12 @@ def held_bytes(memory: FeatureMemory) -> int:
 def held_tokens(memory: FeatureMemory) -> int:
     """N: tokens that a read of the memory goes over."""
     if isinstance(memory, ThinnedMemory):
-        return sum(key.shape[2] for bucket in memory._buckets for key in bucket.keys)
+        return sum(key.shape[2] for group in memory._groups for key in group.keys)
     return int(memory.working_size + memory.long_term_size)  # type: ignore[attr-defined]
 
 
 def _stores(memory: FeatureMemory) -> Any:
-    return memory._buckets if isinstance(memory, ThinnedMemory) else memory.groups  # type: ignore[attr-defined]
+    return memory._groups if isinstance(memory, ThinnedMemory) else memory.groups  # type: ignore[attr-defined]
 
 
 def _tensors(x: Any) -> Iterator[Tensor]:

@@ -1,6 +1,8 @@
-"""Reads by packages that may be installed: KeOps, faiss, FlashAttention, xformers. Batch 1, as in formulations.py.
+"""Reads by packages that may be installed: KeOps, faiss, FlashAttention, xformers. Batch 1, as in
+formulations.py.
 
-Each is imported when it is called for. What a package needs beyond its import (a compiler, a GPU) is its own to say.
+Each is imported when it is called for. What a package needs beyond its import (a compiler, a GPU)
+is its own to say.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from xmemk.testing import Inputs
 def keops(x: Inputs, k: int | None) -> tuple[Tensor, Tensor]:
     """Symbolic matrices: Eq. 2 is evaluated pair by pair, in float32, and never stored.
 
-    Top-k by argKmin, whose distances are computed again for the k tokens; all tokens by a softmax reduction, and usage
-    by two more (the logarithm of each query's sum, then a sum over the queries).
+    Top-k by argKmin, whose distances are computed again for the k tokens; all tokens by a softmax
+    reduction, and usage by two more (the logarithm of each query's sum, then a sum over the
+    queries).
     """
     lazy = importlib.import_module("pykeops.torch").LazyTensor
     assert x.ms is not None and x.qe is not None
@@ -42,7 +45,7 @@ def keops(x: Inputs, k: int | None) -> tuple[Tensor, Tensor]:
 
 
 def faiss_topk(x: Inputs, k: int | None) -> tuple[Tensor, Tensor]:
-    """An exact inner-product search (IndexFlatIP) on the augmented keys, then the readout by embedding_bag."""
+    """Exact inner-product search (IndexFlatIP) on augmented keys, readout by embedding_bag."""
     assert k is not None
     faiss: Any = importlib.import_module("faiss")
     memory, query = f.augmented(x)
@@ -60,7 +63,7 @@ def faiss_topk(x: Inputs, k: int | None) -> tuple[Tensor, Tensor]:
 
 
 def flash_attention(x: Inputs, k: int | None) -> tuple[Tensor, None]:
-    """flash_attn_func in the values' dtype, on heads of one width: values in parts of 256 channels, keys padded."""
+    """flash_attn_func in the values' dtype: values in parts of 256 channels, keys padded."""
     query, memory, values, halves = f.attention_operands(x, True)
     call = importlib.import_module("flash_attn").flash_attn_func
     read = call(*(t.transpose(1, 2) for t in (query, memory, values)), softmax_scale=1.0)

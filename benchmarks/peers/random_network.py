@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
+from torch import Tensor
 
 
-def features(h: int, w: int, objects: int, channels: int):
-    """Frames of a scene that changes slowly: key, shrinkage, selection [1, C, h, w], value [1, O, CV, h, w]."""
+def features(h: int, w: int, objects: int, channels: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """A scene that changes slowly: key, shrinkage, selection [1, C, h, w], value [1, O, CV, h, w]."""
     g = torch.Generator().manual_seed(0)
     scene = torch.randn(1, 64, h, w, generator=g)
     while True:
@@ -15,8 +19,8 @@ def features(h: int, w: int, objects: int, channels: int):
         yield key, shrinkage, torch.rand(1, 64, h, w, generator=g), torch.randn(1, objects, channels, h, w, generator=g)
 
 
-def calibrate(network: torch.nn.Module, image: torch.Tensor) -> None:
-    """Keys and shrinkage of the size that training gives them: beyond it, the host's own softmax yields NaN."""
+def calibrate(network: Any, image: Tensor) -> None:
+    """Keys and shrinkage of a trained network's size: beyond it, the host's softmax yields NaN."""
     with torch.no_grad():
         for _ in range(2):
             key, shrinkage, *_ = network.encode_key((image - 0.5)[None] / 0.25)

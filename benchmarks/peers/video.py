@@ -1,17 +1,16 @@
-"""Whole frames and whole videos: the network and its memory together, with ours, the original's and STCN's memory.
+"""Whole frames and whole videos: the network and its memory together, with ours, the original's and
+STCN's memory.
 
-    python benchmarks/run.py --op frame memory-frame video [--network small full] [--save FILE]
+    python benchmarks/run.py --op frame memory_frame video [--network small full] [--save FILE]
 
-frame: one image through key encoder, memory read and decoder, with full memory (T_max - 1 frames, some 10,000
-long-term tokens), at 480p by default. memory-frame: the same, and the frame is remembered, T_min to T_max - 1 frames
-being in working memory, so that nothing is consolidated (which is an op of its own). video: the bundled clip from its
-annotated frame on, 60 frames, at a height of 240 by default. Random weights, one object; between the peers only the
-memory differs.
+frame: one image through key encoder, memory read and decoder, with full memory (T_max - 1 frames,
+some 10,000 long-term tokens), at 480p by default. memory_frame: the same, and the frame is
+remembered. Working memory has T_min to T_max - 1 frames, so that nothing is consolidated (an op of
+its own). video: the bundled clip from its annotated frame on, 60 frames, at a height of 240 by
+default. Random weights, one object; between the peers only the memory differs.
 
-``make_video_case(op, network, height=, frames=)`` is the case, ``VIDEO_PEERS`` are
-:class:`xmemk.benchmarks.peers.registry.Peer` whose ``prepare(case)`` gives the call, and
-``video_verdict(case, result)`` judges a result: probabilities within 1e-3 of those with the
-original's memory. STCN's is another method: its call returns None, which is not checked.
+A result is right where its probabilities are within 1e-3 of those with the original's memory. STCN
+is another method: its call returns None, which is not checked.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from xmemk.benchmarks.peers.catalogue import Call, Peer
 from xmemk.benchmarks.peers.memories import METHODS, hurry
 from xmemk.benchmarks.peers.random_network import calibrate, features
-from xmemk.benchmarks.peers.registry import Call, Peer
+from xmemk.benchmarks.peers.workloads import FRAME_OPS
 
 import xmemk
 from xmemk.data import BUNNY
-from xmemk.network.network import NetworkConfig
+from xmemk.network import NetworkConfig
 from xmemk.reference import MemoryConfig
 from xmemk.testing import Comparison
 from xmemk.video.tracker import STRIDE, Tracker
 
-OPS = ("frame", "memory-frame", "video")
 NETWORKS = {
     "small": NetworkConfig(value_dim=128, width=16, key_blocks=(1, 1, 1), value_blocks=(1, 1, 1), decoder_dim=32),
     "full": NetworkConfig(),
@@ -46,7 +45,7 @@ START = 40  # the annotated frame of the clip
 
 @dataclass(frozen=True)
 class VideoCase:
-    """One op on one network. images: uint8 [3, H, W], one for a frame; mask: labels [H, W] of the first."""
+    """One op on one network. images: uint8 [3, H, W]; mask: labels [H, W] of the first."""
 
     op: str
     network_name: str
@@ -66,11 +65,11 @@ class VideoCase:
         height, width = self.mask.shape
         return -(-height // STRIDE), -(-width // STRIDE)
 
-    def wanted(self) -> Tensor:
+    def expected(self) -> Tensor:
         """The probabilities with the original's memory, computed once."""
-        if "wanted" not in self.memo:
+        if "original" not in self.memo:
             next(peer for peer in VIDEO_PEERS if peer.name == "original").prepare(self)()
-        return self.memo["wanted"]
+        return self.memo["original"]
 
 
 def make_video_case(
@@ -82,12 +81,15 @@ def make_video_case(
     config: MemoryConfig | None = None,
     device: torch.device | str = "cpu",
 ) -> VideoCase:
-    """The same images, mask and weights for every peer. ValueError for an op or a network that there is not."""
+    """The same images, mask and weights for every peer.
+
+    ValueError for an op or a network that there is not.
+    """
     from xmemk.data.masks import read_mask
     from xmemk.data.video import read_frames
 
-    if op not in OPS or network not in NETWORKS:
-        raise ValueError(f"op, network: wanted one of {OPS} and of {tuple(NETWORKS)}, got {op!r} and {network!r}")
+    if op not in FRAME_OPS or network not in NETWORKS:
+        raise ValueError(f"op, network: wanted one of {FRAME_OPS} and of {tuple(NETWORKS)}, got {op!r} and {network!r}")
     height = height or (240 if op == "video" else 480)
     labels = read_mask(BUNNY / f"{START:05}.png")
     width = round(height * labels.shape[1] / labels.shape[0])
@@ -102,13 +104,14 @@ def make_video_case(
     shown = images[0][:, : height // STRIDE * STRIDE, : width // STRIDE * STRIDE]
     calibrate(net, shown.float() / 255)  # as if trained; beyond it the original's softmax gives NaN
     mask = F.interpolate(labels[None, None], (height, width))[0, 0].to(device)
-    # The bookkeeping of one group of objects is the same in both; ties of an eviction are the original's.
+    # The bookkeeping of one group of objects is the same in both; ties of an eviction are the
+    # original's.
     config = config or MemoryConfig(hidden_dim=net.config.hidden_dim, groups="xmem")
     return VideoCase(op, network, net, images, mask, config)
 
 
 def filled(case: VideoCase, name: str) -> Any:
-    """A memory in mid-video, of made-up features of the case's size: long-term memory all but full."""
+    """A memory in mid-video, of synthetic features: long-term memory all but full."""
     method = METHODS[name]
     memory: Any = method.make(case.config)
     config, (h, w) = case.config, case.grid
@@ -141,13 +144,13 @@ def _peer(name: str) -> Peer:
         def call() -> Tensor | None:
             probabilities = run()
             if name == "original":
-                case.memo.setdefault("wanted", probabilities)
+                case.memo.setdefault("original", probabilities)
             return None if name == "STCN" else probabilities
 
         return call
 
     shown = f"{name} (another method)" if name == "STCN" else name
-    return Peer(shown, prepare, ours=METHODS[name].ours)  # type: ignore[arg-type]
+    return Peer(shown, prepare, ours=METHODS[name].ours)
 
 
 VIDEO_PEERS = [_peer(name) for name in ("xmemk", "original", "STCN")]
@@ -156,14 +159,13 @@ VIDEO_PEERS = [_peer(name) for name in ("xmemk", "original", "STCN")]
 def _video(case: VideoCase, name: str) -> Callable[[], Tensor]:
     def run() -> Tensor:
         tracker = Tracker(case.network, memory=METHODS[name].make(case.config))
-        found = [tracker.step(image, case.mask if t == 0 else None) for t, image in enumerate(case.images)]
-        return torch.stack(found)
+        return torch.stack([tracker.step(x, case.mask if t == 0 else None) for t, x in enumerate(case.images)])
 
     return run
 
 
 def _frame(case: VideoCase, name: str) -> Callable[[], Tensor]:
-    """Each call is the frame after a memory frame, or the next memory frame: the loop's counter is set back."""
+    """Each call is the frame after a memory frame, or the next memory frame."""
     tracker = Tracker(case.network, memory=filled(case, name))
     every = case.config.mem_every
     before = 1000 if case.op == "frame" else 1000 + every - 1
@@ -177,11 +179,11 @@ def _frame(case: VideoCase, name: str) -> Callable[[], Tensor]:
 
 
 def video_verdict(case: VideoCase, result: Tensor | None) -> Comparison | None:
-    """The largest difference of a probability from those with the original's memory; None for what is not checked."""
+    """The largest difference from the original's probabilities; None for what is not checked."""
     if result is None:
         return None
-    wanted = case.wanted()
-    if result.shape != wanted.shape:
+    expected = case.expected()
+    if result.shape != expected.shape:
         return Comparison(f"probabilities of shape {list(result.shape)}", float("inf"), float("inf"))
-    error = float((result - wanted).abs().amax())
+    error = float((result - expected).abs().amax())
     return Comparison("probabilities", error, error / ALLOWED)

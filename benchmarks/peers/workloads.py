@@ -1,7 +1,10 @@
-"""The named workloads that every benchmark here runs, so that figures from different machines speak of the same work.
+"""The named workloads that every benchmark runs, so that figures from different machines are of the
+same work.
 
-Sizes are those of a video of that height with XMem's defaults: HW = (height / 16) x (width / 16) tokens a frame, 9
-frames in working memory, 10,000 tokens in long-term memory (full), or 5 frames alone (early).
+Sizes are those of a video of that height with XMem's defaults: HW = (height / 16) x (width / 16)
+tokens a frame, 9 frames in working memory, 10,000 tokens in long-term memory (full), or 5 frames
+alone (early). Ops have the package's names. A suffix says what else is timed: ``_dense`` a read of
+all tokens, ``_train`` forward and backward, ``_backward`` the backward pass alone.
 """
 
 from __future__ import annotations
@@ -12,10 +15,35 @@ import torch
 
 from xmemk.testing import Inputs, make_inputs
 
+READS = ("memory_read", "memory_read_dense")
+GRADIENTS = (
+    "memory_read_train", "memory_read_backward", "memory_read_dense_train", "memory_read_dense_backward"
+)  # fmt: skip
+UPKEEP = ("select_prototypes", "evict_lfu")  # they choose from usage alone
+OPS = (*READS, *GRADIENTS, "consolidate", *UPKEEP)
+FRAME_OPS = ("frame", "memory_frame", "video")  # of the whole network: see video.py
+ALL_OPS = (*OPS, *FRAME_OPS)
+FORMER_NAMES = {
+    "read": "memory_read",
+    "dense": "memory_read_dense",
+    "train": "memory_read_train",
+    "backward": "memory_read_backward",
+    "train-dense": "memory_read_dense_train",
+    "backward-dense": "memory_read_dense_backward",
+    "select": "select_prototypes",
+    "evict": "evict_lfu",
+    "memory-frame": "memory_frame",
+}
+
+
+def op_name(name: str) -> str:
+    """The package's name of an op; earlier versions wrote others into result files."""
+    return FORMER_NAMES.get(name, name)
+
 
 @dataclass(frozen=True)
 class Workload:
-    """Q queries read N tokens; one consolidation has ``candidates`` of them and makes ``prototypes``."""
+    """Q queries read N tokens; a consolidation makes ``prototypes`` of ``candidates``."""
 
     name: str
     queries: int
@@ -38,12 +66,17 @@ WORKLOADS = {
     )
 }
 
-# What is done with a workload. "train" is forward and backward of the top-k read, "backward" the second half alone.
-OPS = ("read", "dense", "train", "backward", "train-dense", "backward-dense", "consolidate", "select", "evict")
+
+def sizes_of(op: str, w: Workload) -> dict[str, int | None]:
+    """tokens, queries and top_k of an op; None where it has none, or reads all tokens."""
+    tokens = w.long_term if op == "evict_lfu" else w.tokens if op.startswith("memory_read") else w.candidates
+    queries = None if op in UPKEEP else w.prototypes if op == "consolidate" else w.queries
+    top_k = w.top_k if op.startswith("memory_read") and "dense" not in op else None
+    return {"tokens": tokens, "queries": queries, "top_k": top_k}
 
 
 @dataclass(frozen=True)
-class Case:
+class OpCase:
     """One op on one workload: what the peers are given."""
 
     op: str
@@ -53,7 +86,7 @@ class Case:
     @property
     def top_k(self) -> int | None:
         """None where all tokens are read."""
-        return None if self.op in ("dense", "train-dense", "backward-dense", "consolidate") else self.workload.top_k
+        return sizes_of(self.op, self.workload)["top_k"]
 
     @property
     def device(self) -> torch.device:
@@ -61,13 +94,13 @@ class Case:
 
     @property
     def matrix(self) -> int:
-        """Pairs of query and token, which most formulations hold a number for."""
+        """Pairs of query and token: most formulations hold a number for each."""
         queries = self.workload.prototypes if self.op == "consolidate" else self.inputs.qk.shape[2]
         return queries * self.inputs.mk.shape[2]
 
     @property
     def usage(self) -> torch.Tensor:
-        """[1, N] of what "select" and "evict" choose from."""
+        """[1, N] of what select_prototypes and evict_lfu choose from."""
         return self.inputs.usage
 
 
@@ -79,20 +112,19 @@ def make_case(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     seed: int = 0,
-) -> Case:
+) -> OpCase:
     """The same numbers for every peer, token-major, with shrinkage and selection, on ``device``."""
     if op not in OPS:
         raise ValueError(f"op: wanted one of {', '.join(OPS)}, got {op!r}")
-    tokens = {"consolidate": workload.candidates, "select": workload.candidates, "evict": workload.long_term}
-    small = op in ("select", "evict")
+    sizes, upkeep = sizes_of(op, workload), op in UPKEEP
     inputs = make_inputs(
-        tokens.get(op, workload.tokens),
-        1 if small else workload.prototypes if op == "consolidate" else workload.queries,
+        sizes["tokens"] or 0,
+        sizes["queries"] or 1,
         objects=objects,
-        key_channels=1 if small else workload.key_channels,
-        value_channels=1 if small else workload.value_channels,
+        key_channels=1 if upkeep else workload.key_channels,
+        value_channels=1 if upkeep else workload.value_channels,
         dtype=dtype,
         device=device,
         seed=seed,
     )
-    return Case(op, workload, inputs)
+    return OpCase(op, workload, inputs)

@@ -1,1 +1,1 @@
-"""The page and the words that come from result files."""
+"""Result files, and what is made of them: terminal tables, the page, README's figures."""

@@ -1,22 +1,22 @@
-"""The report's plots, by matplotlib, as SVG in the page's own colours: CSS decides light or dark."""
+"""The report's plots as SVG in the page's own colours: CSS decides light or dark."""
 
 from __future__ import annotations
 
 import html
 import io
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from xmemk.benchmarks.report import words as w
-from xmemk.benchmarks.report.reading import Case, Row, Track
+from xmemk.benchmarks.report.formatting import duration, figure, size, times
+from xmemk.benchmarks.report.schema import CaseResult, VideoTrack
 
-# Stand-ins, replaced by the page's CSS variables. Shape and dash tell the lines apart where colour does not.
+# Stand-ins, replaced by the page's CSS variables. Shape and dash tell the lines apart where colour
+# does not.
 INK, SOFT, LINE, OURS, OURS_TOO = "#010101", "#020202", "#030303", "#040404", "#050505"
 OTHERS = ("#060606", "#070707", "#080808", "#090909", "#0a0a0a")
 VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", OURS: "ours", OURS_TOO: "ours-too"}
@@ -29,67 +29,27 @@ USUAL = ("tidy PyTorch", "original")  # they look the same in every plot
 Points = list[tuple[float, float]]
 
 
-def bars(name: str, case: Case) -> str:
-    """Time of everybody on one case, the fastest above; what does less than the whole is hatched."""
-    rows = sorted(case.timed, key=lambda row: row.time or 0.0)
-    figure, axis = _figure(3.5, 0.35 + 0.27 * len(rows))
-    longest = max(row.time or 0.0 for row in rows)
-    for at, row in enumerate(rows):
-        colour = OURS if row is case.ours else OURS_TOO if row.ours else OTHERS[4]
-        partial = not row.ours and not row.whole
-        axis.barh(
-            at,
-            row.time or 0.0,
-            height=0.62,
-            color="none" if partial else colour,
-            edgecolor=colour,
-            hatch="////" if partial else None,
-            linewidth=0.8,
-        )
-        said = w.duration(row.time or 0.0) + _beside(case, row)
-        axis.text((row.time or 0.0) + 0.015 * longest, at, said, va="center", color=INK, fontsize=8)
-    axis.set_yticks(range(len(rows)), [row.peer for row in rows])
-    for label, row in zip(axis.get_yticklabels(), rows):
-        label.set_color(INK)
-        label.set_weight("bold" if row is case.ours else "normal")
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1.5 * longest)
-    axis.set_xticks([])
-    axis.spines[["top", "right", "bottom"]].set_visible(False)
-    axis.tick_params(left=False)
-    alt = ", ".join(f"{row.peer} {w.duration(row.time or 0.0)}" for row in rows)
-    return _svg(figure, name, f"Bars of time: {alt}")
+def curves(name: str, cases: Sequence[CaseResult], unit: str) -> str:
+    """ "seconds" or "bytes" of every peer over the values of an axis; "" where nobody has it.
 
-
-def _beside(case: Case, row: Row) -> str:
-    ratio = case.ratio(row)
-    return "" if row is case.ours or ratio is None else f" ({w.times(ratio)}x)"
-
-
-def curves(name: str, cases: Sequence[Case], value: Callable[[Row], float | None], unit: str) -> str:
-    """One quantity of every peer over the values of an axis, both scales logarithmic; "" where nobody has it. Times
-    that were extrapolated, not measured, are dotted.
+    Both scales are logarithmic. Times that were extrapolated, not measured, are dotted.
     """
     lines: dict[str, tuple[bool, Points]] = {}
     for case in cases:
-        for row in case.rows:
-            found = value(row)
-            if found and row.time is not None:
-                lines.setdefault(row.peer, (row.ours, []))[1].append((case.value, found))
+        for row in case.timed:
+            value = row.median if unit == "seconds" else row.extra_bytes
+            if value:
+                lines.setdefault(row.peer, (row.ours, []))[1].append((case.value, value))
     beyond = {peer: [points[-1]] for peer, (_, points) in lines.items()} if unit == "seconds" else {}
     for case in cases:
         for row in case.rows:
-            if (
-                row.time is None
-                and row.extrapolated_seconds
-                and case.value > beyond.get(row.peer, [(math.inf, 0)])[0][0]
-            ):
+            if row.extrapolated_seconds and row.peer in beyond and case.value > beyond[row.peer][0][0]:
                 beyond[row.peer].append((case.value, row.extrapolated_seconds))
     return _lines(name, lines, unit, beyond, "extrapolated") if lines else ""
 
 
-def along(name: str, tracks: Sequence[Track], key: str, unit: str) -> str:
-    """One quantity of every method over the frames of a video; what was computed, not measured, is dotted."""
+def along(name: str, tracks: Sequence[VideoTrack], key: str, unit: str) -> str:
+    """One quantity of every method along a video; what was computed, not measured, is dotted."""
     lines, beyond = {}, {}
     for track in tracks:
         points = [(p["frame"], p[key]) for p in track.points if p.get(key)]
@@ -103,31 +63,27 @@ def along(name: str, tracks: Sequence[Track], key: str, unit: str) -> str:
 def _lines(
     name: str, lines: dict[str, tuple[bool, Points]], unit: str, beyond: dict[str, Points], how: str = "computed"
 ) -> str:
-    figure, axis = _figure(3.7, 2.5)
+    plot, axis = _figure(3.7, 2.5)
     others = [peer for peer, (ours, _) in lines.items() if not ours]
     others = [peer for peer in USUAL if peer in others] + [peer for peer in others if peer not in USUAL]
     first_of_ours = next((peer for peer, (ours, _) in lines.items() if ours), None)
     for peer, (ours, points) in lines.items():
-        if ours:
-            first = peer == first_of_ours
-            colour, shape, dash = OURS if first else OURS_TOO, "o", "-" if first else DASHES[1]
-        else:
-            at = others.index(peer) % len(OTHERS)
-            colour, shape, dash = OTHERS[at], SHAPES[at], DASHES[at]
-        look: dict[str, Any] = {"color": colour, "marker": shape, "ls": dash, "zorder": 3 if ours else 2}
-        look["lw"] = 2.4 if peer == first_of_ours else 1.3
-        few = max(1, len(points) // 12)
-        axis.plot(*zip(*points), markersize=4 if ours else 3.4, markevery=few, label=peer, **look)
+        first, at = peer == first_of_ours, 0 if ours else others.index(peer) % len(OTHERS)
+        colour = (OURS if first else OURS_TOO) if ours else OTHERS[at]
+        look: dict[str, Any] = {"color": colour, "marker": "o" if ours else SHAPES[at], "lw": 2.4 if first else 1.3}
+        look |= {"ls": DASHES[0 if first else 1 if ours else at]}
+        look |= {"zorder": 3 if ours else 2, "markersize": 4 if ours else 3.4, "markevery": max(1, len(points) // 12)}
+        axis.plot(*zip(*points), label=peer, **look)
         if len(beyond.get(peer, ())) > 1:
             axis.plot(*zip(*beyond[peer]), color=colour, lw=1.2, ls=":", marker="", label=f"{peer}, {how}")
     axis.set_xscale("log")
     if unit == "share":
         axis.set_ylim(0, 1)
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: w.figure(y, 2)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: figure(y, 2)))
     else:
         axis.set_yscale("log")
-        said = w.duration if unit == "seconds" else w.size
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: said(y, 1)))
+        in_unit = duration if unit == "seconds" else size
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: in_unit(y, 1)))
         _widen(axis)
         low, high = axis.get_ylim()
         axis.yaxis.set_major_locator(LogLocator(numticks=6, subs=(1.0, 2.0, 5.0) if high < 40 * low else (1.0,)))
@@ -139,14 +95,12 @@ def _lines(
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     columns = 2 if len(axis.lines) > 2 else max(1, len(axis.lines))
-    figure.legend(
-        loc="outside lower left", ncols=columns, frameon=False, fontsize=7.5, labelcolor=INK, handlelength=2.6
-    )
-    said = {"seconds": w.duration, "bytes": w.size}.get(unit, w.times)
-    ends = (f"{peer} from {said(points[0][1])} to {said(points[-1][1])}" for peer, (_, points) in lines.items())
-    told = [f"{peer} to {said(points[-1][1])}" for peer, points in beyond.items() if len(points) > 1]
-    more = f"; {how}, not measured: {', '.join(told)}" if told else ""
-    return _svg(figure, name, f"Lines, from left to right: {', '.join(ends)}{more}")
+    plot.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=7.5, labelcolor=INK, handlelength=2.6)
+    text = {"seconds": duration, "bytes": size}.get(unit, times)
+    ends = (f"{peer} from {text(points[0][1])} to {text(points[-1][1])}" for peer, (_, points) in lines.items())
+    dotted = [f"{peer} to {text(points[-1][1])}" for peer, points in beyond.items() if len(points) > 1]
+    more = f"; {how}, not measured: {', '.join(dotted)}" if dotted else ""
+    return _svg(plot, name, f"Lines, from left to right: {', '.join(ends)}{more}")
 
 
 def _ticks_at_values(axis: Any, values: list[float]) -> None:
@@ -161,8 +115,8 @@ def _widen(axis: Any) -> None:
     """A flat line is not to look like noise blown up: at least a factor of ten is shown."""
     low, high = axis.get_ylim()
     if high / low < 10:
-        middle = (low * high) ** 0.5
-        axis.set_ylim(middle / 10**0.5, middle * 10**0.5)
+        center = (low * high) ** 0.5
+        axis.set_ylim(center / 10**0.5, center * 10**0.5)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
@@ -177,7 +131,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 def _svg(figure: Figure, name: str, alt: str) -> str:
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "hatch.linewidth": 0.7}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

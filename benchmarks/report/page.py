@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
-from xmemk.benchmarks.report import charts, conclusions, limits
-from xmemk.benchmarks.report import words as w
-from xmemk.benchmarks.report.reading import Case, Place, Row, Track
+from xmemk.benchmarks.report import charts, tables
+from xmemk.benchmarks.report.formatting import counted, duration, size, times
+from xmemk.benchmarks.report.result_files import MachineResults
+from xmemk.benchmarks.report.schema import CaseResult, VideoTrack
 
 import xmemk
 
@@ -24,8 +25,8 @@ class Plot(NamedTuple):
     caption: str
 
 
-def write_page(path: Path, places: list[Place], passed_over: list[str], commands: list[str]) -> None:
-    """Writes ``path``. ``commands`` repeat what is shown; ``passed_over`` is what is not shown, and why."""
+def write_page(path: Path, machines: list[MachineResults], passed_over: list[str], commands: list[str]) -> None:
+    """``commands`` repeat what is shown; ``passed_over`` is what is not shown, and why."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -33,113 +34,73 @@ def write_page(path: Path, places: list[Place], passed_over: list[str], commands
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(
-        w=w,
-        c=conclusions,
-        limits=limits.limits,
-        bars=_bars,
-        scaling=_scaling,
-        length=_length,
-        cards=_cards,
-        machine=_machine,
-    )
+    environment.globals.update(t=tables, cards=_cards, scaling=_scaling, length=_length)
     page = environment.get_template("page.html").render(
-        places=places, passed_over=passed_over, commands=commands, version=xmemk.__version__
+        machines=machines, passed_over=passed_over, commands=commands, version=xmemk.__version__
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 
 
-def _machine(place: Place) -> dict[str, str]:
-    """The machine in words, and how fast it was seen to be."""
-    told = dict(place.machine)
-    for source in place.sources:
-        if source.roof:
-            best = (w.figure(source.roof[name]) for name in ("gflops", "gbytes_per_s"))
-            told["measured best"] = "{} GFLOP/s multiplying, {} GB/s copying".format(*best)
-    return told
-
-
-def _cards(place: Place) -> Iterator[tuple[str, str]]:
+def _cards(machine: MachineResults) -> Iterator[tuple[str, str]]:
     """The few figures that stand for the rest: (figure, what it is)."""
-    case = conclusions.main_case(place)
+    case = tables.main_case(machine)
     if case is None or case.ours is None:
         return
-    yield w.duration(case.ours.time or 0.0), f"{conclusions.noun(case.op)}, {case.workload}, {conclusions.sizes(case)}"
-    for row in conclusions.beside(case):
-        ratio = case.ratio(row)
-        if ratio is not None:
-            yield f"{w.times(ratio)}x", f"the same by {conclusions.known(row)} takes {w.duration(row.time or 0.0)}"
+    yield duration(case.ours.median), f"{tables.title(case)}: {tables.sizes(case)}"
+    usual = [row for names in (tables.TIDY, tables.ORIGINAL) if (row := case.row(*names)) and row.whole]
+    beside = list({row.peer: row for row in (case.rivals[0], *usual)}.values())
+    for row in beside:
+        rounded = " (rounded)" if row.status == "rounded" else ""
+        yield f"{times(case.ratio(row))}x", f"the same by {row.peer}{rounded} takes {duration(row.median)}"
     if case.ours.extra_bytes is not None:
-        others = [f"{row.peer} {w.size(row.extra_bytes)}" for row in conclusions.beside(case) if row.extra_bytes]
-        yield w.size(case.ours.extra_bytes), "memory beyond its inputs" + (f"; {w.listed(others)}" if others else "")
+        others = [f"{row.peer} {size(row.extra_bytes)}" for row in beside if row.extra_bytes]
+        yield size(case.ours.extra_bytes), "; ".join(["memory beyond its inputs", *others])
 
 
-def _bars(place: Place) -> Iterator[Plot]:
-    for number, case in enumerate(place.cases):
-        if case.timed:
-            svg = _drawn(charts.bars, _name(place, "bars", number), case)
-            objects = "" if case.op in ("select", "evict") else f", {w.counted(case.objects, 'object')}"
-            caption = ", ".join(filter(None, (f"{case.workload}{objects}: {conclusions.sizes(case)}", case.setting)))
-            caption += "" if case.dtype == "float32" else f", {case.dtype}"
-            yield Plot(w.capital(conclusions.noun(case.op)), svg, caption + _dated(place, [case]))
+def _dated(machine: MachineResults, parts: Sequence[CaseResult | VideoTrack]) -> str:
+    """Where a machine has figures of several runs: of which these are."""
+    runs = [part.source.run for part in parts if part.source]
+    dates = dict.fromkeys(f"{run.date}, {run.commit}" for run in runs)
+    return f"; {'; '.join(dates)}" if len(machine.sources) > 1 else ""
 
 
-def _dated(place: Place, parts: Sequence[Case | Track]) -> str:
-    """Where a place has figures of several runs: of which these are."""
-    told = dict.fromkeys(f"{part.source.date}, {part.source.commit}" for part in parts)
-    return f"; {'; '.join(told)}" if len(place.sources) > 1 else ""
-
-
-def _scaling(place: Place) -> Iterator[Plot]:
-    for number, curve in enumerate(place.curves):
-        axis, op = curve[0].axis, curve[0].op
-        name = conclusions.AXES.get(axis, axis)
-        caption = f"horizontal: {name}; {_held(curve[0], axis)}{_dated(place, curve)}"
-        for what, value, unit in (("time", _time, "seconds"), ("extra memory", _extra, "bytes")):
-            svg = _drawn(charts.curves, _name(place, axis, op, unit, number), curve, value, unit)
+def _scaling(machine: MachineResults) -> Iterator[Plot]:
+    for number, curve in enumerate(machine.curves):
+        first, axis = curve[0], tables.AXES.get(curve[0].axis, curve[0].axis)
+        caption = f"horizontal: {axis}; {_fixed(first)}{_dated(machine, curve)}"
+        for quantity, unit in (("time", "seconds"), ("extra memory", "bytes")):
+            svg = _drawn(charts.curves, machine, ("curve", unit, number), curve, unit)
             if svg:
-                yield Plot(f"{w.capital(conclusions.noun(op))}: {what} against {name}", svg, caption)
+                yield Plot(f"{tables.label(first.op)}: {quantity} against {axis}", svg, caption)
 
 
-def _held(case: Case, axis: str) -> str:
-    """What stays the same along an axis."""
-    told: dict[str, object] = {"": case.workload}
-    told |= {
-        "N": case.tokens and w.counted(case.tokens, "token"),
-        "Q": case.queries and w.counted(case.queries, "query", "queries"),
+def _fixed(case: CaseResult) -> str:
+    """What stays the same along the case's axis."""
+    parts = {
+        "": case.workload,
+        "N": case.tokens and counted(case.tokens, "token"),
+        "Q": case.queries and counted(case.queries, "query", "queries"),
+        "O": counted(case.objects, "object"),
+        "k": case.top_k and f"k = {case.top_k}",
+        "threads": counted(case.threads, "thread"),
     }
-    told |= {"O": w.counted(case.objects, "object"), "k": case.top_k and f"k = {case.top_k}"}
-    told |= {"threads": w.counted(case.threads, "thread")}
-    return ", ".join(str(said) for name, said in told.items() if said and name != axis)
+    return ", ".join(str(part) for axis, part in parts.items() if part and axis != case.axis)
 
 
-def _length(place: Place) -> Iterator[Plot]:
-    groups: dict[tuple[str, str], list[Track]] = {}
-    for track in place.tracks:
-        f = track.features
-        told = f"features of {f.get('height', '?')} x {f.get('width', '?')}, {w.counted(f.get('objects', 1), 'object')}"
-        groups.setdefault((track.protocol, told), []).append(track)
-    for number, ((protocol, told), tracks) in enumerate(groups.items()):
+def _length(machine: MachineResults) -> Iterator[Plot]:
+    groups: dict[tuple[str, str], list[VideoTrack]] = {}
+    for track in machine.tracks:
+        groups.setdefault((track.protocol, track.grid), []).append(track)
+    for number, ((protocol, grid), tracks) in enumerate(groups.items()):
         kinds = [("Memory", "bytes", "bytes"), ("Time of a frame", "seconds", "seconds")]
-        for what, key, unit in kinds if protocol == "fig1" else [("Quality", "quality", "share")]:
-            svg = _drawn(charts.along, _name(place, protocol, number, key), tracks, key, unit)
+        for quantity, key, unit in kinds if protocol == "fig1" else [("Quality", "quality", "share")]:
+            svg = _drawn(charts.along, machine, (protocol, number, key), tracks, key, unit)
             if svg:
-                yield Plot(f"{what} along a video", svg, f"horizontal: frames; {told}{_dated(place, tracks)}")
+                caption = f"horizontal: frames; {grid} tokens a frame{_dated(machine, tracks)}"
+                yield Plot(f"{quantity} along a video", svg, caption)
 
 
-def _time(row: Row) -> float | None:
-    return row.time
-
-
-def _extra(row: Row) -> float | None:
-    return row.extra_bytes
-
-
-def _drawn(chart: Callable[..., str], *arguments: object) -> Markup:
-    return Markup(chart(*arguments))
-
-
-def _name(place: Place, *parts: object) -> str:
-    """An id of its own for every plot of a page."""
-    return re.sub(r"\W+", "-", "-".join(map(str, (place.name, *parts)))).lower()
+def _drawn(chart: Callable[..., str], machine: MachineResults, name: tuple[object, ...], *arguments: Any) -> Markup:
+    """``name``: an id of its own for every plot of a page."""
+    return Markup(chart(re.sub(r"\W+", "-", "-".join(map(str, (machine.name, *name)))).lower(), *arguments))

@@ -1,8 +1,10 @@
-"""make soak: a memory that never grows, watched. Small frames, 100,000 reads, a memory frame after every second.
+"""make soak: a memory that never grows, watched. Small frames, 100,000 reads, a memory frame after
+every second.
 
-Two objects from the start, one that joins and leaves again every 5,000 reads. Consolidation and eviction happen all
-the time; once the first eviction is over, resident memory must stay where it is, to 1 %. Writes the curve to
-out/soak.csv and, where matplotlib is there, out/soak.png. Exit code 1 where it grew.
+Two objects from the start, one that joins and leaves again every 5,000 reads. Consolidation and
+eviction happen all the time; once the first eviction is over, resident memory must stay where it
+is, to 1 %. Writes the curve to out/soak.csv and, where matplotlib is there, out/soak.png. Exit code
+1 where it grew.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def resident() -> float:
 
 
 def soak(reads: int, groups: str, samples: int = 200) -> tuple[list[tuple[int, float]], int, xmemk.Memory]:
-    """(reads, resident MB) from time to time, the read at which the first eviction was over, and the memory."""
+    """(reads, resident MB) from time to time, the first eviction's read, and the memory."""
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(FILMS, 1, CK, H, W, generator=generator)
     values = torch.randn(FILMS, 1, 3, CV, H, W, generator=generator)

@@ -6,17 +6,17 @@ BENCH="-k read --benchmark-autosave --benchmark-compare"` keeps a run and compar
 
 import pytest
 import torch
-from xmemk.benchmarks.peers import registry as known
+from xmemk.benchmarks.peers import catalogue as known
 from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case
 
 CASES = [
-    ("read", "480p-early"),
-    ("read", "480p-full"),
-    ("dense", "480p-early"),
-    ("train", "480p-early"),
+    ("memory_read", "480p-early"),
+    ("memory_read", "480p-full"),
+    ("memory_read_dense", "480p-early"),
+    ("memory_read_train", "480p-early"),
     ("consolidate", "480p-full"),
-    ("select", "480p-full"),
-    ("evict", "480p-full"),
+    ("select_prototypes", "480p-full"),
+    ("evict_lfu", "480p-full"),
 ]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OURS = ["triton" if DEVICE == "cuda" else "cpu", "torch"]
@@ -56,4 +56,4 @@ def test_op(benchmark, made, op, workload, peer):
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 
-    benchmark.pedantic(run, rounds=7, iterations=50 if op in ("select", "evict") else 1, warmup_rounds=1)
+    benchmark.pedantic(run, rounds=7, iterations=50 if op in ("select_prototypes", "evict_lfu") else 1, warmup_rounds=1)

@@ -1,4 +1,4 @@
-"""The report: what is read from result files, sentences that follow the figures, a page that stands alone."""
+"""The report: what is read from result files, tables that follow the figures, a page that stands alone."""
 
 import io
 import json
@@ -14,7 +14,7 @@ pytest.importorskip("typer")
 
 from rich.console import Console
 from xmemk.benchmarks import bench
-from xmemk.benchmarks.report import conclusions, limits, page, reading
+from xmemk.benchmarks.report import page, result_files, tables, terminal
 
 from xmemk.cli.app import run as xmemk
 
@@ -29,7 +29,7 @@ def row(peer, seconds, *, ours=False, error=1e-6, extra=None, reason="", **more)
     return {"peer": peer, "ours": ours, "seconds": taken, "error": error, "reason": reason, "extra_bytes": extra} | more
 
 
-def case(op="read", rows=(), **more):
+def case(op="memory_read", rows=(), **more):
     sizes = {"tokens": 24580, "queries": 1620, "top_k": 30, "flops": 1e10, "bytes": 1e8, "tested": True}
     named = {"op": op, "workload": "480p-full", "objects": 1, "dtype": "float32", "device": "cpu", "threads": 2}
     return {**named, **sizes, "rows": list(rows), **more}
@@ -89,7 +89,7 @@ def written(tmp_path):
     def write(runs):
         path = tmp_path / "made.jsonl"
         path.write_text("\n".join(map(json.dumps, runs)) + "\n")
-        return reading.read([path])
+        return result_files.read([path])
 
     return write
 
@@ -106,7 +106,7 @@ def test_the_last_run_of_a_case_counts_and_names_its_line(written):
         for d, s in ((1, 3), (3, 1), (2, 2))
     ]
     ((place,), _) = written(runs)
-    assert place.case("read", "480p-full").ours.median == 1
+    assert place.case("memory_read", "480p-full").ours.median == 1
     assert [source.place for source in place.sources] == ["made.jsonl:2"]
     other = {**HEAD, "machine": {**MACHINE, "GPU": "a GPU"}, "results": [case(rows=usual(), device="cuda")]}
     places, _ = written([*runs, other])
@@ -116,100 +116,95 @@ def test_the_last_run_of_a_case_counts_and_names_its_line(written):
 def test_what_is_no_result_file_is_an_error_that_names_the_line(tmp_path, written):
     path = tmp_path / "bad.jsonl"
     good = json.dumps(lines()[0])
-    for bad in ("{", "[]", json.dumps({**HEAD, "results": [{"op": "read"}]}), '{"date": 1}'):
+    for bad in ("{", "[]", json.dumps({**HEAD, "results": [{"op": "memory_read"}]}), '{"date": 1}'):
         path.write_text(f"{good}\n{bad}\n")
         with pytest.raises(ValueError, match=r"bad\.jsonl(, line |:)2"):
-            reading.read([path])
+            result_files.read([path])
     path.write_text("\n")
     with pytest.raises(ValueError, match="no results"):
-        reading.read([path])
+        result_files.read([path])
     places, passed_over = written([lines()[0], {**HEAD, "kind": "weather", "results": [1]}])
     assert len(places) == 1
     assert passed_over == ["made.jsonl:2 holds 'weather', which this version does not know"]
 
 
 def test_the_committed_results_can_be_read():
-    places, _ = reading.read(sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")))
+    places, _ = result_files.read(sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")))
     for place in places:
         assert place.cases
-        assert conclusions.answer(place)
+        assert tables.summary(place.cases).rows
+
+
+def rows_of(table):
+    """By the first cell: the others, by the names of their columns."""
+    return {row[0]: dict(zip(table.columns[1:], row[1:])) for row in table.rows}
+
+
+READ = "memory_read top-k (480p-full, 1 object)"
 
 
 @pytest.mark.parametrize(
-    ("tidy", "said"),
-    [
-        (0.150, "3.8 times as fast as"),
-        (0.041, "about as fast as"),
-        (0.020, "slower than a short plain PyTorch, which takes 0.50 of xmemk's time"),
-    ],
+    ("tidy", "ratio"), [(0.150, "150 ms (3.8)"), (0.041, "41.0 ms (1.02)"), (0.020, "20.0 ms (0.50)")]
 )
-def test_headline_and_answer_follow_the_figures(place, tidy, said):
+def test_the_summary_follows_the_figures(place, tidy, ratio):
     found = place(case(rows=usual(tidy=tidy)))
-    assert said in conclusions.headline(found)
-    speed, memory, throughout = conclusions.answer(found)
-    assert said in speed
-    assert "40.0 ms" in speed
-    assert "8.7 % of the 195 MB" in memory
-    assert ("slower in the one case measured" in throughout) == (tidy == 0.020)
-    assert ("faster in the one case measured" in throughout) == (tidy == 0.150)
+    row = rows_of(tables.summary(found.cases))[READ]
+    assert row["xmemk"] == "40.0 ms"
+    assert row["fastest other way"] == f"tidy PyTorch: {ratio}" and row["tidy"] == ratio
+    assert row["original"] == "900 ms (22)"
+    assert row["memory: xmemk, tidy, original"] == "17.0 MB, 195 MB, 542 MB"
+    assert row["line"] == "made.jsonl:1"
 
 
-def test_where_ours_is_slower_or_larger_is_said(place):
+def test_where_ours_is_slower_or_larger_is_shown(place):
     rows = usual()
     rows[1]["extra_bytes"] = 8.5e6
-    worse = case("evict", [row("xmemk cpu", 4e-5, ours=True), row("topk and sort", 2e-5)])
-    found = place(case(rows=rows), worse)
-    _, memory, throughout = conclusions.answer(found)
-    assert "2.0 times the 8.50 MB" in memory
-    assert "faster in 1 of 2 cases" in throughout
-    assert "slower in 1 of 2 cases, in the eviction (480p-full), where topk and sort takes 0.50" in throughout
-    said = conclusions.conclusions(found)
-    assert any(s.startswith("Eviction: slower than the fastest other (topk and sort)") for s in said)
-    assert any("others take less than ours in 1 of 2 comparisons" in s for s in said if s.startswith("Memory"))
+    worse = case("evict_lfu", [row("xmemk cpu", 4e-5, ours=True), row("topk and sort", 2e-5)])
+    found = rows_of(tables.summary(place(case(rows=rows), worse).cases))
+    assert found["evict_lfu (480p-full)"]["fastest other way"] == "topk and sort: 20.0 us (0.50)"
+    assert found[READ]["memory: xmemk, tidy, original"].startswith("17.0 MB, 8.50 MB")
 
 
 def test_the_fastest_rival_is_named_beside_the_usual_ones(place):
     found = place(case(rows=[*usual(), row("quick PyTorch", 0.1)]))
-    assert [r.peer for r in conclusions.beside(found.cases[0])] == ["quick PyTorch", "tidy PyTorch", "original"]
-    assert conclusions.headline(found).startswith("Top-k memory read: 2.5 times as fast as quick PyTorch, 3.8 times")
+    assert rows_of(tables.summary(found.cases))[READ]["fastest other way"] == "quick PyTorch: 100 ms (2.5)"
+    (ours, *others, memory) = page._cards(found)
+    assert ours == ("40.0 ms", f"{READ}: 24,580 tokens, 1,620 queries, k = 30")
+    assert [figure for figure, _ in others] == ["2.5x", "3.8x", "22x"]
+    assert memory == ("17.0 MB", "memory beyond its inputs; tidy PyTorch 195 MB; original 542 MB")
 
 
 @pytest.mark.parametrize(("processor", "device", "said"), [("AMD x", "cpu", 1), ("AMD x", "cuda", 0), ("x", "cpu", 0)])
 def test_slow_products_are_told_of_on_amd_alone(written, processor, device, said):
     machine = {**MACHINE, "processor": processor}
     ((found,), _) = written([{**HEAD, "machine": machine, "results": [case(rows=usual(), device=device)]}])
-    assert sum("MKL" in sentence for sentence in limits.limits(found)) == said
-
-
-def test_a_difference_within_the_spread_is_called_so(place):
-    (said,) = (s for s in conclusions.conclusions(place(case(rows=usual(tidy=0.043)))) if s.startswith("Top-k"))
-    assert "within the spread" in said
+    assert sum("MKL" in text for _, text in tables.limits(found).rows) == said
 
 
 @pytest.mark.parametrize(("power", "said"), [(1.0, "1.00"), (1.5, "1.50")])
 def test_the_power_that_time_goes_with(written, power, said):
     points = [case(axis="N", value=n, rows=usual(ours=1e-6 * n**power)) for n in (1_000, 10_000, 100_000)]
     ((found,), _) = written([{**HEAD, "kind": "scaling", "results": points}])
-    assert any(
-        f"memory tokens from 1,000 to 100,000: our time goes about as the power {said}" in s
-        for s in conclusions.conclusions(found)
-    )
+    (row,) = tables.growth(found).rows
+    assert row[2:5] == ("memory tokens", "1,000 to 100,000", said)
+    assert row[5].startswith("tidy PyTorch: ")
 
 
 def test_limits_follow_the_figures(place):
-    usual_limits = " ".join(limits.limits(place(case(rows=usual()))))
-    assert "nothing here tells how fast anything is on a GPU" in usual_limits
-    assert "medians of 5 rounds" in usual_limits
-    assert "Nothing is said about <KeOps>" in usual_limits
-    assert "SDPA (no usage) returns no usage" in usual_limits
-    assert "it does less than xmemk, and is no faster" in usual_limits
-    assert "not tested" not in usual_limits
+    found = place(case(rows=usual()))
+    limits = dict(tables.limits(found).rows)
+    assert limits["machine"].startswith("One machine, A processor, its CPU alone, no GPU.")
+    assert limits["rounds"].startswith("Medians of 5 to 5") and limits["rounds"].endswith("fewer than five: 0")
+    assert limits["timed in no case"].startswith("<KeOps>;")
+    assert "not tested first" not in limits
+    kinds = {row[0]: row[-1] for row in tables.figures(found.cases[0]).rows}
+    assert kinds["SDPA (no usage)"] == "no usage" and kinds["similarity product alone"] == "part of the work"
+    assert kinds["xmemk cpu"] == kinds["original"] == "exact"
     rows = usual(sdpa=0.01)[:4]
-    other = " ".join(limits.limits(place(case(rows=rows, device="cuda", tested="no checkout"))))
-    assert "how fast anything is on a CPU" in other
-    assert "faster than xmemk is SDPA (no usage) in top-k memory read (480p-full, 1 object)" in other
-    assert "not tested first: no checkout" in other
-    assert "KeOps" not in other
+    other = dict(tables.limits(place(case(rows=rows, device="cuda", tested="no checkout"))).rows)
+    assert "its GPU alone, no CPU" in other["machine"]
+    assert other["not tested first"] == "no checkout"
+    assert "timed in no case" not in other
 
 
 def test_a_wrong_result_is_nobody_to_be_compared_with(place):
@@ -217,7 +212,8 @@ def test_a_wrong_result_is_nobody_to_be_compared_with(place):
     rows[1] |= {"status": "WRONG"}
     found = place(case(rows=rows))
     assert [r.peer for r in found.cases[0].rivals] == ["original"]
-    assert "short plain" not in conclusions.headline(found)
+    assert all("tidy" not in what for _, what in page._cards(found))
+    assert dict(tables.limits(found).rows)["wrong results"].startswith(f"tidy PyTorch in {READ}")
 
 
 class Balanced(HTMLParser):
@@ -262,8 +258,10 @@ def made(written, tmp_path):
     assert parser.open == []
     text = " ".join(" ".join(parser.text).split())
     for place in places:
-        for sentence in (*conclusions.answer(place), *conclusions.conclusions(place), *limits.limits(place)):
-            assert sentence in text
+        for table in (tables.summary(place.cases), tables.limits(place), tables.claims(place.claims)):
+            assert table.rows
+            for cell in (cell for row in table.rows for cell in row):
+                assert cell in text
     return html, text, parser
 
 
@@ -274,14 +272,14 @@ def test_the_page_stands_alone(made):
         assert "".join(target) in parser.ids
     outside = set(re.findall(r'(?:https?:)?//[^\s"\'<)]+', html))
     assert outside <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
-    assert "prefers-color-scheme: dark" in html
+    assert "prefers-color-scheme: dark" in html and "--share" in html
     assert "@media print" in html
     assert "#010101" not in html  # a stand-in for a colour that was not replaced
 
 
 def test_the_page_has_every_figure_and_reason(made):
-    _, text, parser = made
-    for said in ("40.0 ms", "150 ms", "900 ms", "17.0 MB", "542 MB", "1.0e-06", "50 %", "a part of the work"):
+    html, text, parser = made
+    for said in ("40.0 ms", "150 ms", "900 ms", "17.0 MB", "542 MB", "1.0e-06", "50 %", "part of the work"):
         assert said in text, said
     for said in ("<KeOps>", "not installed (pip install pykeops)", "a frame took 2 s", "xmemk bench --this"):
         assert said in text, said
@@ -291,11 +289,10 @@ def test_the_page_has_every_figure_and_reason(made):
         "0.1.0 abc",
         "A processor",
         "500 GFLOP/s",
-        "6,328 %",
-        "Compression: > 6000 % in the paper, 6,328 % measured; it holds.",
+        "compression > 6000 % 6,328 % yes counted",
     ):
         assert said in text, said
-    assert any("xmemk cpu 40.0 ms" in label for label in parser.labels)
+    assert [float(share) for share in re.findall(r"--share: ([\d.]+)", html)][:3] == [0.044, 0.167, 1.0]
     assert any("STCN from 75.0 MB to 750 MB" in label for label in parser.labels)
     assert "STCN, computed" in text
 
@@ -313,9 +310,8 @@ def test_bench_draws_result_files(tmp_path, capsys):
     out = tmp_path / "deeper" / "page.html"
     assert xmemk(["bench", "--results", str(path), "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "3.8 times as fast as a short plain PyTorch" in said
-    assert re.search(r"read 480p-full\s+40\.0 ms\s+.*tidy", said)
-    assert "Top-k memory read" in out.read_text()
+    assert re.search(r"memory_read top-k\s+40\.0 ms\s+.*tidy", said)
+    assert "memory_read top-k" in out.read_text()
     spaced = tmp_path / "with spaces.jsonl"
     spaced.write_bytes(path.read_bytes())
     assert xmemk(["bench", "--results", str(spaced), "--out", str(out)]) == 0
@@ -329,19 +325,19 @@ def test_bench_draws_result_files(tmp_path, capsys):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_in_the_terminal_breaks_between_words_alone(width):
-    places, _ = reading.read([ROOT / "benchmarks" / "results" / "cpu.jsonl"])
+    places, _ = result_files.read([ROOT / "benchmarks" / "results" / "cpu.jsonl"])
     written = io.StringIO()
-    Console(file=written, width=width, soft_wrap=True).print(bench.summary(places[0]))
+    Console(file=written, width=width, soft_wrap=True).print(terminal.summary(places[0]))
     said = written.getvalue()
     assert max(map(len, said.splitlines())) <= width
     shown = said.split()
     for case in places[0].cases:
-        for word in (case.op, *case.workload.split(), *(case.rivals[0].peer.split() if case.rivals else ())):
-            assert word in shown or f"{word}," in shown
+        for word in (*tables.label(case.op).split(), *(case.rivals[0].peer.split() if case.rivals else ())):
+            assert word in shown or f"{word}," in shown or f"{word}:" in shown
 
 
 def test_a_step_that_fails_leaves_the_others_and_is_told(tmp_path, capsys, monkeypatch):
-    steps = [bench.Step("the first", "absent", ()), bench.Step("the second", "run", ("--op", "evict"))]
+    steps = [bench.Step("the first", "absent", ()), bench.Step("the second", "run", ("--op", "evict_lfu"))]
     began = []
 
     def execute(command, **_):
@@ -360,7 +356,7 @@ def test_a_step_that_fails_leaves_the_others_and_is_told(tmp_path, capsys, monke
     assert "the first ended with exit code 3" in said
     html = (tmp_path / "page.html").read_text()
     assert "Not shown: the first ended with exit code 3" in html
-    assert "python -m xmemk.benchmarks.run --op evict --save" in html
+    assert "python -m xmemk.benchmarks.run --op evict_lfu --save" in html
     assert "earlier runs" not in html
     assert xmemk(["bench", "--out", str(tmp_path / "page.html"), "--device", "cpu"]) == 1
     html = (tmp_path / "page.html").read_text()  # of one run, the last
@@ -386,5 +382,5 @@ def test_every_step_is_a_program_that_takes_its_arguments(full):
 
 
 def test_the_page_travels_with_the_wheel():
-    assert '"xmemk.benchmarks.report" = ["*.html"]' in (ROOT / "pyproject.toml").read_text()
-    assert Path(page.__file__).with_name("page.html").exists()
+    assert '"xmemk.benchmarks.report" = ["*.html", "*.css"]' in (ROOT / "pyproject.toml").read_text()
+    assert all(Path(page.__file__).with_name(f"page.{kind}").exists() for kind in ("html", "css"))

@@ -13,11 +13,13 @@ from unittest import mock
 import pytest
 import torch
 from xmemk.benchmarks import run
-from xmemk.benchmarks.harness import costs, measure, ops, stopwatch, suites, tables
-from xmemk.benchmarks.harness.child import Child
-from xmemk.benchmarks.peers.registry import Peer, Unavailable, peers_of
+from xmemk.benchmarks.harness import case_setup, costs, line_process, peaks, round_timer, suites, timing
+from xmemk.benchmarks.harness.line_process import LineProcess
+from xmemk.benchmarks.peers.catalogue import Peer, Unavailable, peers_of
 from xmemk.benchmarks.peers.verdicts import relative_error, status, verdict
-from xmemk.benchmarks.peers.workloads import OPS, WORKLOADS, make_case
+from xmemk.benchmarks.peers.workloads import ALL_OPS, FRAME_OPS, OPS, WORKLOADS, make_case
+from xmemk.benchmarks.report import terminal
+from xmemk.benchmarks.report.schema import Measurement
 
 from xmemk.testing import Comparison
 
@@ -42,12 +44,14 @@ def test_every_op_has_rows_that_were_checked(tiny_run, op):
     assert done["kind"] == "ops" and done["commit"] and done["machine"]["processor"] and done["roof"]["gflops"] == 100
     assert done["command"].startswith("python benchmarks/run.py --try")
     assert result["tested"] is True and result["bytes"] > 0
-    assert result["tokens"] == (150 if op in ("consolidate", "select") else 200 if op == "evict" else 300)
+    assert result["tokens"] == (
+        150 if op in ("consolidate", "select_prototypes") else 200 if op == "evict_lfu" else 300
+    )
 
 
 def test_what_multiplies_in_16_bits_is_rounded_and_the_others_exact(tiny_run):
     both = ("original", "original, autocast")
-    done, code = tiny_run("--op", "read", "--dtype", "float16", "--backend", "cpu", "torch", "--only", *both)
+    done, code = tiny_run("--op", "memory_read", "--dtype", "float16", "--backend", "cpu", "torch", "--only", *both)
     assert code == 0
     (result,) = done["results"]
     found = {row["peer"]: row["status"] for row in result["rows"]}
@@ -62,16 +66,16 @@ def test_a_wrong_a_crashing_and_a_missing_peer_are_rows_with_reasons():
     def refuse(case):
         raise Unavailable("not for this case")
 
-    case = make_case("read", WORKLOADS["tiny"])
+    case = make_case("memory_read", WORKLOADS["tiny"])
     x = case.inputs
     peers = [
         Peer("wrong", lambda c: lambda: (x.mv.new_zeros(1, 1, 32, 40), None)),
         Peer("crash", lambda c: crash),
         Peer("refused", refuse),
         Peer("missing", refuse, package="flash-attn"),
-        *peers_of("read", ["torch"])[:1],
+        *peers_of("memory_read", ["torch"])[:1],
     ]
-    rows = {row.peer: row for row in measure.time_peers(case, peers, rounds=2, budget=10)}
+    rows = {row.peer: row for row in timing.time_peers(case, peers, rounds=2, budget=10)}
     assert rows["wrong"].reason.startswith("wrong: readout") and not rows["wrong"].seconds
     assert rows["wrong"].status == "WRONG"
     assert rows["crash"].reason == "MemoryError: no room"
@@ -81,8 +85,8 @@ def test_a_wrong_a_crashing_and_a_missing_peer_are_rows_with_reasons():
 
 
 def test_a_peer_that_fails_later_keeps_what_was_measured():
-    case = make_case("evict", WORKLOADS["tiny"])
-    (ours,) = peers_of("evict", ["torch"])[:1]
+    case = make_case("evict_lfu", WORKLOADS["tiny"])
+    (ours,) = peers_of("evict_lfu", ["torch"])[:1]
     calls = iter(range(10**9))
 
     def prepare(case):
@@ -96,13 +100,24 @@ def test_a_peer_that_fails_later_keeps_what_was_measured():
         return late
 
     peers = [Peer("late", prepare), ours]
-    rows = {row.peer: row for row in measure.time_peers(case, peers, rounds=30, budget=60)}
+    rows = {row.peer: row for row in timing.time_peers(case, peers, rounds=30, budget=60)}
     assert 0 < len(rows["late"].seconds) < 30
     assert rows["late"].reason == "RuntimeError: worn out"
     assert len(rows["xmemk torch"].seconds) == 30
 
 
-@pytest.mark.parametrize("op", ["read", "dense", "train", "backward-dense", "consolidate", "select", "evict"])
+@pytest.mark.parametrize(
+    "op",
+    [
+        "memory_read",
+        "memory_read_dense",
+        "memory_read_train",
+        "memory_read_dense_backward",
+        "consolidate",
+        "select_prototypes",
+        "evict_lfu",
+    ],
+)
 def test_a_wrong_result_of_any_op_is_found(op):
     case = make_case(op, WORKLOADS["tiny"])
     right = peers_of(op, ["torch"])[0].prepare(case)()
@@ -118,40 +133,40 @@ def test_a_wrong_result_of_any_op_is_found(op):
 
 
 def test_a_peer_that_has_used_up_its_budget_is_left_out_of_later_rounds():
-    case = make_case("read", WORKLOADS["tiny"])
-    peers = peers_of("read", ["torch"])[:1]
-    (row,) = measure.time_peers(case, peers, rounds=4, budget=0)
+    case = make_case("memory_read", WORKLOADS["tiny"])
+    peers = peers_of("memory_read", ["torch"])[:1]
+    (row,) = timing.time_peers(case, peers, rounds=4, budget=0)
     assert len(row.seconds) == 1
 
 
 def test_peers_take_turns_in_an_order_that_changes():
-    orders = [stopwatch.order(3, i) for i in range(6)]
+    orders = [round_timer.order(3, i) for i in range(6)]
     assert all(sorted(one) == [0, 1, 2] for one in orders)
     before = {(one[i], one[i + 1]) for one in orders for i in range(2)}
     assert len(before) == 6  # each comes after each other one
-    case = make_case("evict", WORKLOADS["tiny"])
-    rows = [measure.Row("a", ours=True, seconds=[1.0, 2.0, 4.0]), measure.Row("b", seconds=[3.0, 4.0, 12.0])]
-    measure.compare_with_ours(rows, [row.seconds for row in rows])
+    case = make_case("evict_lfu", WORKLOADS["tiny"])
+    rows = [Measurement("a", ours=True, seconds=[1.0, 2.0, 4.0]), Measurement("b", seconds=[3.0, 4.0, 12.0])]
+    timing.compare_with_ours(rows, [row.seconds for row in rows])
     assert [row.ratio for row in rows] == [1, 3]  # of the rounds' ratios 3, 2, 3
     assert case.matrix == 200
 
 
 def test_the_order_goes_on_from_sweep_to_sweep(monkeypatch):
     turns = []
-    monkeypatch.setattr(measure, "order", lambda count, turn: turns.append(turn) or stopwatch.order(count, turn))
-    case = make_case("evict", WORKLOADS["tiny"])
-    peers = peers_of("evict", ["torch"])
-    rows = measure.time_peers(case, peers, rounds=2, budget=10)
+    monkeypatch.setattr(timing, "order", lambda count, turn: turns.append(turn) or round_timer.order(count, turn))
+    case = make_case("evict_lfu", WORKLOADS["tiny"])
+    peers = peers_of("evict_lfu", ["torch"])
+    rows = timing.time_peers(case, peers, rounds=2, budget=10)
     for _ in range(2):
-        measure.time_again(case, peers, rows, rounds=1, budget=10, in_all=100)
+        timing.time_again(case, peers, rows, rounds=1, budget=10, in_all=100)
     assert turns == [0, 1, 2, 3]
     assert all(len(row.seconds) == len(row.ratios) == 4 for row in rows if not row.reason)
 
 
 def test_ratios_are_to_one_row_alone():
-    ours, spare = measure.Row("a", ours=True, seconds=[1.0]), measure.Row("b", ours=True, seconds=[3.0])
-    measure.compare_with_ours([ours, spare], [[1.0], [3.0]])
-    measure.compare_with_ours([ours, spare], [[], [3.0]])  # ours is not part of this sweep
+    ours, spare = Measurement("a", ours=True, seconds=[1.0]), Measurement("b", ours=True, seconds=[3.0])
+    timing.compare_with_ours([ours, spare], [[1.0], [3.0]])
+    timing.compare_with_ours([ours, spare], [[], [3.0]])  # ours is not part of this sweep
     assert (ours.ratio, spare.ratio) == (1, 3)
 
 
@@ -178,10 +193,10 @@ def test_a_graph_whose_capture_fails_is_kept_and_its_stream_left(monkeypatch):
     for name, fake in (("Stream", mock.Mock), ("current_stream", mock.Mock), ("stream", stream), ("graph", capture)):
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.append(object()) or graphs[-1])
-    monkeypatch.setattr(stopwatch, "_FAILED", [])
+    monkeypatch.setattr(round_timer, "_FAILED", [])
     with pytest.raises(RuntimeError, match="previous error"):
-        stopwatch._captured(call)
-    assert graphs == stopwatch._FAILED and len(graphs) == 1
+        round_timer._captured(call)
+    assert graphs == round_timer._FAILED and len(graphs) == 1
     assert calls == [1, 1] and streams == []
 
 
@@ -195,12 +210,12 @@ def test_what_the_time_does_not_suffice_for_is_a_row(tiny_run):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory can be measured on Linux alone")
 def test_memory_is_measured_in_a_fresh_process():
-    arguments = {"op": "read", "workload": "480p-early", "objects": 1, "dtype": "float32", "device": "cpu"}
+    arguments = {"op": "memory_read", "workload": "480p-early", "objects": 1, "dtype": "float32", "device": "cpu"}
     arguments |= {"threads": 1, "peer": "tidy PyTorch"}
-    peak, why = measure.in_fresh_process(arguments, timeout=120)
+    peak, why = peaks.in_fresh_process(arguments, timeout=120)
     assert peak > 1_620 * 8_100 * 4  # it holds the N x Q similarity
     assert why == ""
-    peak, why = measure.in_fresh_process(arguments | {"peer": "nobody"}, timeout=120)
+    peak, why = peaks.in_fresh_process(arguments | {"peer": "nobody"}, timeout=120)
     assert peak is None and why.startswith("its process failed")
 
 
@@ -214,38 +229,38 @@ def test_memory_is_measured_in_a_fresh_process():
     ],
 )
 def test_a_process_that_crashes_or_hangs_is_a_reason(monkeypatch, code, said):
-    monkeypatch.setattr(measure, "Child", lambda _: Child([sys.executable, "-c", code]))
+    monkeypatch.setattr(line_process, "LineProcess", lambda _: LineProcess([sys.executable, "-c", code]))
     begin = time.monotonic()
-    assert measure.in_fresh_process({}, timeout=2 if "sleep" in code else 60) == (None, said)
+    assert peaks.in_fresh_process({}, timeout=2 if "sleep" in code else 60) == (None, said)
     assert time.monotonic() - begin < 60
 
 
 def test_a_chatty_process_does_not_block(monkeypatch):
     code = "import sys; sys.stderr.write(('x' * 99 + '\\n') * 20_000); print('{\"extra_bytes\": 7, \"reason\": \"\"}')"
-    monkeypatch.setattr(measure, "Child", lambda _: Child([sys.executable, "-c", code]))
-    assert measure.in_fresh_process({}, timeout=60) == (7, "")
+    monkeypatch.setattr(line_process, "LineProcess", lambda _: LineProcess([sys.executable, "-c", code]))
+    assert peaks.in_fresh_process({}, timeout=60) == (7, "")
 
 
 def test_what_may_not_fit_is_tried_in_a_process_of_its_own(monkeypatch):
-    case = make_case("read", WORKLOADS["tiny"])
-    peers = peers_of("read", ["torch"])[:2]
+    case = make_case("memory_read", WORKLOADS["tiny"])
+    peers = peers_of("memory_read", ["torch"])[:2]
     tried = []
 
     def trial(peer):
         tried.append(peer.name)
         return None, "its process was killed by SIGKILL, as when memory runs out"
 
-    assert not measure.doubtful(case, peers[1])
+    assert not timing.doubtful(case, peers[1])
     monkeypatch.setattr(type(case), "matrix", 10**15)
-    rows = measure.time_peers(case, peers, rounds=1, budget=1, trial=trial)
+    rows = timing.time_peers(case, peers, rounds=1, budget=1, trial=trial)
     assert tried == ["tidy PyTorch"]  # ours builds no such matrix
     assert "SIGKILL" in rows[1].reason and not rows[1].seconds and rows[0].seconds
 
 
 def test_ours_being_wrong_turns_the_run_red(tiny_run, monkeypatch):
     wrong = Peer("xmemk torch", lambda case: lambda: torch.zeros(1, 184, dtype=torch.int64), ours=True)
-    monkeypatch.setattr(ops, "peers", lambda *_: [wrong])
-    done, code = tiny_run("--op", "evict")
+    monkeypatch.setattr(case_setup, "peers", lambda *_: [wrong])
+    done, code = tiny_run("--op", "evict_lfu")
     assert code == 1
     (row,) = done["results"][0]["rows"]
     assert row["status"] == "WRONG" and row["median"] is None
@@ -253,11 +268,11 @@ def test_ours_being_wrong_turns_the_run_red(tiny_run, monkeypatch):
 
 def test_runs_are_appended_to_a_file_and_written_beside_it(tiny_run, tmp_path):
     here = tmp_path / "here"
-    options = ("--op", "evict", "select", "--backend", "torch", "--only", "torch.topk")
+    options = ("--op", "evict_lfu", "select_prototypes", "--backend", "torch", "--only", "torch.topk")
     for _ in range(2):
         tiny_run(*options, "--save", str(here / "cpu.jsonl"), "--results", str(here))
     lines = (here / "cpu.jsonl").read_text().splitlines()
-    assert [json.loads(line)["results"][0]["op"] for line in lines] == ["evict", "evict"]
+    assert [json.loads(line)["results"][0]["op"] for line in lines] == ["evict_lfu", "evict_lfu"]
     report = json.loads((here / "cpu.json").read_text())
     rows = [row for result in report["results"] for row in result["rows"]]
     with (here / "cpu.csv").open() as file:
@@ -270,46 +285,47 @@ def test_runs_are_appended_to_a_file_and_written_beside_it(tiny_run, tmp_path):
 def test_how_far_two_runs_agree(tmp_path, capsys):
     def line(ratio, **more):
         rows = [{"peer": p, "ours": p == "a", "ratio": r} for p, r in (("a", 1.0), ("b", ratio), ("c", None))]
-        result = dict.fromkeys(tables.KEY, "x") | {"rows": rows}
-        return json.dumps({"date": "today", "results": [result], **more}) + "\n"
+        result = dict.fromkeys(("op", "workload", "objects", "dtype", "device", "threads"), "x") | {"rows": rows}
+        run = {"date": "today", "commit": "0", "machine": {}, "results": [result]}
+        return json.dumps(run | more) + "\n"
 
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_text(line(9.0) + line(2.0) + line(7.0, kind="scaling"))
     other.write_text(line(2.3, kind="ops"))
-    a, b = tables.last_run(one), tables.last_run(other)
-    assert [(round(d[0], 3), d[2:]) for d in tables.disagreements(a, b)] == [(0.15, (2.0, 2.3))]
+    a, b = terminal.last_runs([one, other])
+    assert [(round(d[0], 3), d[2:]) for d in terminal.disagreements(a, b)] == [(0.15, (2.0, 2.3))]
     assert run.main(["--agree", str(one), str(other)]) == 1
     other.write_text(line(2.1))
     assert run.main(["--agree", str(one), str(other)]) == 0
     assert "5.0 %" in capsys.readouterr().err
-    assert tables.agree([one]) == 1
+    assert terminal.agree([one]) == 1
     for files, said in (
         ([other], "wanted 2 runs"),
         ([other] * 3, "wanted one or two files"),
         ([tmp_path / "no"], "no"),
     ):
-        assert tables.agree(files) == 1
+        assert terminal.agree(files) == 1
         assert said in capsys.readouterr().err
 
 
 def test_costs_by_hand():
     w = WORKLOADS["tiny"]  # Q 40, N 300, C 64, V 32, k 30, P 16
     product = 2 * 40 * 300 * 129
-    assert costs.cost_of(make_case("read", w)).flops == product + 2 * 40 * 30 * 32
-    assert costs.cost_of(make_case("dense", w)).flops == product + 2 * 40 * 300 * 32
-    assert costs.cost_of(make_case("train-dense", w)).flops == product + 2 * 40 * 300 * (3 * 32 + 2 * 129)
+    assert costs.cost_of(make_case("memory_read", w)).flops == product + 2 * 40 * 30 * 32
+    assert costs.cost_of(make_case("memory_read_dense", w)).flops == product + 2 * 40 * 300 * 32
+    assert costs.cost_of(make_case("memory_read_dense_train", w)).flops == product + 2 * 40 * 300 * (3 * 32 + 2 * 129)
     assert costs.cost_of(make_case("consolidate", w)).flops == 2 * 16 * 150 * (129 + 33)
-    assert costs.cost_of(make_case("select", w)) == (0, 150 * 4 + 16 * 8)
-    assert costs.cost_of(make_case("evict", w)) == (0, 200 * 4 + 184 * 8)
-    read = costs.cost_of(make_case("read", w, objects=2, dtype=torch.float16))
+    assert costs.cost_of(make_case("select_prototypes", w)) == (0, 150 * 4 + 16 * 8)
+    assert costs.cost_of(make_case("evict_lfu", w)) == (0, 200 * 4 + 184 * 8)
+    read = costs.cost_of(make_case("memory_read", w, objects=2, dtype=torch.float16))
     # All queries may choose the same 30 tokens.
     assert read.bytes == 300 * (64 * 2 + 4) + 30 * 64 * 2 + 2 * 40 * 64 * 2 + 40 * 64 * 2 + 4 * 300
     once = 300 * (64 * 4 + 4) + 300 * 32 * 4 + 2 * 40 * 64 * 4  # keys, shrinkage, values, queries
-    train = costs.cost_of(make_case("train-dense", w)).bytes
+    train = costs.cost_of(make_case("memory_read_dense_train", w)).bytes
     assert train == 2 * once + 2 * 40 * 32 * 4  # read, and a gradient of each; readout and its gradient
     consolidated = costs.cost_of(make_case("consolidate", w)).bytes
     assert consolidated == 150 * (64 * 4 + 4 + 32 * 4 + 4) + 16 * (2 * 64 * 4 + 33 * 4)
-    assert costs.Cost(200, 10).seconds_at(costs.Roof(1e-7, 1e-9)) == 10
+    assert costs.OpCost(200, 10).seconds_at(costs.Roof(1e-7, 1e-9)) == 10
 
 
 def test_the_roof_is_measured():
@@ -348,7 +364,7 @@ def test_frames_and_videos_are_plugged_in(tiny_run, monkeypatch):
 def test_presets_ask_for_what_there_is():
     for suite in suites.SUITES.values():
         for item in suite.items:
-            assert item.op in ops.ALL_OPS
-            assert item.workload in (ops.NETWORKS if item.op in ops.FRAME_OPS else WORKLOADS)
+            assert item.op in ALL_OPS
+            assert item.workload in (case_setup.NETWORKS if item.op in FRAME_OPS else WORKLOADS)
     names = {p.name for op in OPS for p in peers_of(op, ["cpu"])}
     assert set(suites.QUICK.left_out) <= names

@@ -13,12 +13,13 @@ import torch
 
 pytest.importorskip("rich")
 
-from xmemk.benchmarks.harness import base, record, worker
-from xmemk.benchmarks.harness.child import Child, ending
+from xmemk.benchmarks.harness import record, revision_worker, revisions
+from xmemk.benchmarks.harness.line_process import LineProcess, ending
+from xmemk.benchmarks.report.schema import Claim
 
 
 def python(code):
-    return Child([sys.executable, "-c", code])
+    return LineProcess([sys.executable, "-c", code])
 
 
 def test_a_chatty_child_does_not_block():
@@ -67,13 +68,13 @@ def test_a_child_that_hangs_is_ended():
     ],
 )
 def test_an_error_of_cudas_spoils_a_process(error, spoilt):
-    answer = worker.refusal(error)
+    answer = revision_worker.refusal(error)
     assert answer.get("spoilt", False) is spoilt
     assert answer["reason"] == f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
 
 def test_after_a_spoilt_answer_another_process_is_asked(tmp_path):
-    asked = base.Worker(tmp_path, threads=1, limit=60)
+    asked = revisions.RevisionProcess(revisions.SourceTree(tmp_path, ""), threads=1, limit=60)
     answer = "{'reason': 'CUDA error: x', 'spoilt': order['chain'] == 2, 'process': os.getpid()}"
     code = f"import json, os, sys\nfor line in sys.stdin:\n order = json.loads(line)\n answer = {answer}\n"
     code += " if order['chain'] == 0: del answer['reason']\n print(json.dumps(answer), flush=True)"
@@ -89,13 +90,13 @@ def test_after_a_spoilt_answer_another_process_is_asked(tmp_path):
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
-        ("length", ["--protocol", "fig9"], "--protocol: wanted one of fig1, fig5, got 'fig9'"),
-        ("length", ["--device", "cuda"], "unrecognized arguments: --device cuda"),
-        ("length", ["--budget", "0"], "--budget: wanted a number above 0, got '0'"),
-        ("scaling", ["--axis", "M"], "--axis: wanted one of N, Q, O, k, threads, got 'M'"),
-        ("scaling", ["--gb", "much"], "--gb: wanted a number above 0, got 'much'"),
-        ("scaling", ["--seconds", "nan"], "--seconds: wanted a number above 0, got 'nan'"),
-        ("claims", ["--threads", "0"], "--threads: wanted a whole number above 0, got '0'"),
+        ("studies.length", ["--protocol", "fig9"], "--protocol: wanted one of fig1, fig5, got 'fig9'"),
+        ("studies.length", ["--device", "cuda"], "unrecognized arguments: --device cuda"),
+        ("studies.length", ["--budget", "0"], "--budget: wanted a number above 0, got '0'"),
+        ("studies.scaling", ["--axis", "M"], "--axis: wanted one of N, Q, O, k, threads, got 'M'"),
+        ("studies.scaling", ["--gb", "much"], "--gb: wanted a number above 0, got 'much'"),
+        ("studies.scaling", ["--seconds", "nan"], "--seconds: wanted a number above 0, got 'nan'"),
+        ("studies.claims", ["--threads", "0"], "--threads: wanted a whole number above 0, got '0'"),
         ("run", ["--device", "foo"], "--device: wanted cpu, cuda or cuda:INDEX, got 'foo'"),
         ("run", ["--rounds", "0"], "--rounds: wanted a whole number above 0, got '0'"),
         ("readme", ["--op", "foo"], "unrecognized arguments: --op foo"),
@@ -137,21 +138,22 @@ def test_a_recorded_command_has_no_path_of_the_machine():
 
 def test_a_line_is_written_however_a_run_ends(tmp_path):
     path = tmp_path / "deeper" / "x.jsonl"
-    with record.kept("scaling", path):
+    with record.recorded("scaling", path):
         pass
     assert not path.exists()  # nothing was measured
-    with record.kept("scaling", path) as results:
-        results.append({"a": 1})
+    with record.recorded("scaling", path) as results:
+        results.append(Claim("a", "b"))
     code = "import sys, time; from pathlib import Path; from xmemk.benchmarks.harness import record\n"
-    code += f"with record.kept('length', Path({str(path)!r})) as r:\n r.append(1)\n print(flush=True)\n time.sleep(60)"
+    code += "from xmemk.benchmarks.report.schema import Claim\n"
+    code += f"with record.recorded('length', Path({str(path)!r})) as r:\n r.append(Claim('a', 'b'))\n print(flush=True)\n time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     process.stdout.readline()
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(30) == 128 + signal.SIGTERM
     process.stdout.close()
     first, second = map(json.loads, path.read_text().splitlines())
-    assert first["results"] == [{"a": 1}] and first["kind"] == "scaling" and "stopped" not in first
-    assert second["results"] == [1] and second["stopped"] == "SystemExit"
+    assert first["results"][0]["claim"] == "a" and first["kind"] == "scaling" and "stopped" not in first
+    assert len(second["results"]) == 1 and second["stopped"] == "SystemExit"
 
 
 def test_the_revision_is_that_of_a_checkout_alone(tmp_path, monkeypatch):

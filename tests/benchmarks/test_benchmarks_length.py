@@ -12,9 +12,11 @@ import torch
 pytest.importorskip("av")
 pytest.importorskip("rich")
 
-from xmemk.benchmarks.harness.child import Child
+from xmemk.benchmarks.harness import line_process
+from xmemk.benchmarks.harness.line_process import LineProcess
 from xmemk.benchmarks.peers.clip import ClipFeatures, checkpoints, there_and_back
 from xmemk.benchmarks.peers.memories import METHODS, STCN_TOP_K, held_bytes, held_tokens, hurry
+from xmemk.benchmarks.report.schema import VideoTrack
 from xmemk.benchmarks.studies import length, quality
 
 import xmemk
@@ -117,59 +119,63 @@ def test_the_film_goes_there_and_back():
 
 
 def test_ours_does_not_grow_and_stcn_does():
-    ours, stcn = (length.play(name, FILM, length.Limits(), CONFIG) for name in ("xmemk", "STCN"))
-    assert [p["frame"] for p in ours["points"]] == [10, 20, 40]
-    assert len({p["bytes"] for p in ours["points"]}) == 1
-    assert [p["tokens"] for p in stcn["points"]] == [5 * 15, 10 * 15, 20 * 15]
-    assert all(p["seconds"] > 0 for p in ours["points"] + stcn["points"])
-    assert not ours["reason"] and not stcn["reason"] and not stcn["computed"]
-    assert json.loads(json.dumps(stcn)) == stcn
+    ours, stcn = (length.play(name, FILM, length.MethodLimits(), CONFIG) for name in ("xmemk", "STCN"))
+    assert [p["frame"] for p in ours.points] == [10, 20, 40]
+    assert len({p["bytes"] for p in ours.points}) == 1
+    assert [p["tokens"] for p in stcn.points] == [5 * 15, 10 * 15, 20 * 15]
+    assert all(p["seconds"] > 0 for p in ours.points + stcn.points)
+    assert not ours.reason and not stcn.reason and not stcn.computed
+    assert VideoTrack.from_json(json.loads(json.dumps(stcn.to_json()))) == stcn
 
 
 def test_a_method_stops_where_the_next_checkpoint_would_pass_a_limit():
-    stopped = length.play("STCN", FILM, length.Limits(bytes=1_000_000), CONFIG)
-    assert "GB, more than the 0.001 GB allowed" in stopped["reason"]
-    last = stopped["points"][-1]
+    stopped = length.play("STCN", FILM, length.MethodLimits(bytes=1_000_000), CONFIG)
+    assert "GB, more than the 0.001 GB allowed" in stopped.reason
+    last = stopped.points[-1]
     assert last["frame"] < 40
-    line = {c["frame"]: c["bytes"] for c in stopped["computed"]}
+    line = {c["frame"]: c["bytes"] for c in stopped.computed}
     assert line[last["frame"]] == last["bytes"]
     assert line[length.FAR] == 50_000 * 15 * 4 * 577
-    slow = length.play("STCN", FILM, length.Limits(seconds=0), CONFIG)
-    assert " s, more than the 0 s allowed" in slow["reason"]
-    late = length.play("xmemk", length.Film(3, 5, 400, 4, seconds=0, distinct=2), length.Limits(), CONFIG)
-    assert late["reason"].startswith("it stopped at frame 16") and not late["points"]
+    slow = length.play("STCN", FILM, length.MethodLimits(seconds=0), CONFIG)
+    assert " s, more than the 0 s allowed" in slow.reason
+    late = length.play("xmemk", length.Film(3, 5, 400, 4, seconds=0, distinct=2), length.MethodLimits(), CONFIG)
+    assert late.reason.startswith("it stopped at frame 16") and not late.points
 
 
 def test_a_process_that_ends_is_a_reason():
-    broken = length.in_fresh_process("STCN", length.Film(0, 5, 40, window=4, seconds=5, distinct=2), length.Limits())
-    assert "failed with 1" in broken["reason"]
-    assert broken["features"]["width"] == 5 and broken["points"] == []
-    assert length.told(broken)[-1].strip() == broken["reason"]
+    broken = length.in_fresh_process(
+        "STCN", length.Film(0, 5, 40, window=4, seconds=5, distinct=2), length.MethodLimits()
+    )
+    assert "failed with 1" in broken.reason
+    assert broken.features["width"] == 5 and broken.points == []
+    assert length.text_of(broken).splitlines()[-1].strip() == broken.reason
 
 
 def test_what_was_measured_before_a_process_ends_is_kept(monkeypatch):
     point = {"frame": 10, "seconds": 0.1, "bytes": 1_000, "tokens": 75, "peak_bytes": 5}
-    told = json.dumps({"result": {"points": [point], "increase": None}, "ended": False})
+    told = json.dumps({"track": {"points": [point], "increase": None}, "ended": False})
     ends = {"raise MemoryError('no room')": "its process failed with 1: MemoryError: no room"}
     ends["import os; os.kill(os.getpid(), 9)"] = "its process was killed by SIGKILL, as when memory runs out"
     ends["import time; time.sleep(60)"] = "it did not end within 8 s"
     for code, reason in ends.items():
         said = f"print({told!r}, flush=True); {code}"
-        monkeypatch.setattr(length, "Child", lambda *_, said=said: Child([sys.executable, "-c", said]))
-        found = length.in_fresh_process("STCN", FILM, length.Limits(), 8.0)
-        assert found["points"] == [point] and found["reason"] == reason
-        assert found["computed"][0] == {"frame": 10, "bytes": 400}  # 2 frames of 15 tokens kept
+        monkeypatch.setattr(
+            line_process, "LineProcess", lambda *_, said=said: LineProcess([sys.executable, "-c", said])
+        )
+        found = length.in_fresh_process("STCN", FILM, length.MethodLimits(), 8.0)
+        assert found.points == [point] and found.reason == reason
+        assert found.computed[0] == {"frame": 10, "bytes": 400}  # 2 frames of 15 tokens kept
 
 
 def test_interrupted_curves_are_in_the_file(monkeypatch, tmp_path):
     def play(name, film, limits, seconds, result):
         if name == "STCN":
-            result["points"].append({"frame": 1})
+            result.points.append({"frame": 1})
             raise KeyboardInterrupt
-        result["reason"] = ""
+        result.reason = ""
 
     monkeypatch.setattr(length, "in_fresh_process", play)
-    monkeypatch.setattr(length, "told", lambda result: [])
+    monkeypatch.setattr(length, "text_of", lambda track: "")
     monkeypatch.setattr(sys, "argv", ["/a/place/length.py"])
     path = tmp_path / "results.jsonl"
     with pytest.raises(KeyboardInterrupt):
@@ -191,25 +197,25 @@ def test_a_budget_is_kept_and_shared(monkeypatch):
     def play(name, film, limits, seconds, result):
         spent.append((name, seconds, film.seconds))
         time.sleep(seconds)
-        result["reason"] = "killed"
+        result.reason = "killed"
 
     monkeypatch.setattr(length, "in_fresh_process", play)
     begin = time.monotonic()
-    results = length.measure(["fig1", "fig5"], quick=True, budget=12.0, said=lambda _: None)
+    results = length.measure(["fig1", "fig5"], quick=True, budget=12.0, tell=lambda _: None)
     assert time.monotonic() - begin < 14
     assert [name for name, *_ in spent] == ["xmemk", "original", "xmemk", "original"]  # too little is left for STCN
     first, *_ = spent
     assert first[1] == pytest.approx(12 * 30 / (2 * 70 + quality.SECONDS[True]), rel=0.05)
     assert first[2] == pytest.approx(first[1] - 1)
-    assert [r["reason"] for r in results if r["method"] == "STCN"] == [length.NOT_REACHED] * 2
-    fig5 = [r for r in results if r["protocol"] == "fig5"]
-    assert len(fig5) == 2 and all("not reached in the time given" in r["reason"] or r["points"] for r in fig5)
+    assert [r.reason for r in results if r.method == "STCN"] == [length.NOT_REACHED] * 2
+    fig5 = [r for r in results if r.protocol == "fig5"]
+    assert len(fig5) == 2 and all("not reached in the time given" in r.reason or r.points for r in fig5)
 
 
 def test_quality_that_is_not_reached_is_said():
     ours, stcn = quality.measure(size=(96, 54), count=4, times=(1, 2), until=0.0)
-    assert ours["reason"] == stcn["reason"] == "not reached in the time given: 4, 8 frames"
-    assert ours["points"] == [] and ours["fit"] is None
+    assert ours.reason == stcn.reason == "not reached in the time given: 4, 8 frames"
+    assert ours.points == [] and ours.fit is None
 
 
 def test_growth_is_that_between_frames_100_and_200():
@@ -221,13 +227,13 @@ def test_growth_is_that_between_frames_100_and_200():
 def test_quality_over_length_has_both_curves():
     ours, stcn = quality.measure(size=(96, 54), count=24, times=(1, 2, 3))
     for result in (ours, stcn):
-        assert [p["frame"] for p in result["points"]] == [24, 48, 72]
-        assert result["judged_frames"][0] == 40
-        assert result["protocol"] == "fig5"
-        assert all(0.3 < p["quality"] <= 1 for p in result["points"]), result["points"]
-        assert math.isfinite(result["fit"]["per_1000_frames"])
-    assert [p["judged"] for p in ours["points"]] == [p["judged"] for p in stcn["points"]]
-    assert stcn["points"][0]["tokens"] > ours["points"][0]["tokens"]
+        assert [p["frame"] for p in result.points] == [24, 48, 72]
+        assert result.judged_frames[0] == 40
+        assert result.protocol == "fig5"
+        assert all(0.3 < p["quality"] <= 1 for p in result.points), result.points
+        assert math.isfinite(result.fit["per_1000_frames"])
+    assert [p["judged"] for p in ours.points] == [p["judged"] for p in stcn.points]
+    assert stcn.points[0]["tokens"] > ours.points[0]["tokens"]
 
 
 def test_j_is_intersection_over_union():

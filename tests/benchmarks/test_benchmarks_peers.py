@@ -9,9 +9,9 @@ import types
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from xmemk.benchmarks.harness import measure
-from xmemk.benchmarks.peers import registry as peers
-from xmemk.benchmarks.peers.registry import peers_of
+from xmemk.benchmarks.harness import timing
+from xmemk.benchmarks.peers import catalogue as peers
+from xmemk.benchmarks.peers.catalogue import peers_of
 from xmemk.benchmarks.peers.verdicts import verdict
 from xmemk.benchmarks.peers.workloads import Workload, make_case
 
@@ -86,7 +86,10 @@ STAND_INS = {
     },
 }
 PACKAGE_PEERS = [
-    (op, p.name, p.package) for op in ("read", "dense", "train-dense") for p in peers_of(op, []) if p.package
+    (op, p.name, p.package)
+    for op in ("memory_read", "memory_read_dense", "memory_read_dense_train")
+    for p in peers_of(op, [])
+    if p.package
 ]
 
 
@@ -108,7 +111,7 @@ def test_a_package_that_is_there_is_used_rightly(stand_in, op, name, package, ob
     stand_in(package)
     case = make_case(op, WIDE, objects=objects)
     chosen = [p for p in peers_of(op, ["torch"]) if p.ours or p.name == name]
-    rows = measure.time_peers(case, chosen, rounds=2, budget=10)
+    rows = timing.time_peers(case, chosen, rounds=2, budget=10)
     row = next(r for r in rows if r.peer == name)
     assert row.status == "exact", row.reason
     assert len(row.seconds) == 2 and row.ratio > 0
@@ -118,7 +121,7 @@ def test_a_package_that_is_there_is_used_rightly(stand_in, op, name, package, ob
 @pytest.mark.parametrize("package", STAND_INS)
 def test_a_package_that_is_not_there_says_what_to_install(monkeypatch, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    (peer, *_) = (p for op in ("read", "dense") for p in peers_of(op, []) if p.package == package)
+    (peer, *_) = (p for op in ("memory_read", "memory_read_dense") for p in peers_of(op, []) if p.package == package)
     assert peers.missing(peer) == f"not installed (pip install {package})"
     assert peer.risky
 
@@ -132,9 +135,9 @@ def test_a_package_that_refuses_or_is_broken_is_a_row(stand_in):
         )
 
     sys.modules["xformers.ops"].memory_efficient_attention = refuse
-    case = make_case("dense", WIDE)
-    (peer,) = (p for p in peers_of("dense", []) if p.package == "xformers")
-    (row,) = measure.time_peers(case, [peer], rounds=2, budget=10)
+    case = make_case("memory_read_dense", WIDE)
+    (peer,) = (p for p in peers_of("memory_read_dense", []) if p.package == "xformers")
+    (row,) = timing.time_peers(case, [peer], rounds=2, budget=10)
     assert row.reason.startswith("NotImplementedError: No operator found") and "\n" not in row.reason
 
 
@@ -145,16 +148,16 @@ def test_a_trial_that_fails_keeps_a_package_out_of_this_process(stand_in):
         raise AssertionError("must not be called here")
 
     sys.modules["faiss"].IndexFlatIP = crash
-    case = make_case("read", WIDE)
-    (peer,) = (p for p in peers_of("read", []) if p.package == "faiss-cpu")
-    rows = measure.time_peers(
+    case = make_case("memory_read", WIDE)
+    (peer,) = (p for p in peers_of("memory_read", []) if p.package == "faiss-cpu")
+    rows = timing.time_peers(
         case, [peer], rounds=2, budget=10, trial=lambda p: (None, "its process was killed by SIGSEGV")
     )
     assert rows[0].reason == "its process was killed by SIGSEGV" and not rows[0].seconds
 
 
 @pytest.mark.parametrize("name", ["flash", "math"])
-@pytest.mark.parametrize("op", ["dense", "train-dense"])
+@pytest.mark.parametrize("op", ["memory_read_dense", "memory_read_dense_train"])
 def test_attention_on_augmented_keys(name, op):
     case = make_case(op, WIDE, objects=2)
     (peer,) = (p for p in peers_of(op, []) if p.name == f"SDPA {name} (no usage)")
@@ -164,22 +167,22 @@ def test_attention_on_augmented_keys(name, op):
 
 @pytest.mark.parametrize("name", ["efficient", "cuDNN"])
 def test_attention_that_the_device_does_not_have_is_a_reason(name):
-    case = make_case("dense", WIDE)
-    (peer,) = (p for p in peers_of("dense", []) if p.name == f"SDPA {name} (no usage)")
-    (row,) = measure.time_peers(case, [peer], rounds=2, budget=10)
+    case = make_case("memory_read_dense", WIDE)
+    (peer,) = (p for p in peers_of("memory_read_dense", []) if p.name == f"SDPA {name} (no usage)")
+    (row,) = timing.time_peers(case, [peer], rounds=2, budget=10)
     assert row.reason and not row.seconds
 
 
 def test_flex_attention_is_right(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
-    case = make_case("dense", WIDE, objects=2)
-    (peer,) = (p for p in peers_of("dense", []) if p.name.startswith("FlexAttention"))
+    case = make_case("memory_read_dense", WIDE, objects=2)
+    (peer,) = (p for p in peers_of("memory_read_dense", []) if p.name.startswith("FlexAttention"))
     compared = verdict(case, peer.prepare(case)())
     assert compared.passed, str(compared)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ["read", "dense"])
+@pytest.mark.parametrize("op", ["memory_read", "memory_read_dense"])
 @pytest.mark.parametrize("package", ["pykeops", "faiss-cpu"])
 def test_the_real_package_where_it_is_installed(op, package):
     wanted = [p for p in peers_of(op, []) if p.package == package]

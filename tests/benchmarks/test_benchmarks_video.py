@@ -6,11 +6,12 @@ import torch
 pytest.importorskip("av")
 pytest.importorskip("rich")
 
-from xmemk.benchmarks.harness.measure import time_peers
+from xmemk.benchmarks.harness.timing import time_peers
 from xmemk.benchmarks.peers import video
+from xmemk.benchmarks.peers.catalogue import Peer
 from xmemk.benchmarks.peers.memories import held_tokens
-from xmemk.benchmarks.peers.registry import Peer
-from xmemk.benchmarks.report import reading
+from xmemk.benchmarks.peers.workloads import FRAME_OPS
+from xmemk.benchmarks.report.schema import OTHER_METHOD, Measurement
 
 from xmemk import MemoryConfig
 
@@ -43,7 +44,7 @@ def rows_of(case, peers=None):
     return {row.peer: row for row in rows}
 
 
-@pytest.mark.parametrize("op", video.OPS)
+@pytest.mark.parametrize("op", FRAME_OPS)
 def test_ours_agrees_with_the_original_and_stcn_is_not_checked(op):
     rows = rows_of(case_of(op))
     stcn = "STCN (another method)"
@@ -52,7 +53,7 @@ def test_ours_agrees_with_the_original_and_stcn_is_not_checked(op):
     assert rows["xmemk"].ours and not rows["xmemk"].reason
     assert rows["xmemk"].error < video.ALLOWED and rows["original"].error == 0
     assert rows[stcn].error is None and rows[stcn].status == ""
-    assert [reading.Row(peer).another for peer in rows] == [False, False, True]
+    assert [Measurement(peer).kind == OTHER_METHOD for peer in rows] == [False, False, True]
 
 
 def test_a_memory_in_mid_video_is_full_and_stays_so_for_frames():
@@ -62,14 +63,14 @@ def test_a_memory_in_mid_video_is_full_and_stays_so_for_frames():
         assert memory.consolidations == 4 and memory.evictions == 0
         assert held_tokens(memory) == 4 * 16 + 3 * 32
     assert held_tokens(video.filled(case, "STCN")) == video.STCN_FRAMES * 32
-    before = case_of("memory-frame")
+    before = case_of("memory_frame")
     assert video.filled(before, "xmemk").working_size == 2 * 32
 
 
 def test_a_memory_frame_is_remembered_and_a_frame_is_not(monkeypatch):
     kept, filled = {}, video.filled
     monkeypatch.setattr(video, "filled", lambda case, name: kept.setdefault(case.op, filled(case, name)))
-    for op, more in (("frame", 0), ("memory-frame", 32)):
+    for op, more in (("frame", 0), ("memory_frame", 32)):
         case = case_of(op)
         call = next(p for p in video.VIDEO_PEERS if p.ours).prepare(case)
         before = kept[op].working_size
@@ -82,9 +83,9 @@ def test_the_clip_is_followed_from_its_annotated_frame():
     case = case_of("video")
     assert len(case.images) == 14 and case.images[0].shape == (3, *case.mask.shape)
     assert 0 < (case.mask > 0).float().mean() < 0.5
-    first = case.wanted()[0]
+    first = case.expected()[0]
     assert (first.argmax(0) == (case.mask > 0)).all()
-    assert torch.allclose(case.wanted().sum(1), torch.ones(14, *case.mask.shape), atol=1e-5)
+    assert torch.allclose(case.expected().sum(1), torch.ones(14, *case.mask.shape), atol=1e-5)
 
 
 def test_a_wrong_and_a_crashing_memory_are_rows_with_reasons():
@@ -94,8 +95,8 @@ def test_a_wrong_and_a_crashing_memory_are_rows_with_reasons():
         raise MemoryError("no room")
 
     peers = [
-        Peer("wrong", lambda c: lambda: c.wanted() + 0.01),
-        Peer("other shape", lambda c: lambda: c.wanted()[1:]),
+        Peer("wrong", lambda c: lambda: c.expected() + 0.01),
+        Peer("other shape", lambda c: lambda: c.expected()[1:]),
         Peer("crash", crash),
     ]
     rows = rows_of(case, peers)

@@ -21,7 +21,7 @@ def floor_of(check):
     """On another processor a read is no slower than the peer all the same; nothing is known of the upkeep."""
     if FLOORS["processor"] == HERE:
         return FLOORS["floors"][check.name]
-    if check.op in ("read", "dense"):
+    if check.op in ("memory_read", "memory_read_dense"):
         return 1.0
     pytest.skip(ELSEWHERE)
 

@@ -1,7 +1,9 @@
-"""rf-cutie itself, patched and unpatched, with random weights: equal probabilities, masks, memories and usage."""
+"""rf-cutie, patched and unpatched, with random weights: equal probabilities, masks and memories."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import warnings
 from pathlib import Path
 
@@ -27,7 +29,7 @@ SMALL_MODEL = {"pixel_dim": 16, "value_dim": 16, "sensory_dim": 16, "embed_dim":
 
 
 def configuration(**changes):
-    """rf-cutie's own configuration with a smaller network and lower limits; "a.b" is written a__b."""
+    """rf-cutie's own configuration with a smaller network and lower limits; "a.b" is a__b here."""
     folder = Path(cutie.__path__[0]) / "config"
     config = OmegaConf.load(folder / "eval_config.yaml")
     del config["hydra"], config["defaults"]
@@ -48,6 +50,15 @@ def _one_thread(threads):
     threads(1)
 
 
+@contextlib.contextmanager
+def one_thread():
+    """For fixtures that live longer than a test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def network():
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
@@ -56,20 +67,72 @@ def network():
         patch.setattr(resnet.model_zoo, "load_url", lambda *args, **kwargs: {})
         patch.setattr(resnet, "load_weights_add_extra_dim", lambda *args, **kwargs: None)
         torch.manual_seed(2)
-        made = CUTIE(configuration()).eval()
-        yield made
+        network = CUTIE(configuration()).eval()
+        network.encode_image = remembering(network.encode_image)
+        yield network
+
+
+def remembering(encode_image):
+    """Encodes each image once: the tests follow the same frames, patched and unpatched."""
+    features = {}
+
+    def encode(image, *arguments):
+        key = (image.numpy().tobytes(), image.shape, torch.is_autocast_enabled("cpu"), arguments)
+        if key not in features:
+            features[key] = encode_image(image, *arguments)
+        return features[key]
+
+    return encode
+
+
+class Parked:
+    """A core to copy any number of times. It has no memory manager meanwhile.
+
+    A patch refuses where a manager of the host's holds objects.
+    """
+
+    def __init__(self, core):
+        self.network, self.core = core.network, core
+        self.manager, self.state = type(core.memory), vars(core.memory)
+        core.memory = None
+
+    def copy(self):
+        core, state = copy.deepcopy((self.core, self.state), {id(self.network): self.network})
+        core.memory = self.manager.__new__(self.manager)
+        vars(core.memory).update(state)
+        return core
+
+
+@pytest.fixture(scope="module")
+def plain_run(network):
+    """Probabilities and core of the unpatched host over 44 frames, with the default settings."""
+    with one_thread():
+        probabilities, core = follow(network, configuration())
+        return probabilities, Parked(core)
+
+
+@pytest.fixture(scope="module")
+def cores(network):
+    """A patched and an unpatched core that have followed 30 frames, with the default settings."""
+    with one_thread():
+        with xmemk.patch("cutie"):
+            patched = Parked(follow(network, configuration(), 30)[1])
+        return patched, Parked(follow(network, configuration(), 30)[1])
 
 
 def follow(network, config, frames=44, joining=None, permanent=(), leaving=None, dtype=None, core=None, seed=0):
-    """Probabilities of every frame, and the core. joining and leaving: labels by frame; permanent: frames kept.
+    """Probabilities of every frame, and the core.
 
-    The features of an untrained network are much alike: where two tokens at rank k differ by less than rounding, host
-    and replacement may read either. That happens with some settings, and verification then says so.
+    joining and leaving: labels by frame. permanent: frames that are kept.
+
+    The features of an untrained network are much alike. Where two tokens at rank k differ by less
+    than rounding, host and replacement may read either. That happens with some settings, and
+    verification then says so.
     """
     joining = {0: [1, 2, 3], 11: [7], 20: [5]} if joining is None else joining
     g = torch.Generator().manual_seed(seed)
     core = core or InferenceCore(network, config)
-    scene, found = torch.rand(3, *SIZE, generator=g), []
+    scene, probabilities = torch.rand(3, *SIZE, generator=g), []
     with torch.inference_mode(), torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
         for t in range(frames):
             image = (scene.roll(t, 2) + 0.1 * torch.rand(3, *SIZE, generator=g)).clamp(0, 1)
@@ -79,12 +142,12 @@ def follow(network, config, frames=44, joining=None, permanent=(), leaving=None,
                 mask[4 + 12 * i : 22 + 12 * i, 6 + 14 * i : 30 + 14 * i] = label
             for label in (leaving or {}).get(t, []):
                 core.delete_objects([label])
-            found.append(core.step(image, mask, labels or None, force_permanent=t in permanent))
-    return found, core
+            probabilities.append(core.step(image, mask, labels or None, force_permanent=t in permanent))
+    return probabilities, core
 
 
 def differences(ours, theirs):
-    """The largest difference of a probability; masks must be equal wherever the host itself is sure."""
+    """The largest difference of a probability. Masks must agree where the host itself is sure."""
     assert [x.shape for x in ours] == [x.shape for x in theirs]
     for a, b in zip(ours, theirs):
         best = b.topk(2, dim=0).values if len(b) > 1 else None
@@ -134,13 +197,16 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_probabilities_masks_and_memories(network, case):
+def test_probabilities_masks_and_memories(network, plain_run, case):
     changes, schedule = CASES[case]
     config = configuration(**changes)
     with xmemk.patch("cutie"):
         ours, mine = follow(network, config, **schedule)
         assert type(mine.memory).__module__ == "xmemk.compat.cutie"
-    theirs, host = follow(network, config, **schedule)
+    if changes or schedule:
+        theirs, host = follow(network, config, **schedule)
+    else:
+        theirs, host = plain_run[0], plain_run[1].copy()
     assert differences(ours, theirs) < 1e-5
     compare_stores(mine.memory, host.memory)
 
@@ -157,48 +223,46 @@ def test_two_hundred_frames_verified_call_by_call(network):
     assert "199 verified" in str(handle)
 
 
-def test_limits_may_change_while_a_video_runs(network):
-    def run():
-        _, core = follow(network, configuration(), 30)
+def test_limits_may_change_while_a_video_runs(network, cores):
+    def run(core):
         raised = {"long_term__max_num_tokens": 90, "long_term__max_mem_frames": 7, "long_term__num_prototypes": 12}
         core.update_config(configuration(top_k=6, **raised))
         return follow(network, None, 30, joining={}, core=core, seed=1)
 
     with xmemk.patch("cutie"):
-        ours, mine = run()
+        ours, mine = run(cores[0].copy())
         with pytest.raises(ValueError, match="use_long_term: wanted True as before, got False"):
             mine.update_config(configuration(use_long_term=False))
-    theirs, host = run()
+    theirs, host = run(cores[1].copy())
     assert differences(ours, theirs) < 1e-5
     compare_stores(mine.memory, host.memory)
 
 
-def test_clearing_what_is_not_permanent(network):
-    def run():
-        _, core = follow(network, configuration(), 30)
+def test_clearing_what_is_not_permanent(network, cores):
+    def run(core):
         core.clear_non_permanent_memory()
         sizes = [core.memory.work_mem.size(i) for i in core.memory.work_mem.buckets]
         sizes += [core.memory.long_mem.size(i) for i in core.memory.long_mem.buckets]
-        found, _ = follow(network, None, 20, joining={}, core=core, seed=1)
+        probabilities, _ = follow(network, None, 20, joining={}, core=core, seed=1)
         core.clear_sensory_memory()
         core.delete_objects([1, 2, 3, 7, 5])
-        return sizes, found, core
+        return sizes, probabilities, core
 
     with xmemk.patch("cutie"):
-        sizes, ours, mine = run()
-    wanted, theirs, host = run()
-    assert sizes == wanted
+        sizes, ours, mine = run(cores[0].copy())
+    host_sizes, theirs, host = run(cores[1].copy())
+    assert sizes == host_sizes
     assert differences(ours, theirs) < 1e-5
     compare_stores(mine.memory, host.memory)
     assert not mine.memory.engaged
 
 
-def test_autocast(network):
+def test_autocast(network, plain_run):
     with xmemk.patch("cutie"):
         ours, mine = follow(network, configuration(), 20, dtype=torch.bfloat16)
         assert mine.memory.work_mem.value[1].dtype == torch.bfloat16
-    exact, _ = follow(network, configuration(), 20)
-    assert max(float((a.float() - b).abs().max()) for a, b in zip(ours, exact)) < 0.1
+    exact = plain_run[0][:20]
+    assert max(float((a.float() - b).abs().max()) for a, b in zip(ours, exact, strict=True)) < 0.1
 
 
 def test_auxiliary_outputs_where_the_host_stops(network):

@@ -23,11 +23,11 @@ def _one_thread(threads):
 
 def follow(config, n=200, joining=None, leaving=None):
     """Readouts by object of every frame, and the manager; joining and leaving: labels by frame."""
-    manager, found, objects = memory_manager.MemoryManager(config), [], []
+    manager, readouts, objects = memory_manager.MemoryManager(config), [], []
     joining = joining or {0: [4, 2]}
     for t, (key, shrinkage, selection, value) in enumerate(frames(n, seed=4)):
         if t:
-            found.append(manager.match_memory(key, selection))
+            readouts.append(manager.match_memory(key, selection))
         for label in (leaving or {}).get(t, ()):
             objects.remove(label)
             manager.purge_except(objects)
@@ -36,7 +36,7 @@ def follow(config, n=200, joining=None, leaving=None):
             manager.initialize_sensory_if_needed(key, objects)
             rows = [label - 1 for label in objects]
             manager.add_memory(key, shrinkage, value[:, rows], objects, selection)
-    return found, manager
+    return readouts, manager
 
 
 def compare(config, **schedule):

@@ -1,4 +1,4 @@
-"""get_similarity, do_softmax, get_affinity and readout for import lines: the hosts' results, computed lazily."""
+"""The four functions for import lines: the hosts' results, computed lazily."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ def test_results_are_the_hosts(x, ours, mode, top_k, shrinkage, selection):
         x.mk, x.qk = x.mk * 0.3, x.qk * 0.3  # the released top-k softmax overflows above 88
     mv = x.mv[:, 0].reshape(2, 5, 5, 3, 4)
     with mode():
-        wanted, wanted_usage = host.do_softmax(host.get_similarity(x.mk, ms, x.qk, qe), top_k, return_usage=True)
+        expected, expected_usage = host.do_softmax(host.get_similarity(x.mk, ms, x.qk, qe), top_k, return_usage=True)
         similarity = ours.get_similarity(x.mk, ms, x.qk, qe)
         affinity, usage = ours.do_softmax(similarity, top_k=top_k, return_usage=True)
-        assert close(usage, wanted_usage)
-        assert close(ours.readout(affinity, mv), host.readout(wanted, mv))
-        assert close(ours.readout(ours.do_softmax(similarity, top_k=top_k, inplace=True), mv), host.readout(wanted, mv))
-        assert close(affinity + 0, wanted)
+        assert close(usage, expected_usage)
+        assert close(ours.readout(affinity, mv), host.readout(expected, mv))
+        assert close(
+            ours.readout(ours.do_softmax(similarity, top_k=top_k, inplace=True), mv), host.readout(expected, mv)
+        )
+        assert close(affinity + 0, expected)
         if top_k is None:
             assert close(ours.get_affinity(x.mk, ms, x.qk, qe) + 0, host.get_affinity(x.mk, ms, x.qk, qe))
 
@@ -71,36 +73,36 @@ def test_a_chain_never_builds_the_matrix(x):
 def test_objects_times_one_affinity(x):
     mk, ms, qk, qe = (t[:1] for t in (x.mk, x.ms, x.qk, x.qe))
     affinity = xmem.do_softmax(xmem.get_similarity(mk, ms, qk, qe), top_k=7)
-    wanted = host.do_softmax(host.get_similarity(mk, ms, qk, qe), top_k=7)
+    expected = host.do_softmax(host.get_similarity(mk, ms, qk, qe), top_k=7)
     values = torch.randn(3, 5, N)
-    assert close(values @ affinity, values @ wanted)
-    assert close(values[0] @ affinity, values[0] @ wanted)
+    assert close(values @ affinity, values @ expected)
+    assert close(values[0] @ affinity, values[0] @ expected)
     assert not affinity.computed
 
 
 def test_any_other_use_computes_once(x):
-    wanted = host.get_similarity(x.mk, x.ms, x.qk, x.qe)
+    expected = host.get_similarity(x.mk, x.ms, x.qk, x.qe)
     similarity = xmem.get_similarity(x.mk, x.ms, x.qk, x.qe)
-    assert close(similarity[:, 5:], wanted[:, 5:])
+    assert close(similarity[:, 5:], expected[:, 5:])
     assert similarity.computed
     first = similarity.dense()
-    assert close(torch.cat([similarity[:, :4], wanted[:, 4:]], 1), wanted)
+    assert close(torch.cat([similarity[:, :4], expected[:, 4:]], 1), expected)
     assert similarity.dense() is first
     similarity.mul_(2)
-    assert close(similarity + 0, 2 * wanted)
-    assert close(xmem.do_softmax(similarity, top_k=7) + 0, host.do_softmax(2 * wanted, top_k=7))
+    assert close(similarity + 0, 2 * expected)
+    assert close(xmem.do_softmax(similarity, top_k=7) + 0, host.do_softmax(2 * expected, top_k=7))
     assert isinstance(similarity, torch.Tensor)
 
 
 @pytest.mark.parametrize("top_k", [None, 7])
 def test_leaves_torch_as_a_plain_tensor_does(x, top_k, tmp_path):
-    wanted = host.do_softmax(host.get_similarity(x.mk, x.ms, x.qk, x.qe), top_k=top_k)
+    expected = host.do_softmax(host.get_similarity(x.mk, x.ms, x.qk, x.qe), top_k=top_k)
 
     def affinity():
         return xmem.do_softmax(xmem.get_similarity(x.mk, x.ms, x.qk, x.qe), top_k=top_k)
 
     torch.save(affinity(), tmp_path / "affinity")
-    for found in (
+    for result in (
         torch.from_numpy(affinity().cpu().numpy()),
         torch.from_numpy(np.asarray(affinity())),
         torch.tensor(affinity().tolist()),
@@ -108,8 +110,8 @@ def test_leaves_torch_as_a_plain_tensor_does(x, top_k, tmp_path):
         pickle.loads(pickle.dumps(affinity())),
         torch.load(tmp_path / "affinity"),
     ):
-        assert type(found) is torch.Tensor
-        assert close(found, wanted)
+        assert type(result) is torch.Tensor
+        assert close(result, expected)
 
 
 @pytest.mark.parametrize("top_k", [None, 7])
@@ -117,17 +119,17 @@ def test_readouts_can_be_viewed_in_another_shape(x, top_k):
     affinity = xmem.do_softmax(xmem.get_similarity(x.mk[:1], x.ms[:1], x.qk[:1], x.qe[:1]), top_k=top_k)
     values = x.mv[:1, 0]
     frames = values.reshape(1, 5, 5, 3, 4)
-    for found in (xmem.readout(affinity, frames), values @ affinity, values[0] @ affinity, x.mv[:, 0] @ affinity):
-        assert found.is_contiguous()
+    for result in (xmem.readout(affinity, frames), values @ affinity, values[0] @ affinity, x.mv[:, 0] @ affinity):
+        assert result.is_contiguous()
     assert not affinity.computed
 
 
 def test_inplace_writes_into_a_plain_similarity():
     similarity = torch.randn(1, 9, 4)
-    wanted = host.do_softmax(similarity, top_k=3)
+    expected = host.do_softmax(similarity, top_k=3)
     affinity = xmem.do_softmax(similarity, top_k=3, inplace=True)
     assert affinity is similarity
-    assert close(similarity, wanted)
+    assert close(similarity, expected)
     assert close(xmem.do_softmax(torch.zeros(1, 2, 4), top_k=3), torch.full((1, 2, 4), 0.5))  # fewer than top_k: all
 
 
@@ -146,12 +148,12 @@ def test_gradients(x):
     affinity = xmem.get_affinity(*leaves)
     assert not isinstance(affinity, Lazy)
     ours = torch.autograd.grad(xmem.readout(affinity, mv).square().sum(), [*leaves, mv])
-    wanted = torch.autograd.grad(host.readout(host.get_affinity(*leaves), mv).square().sum(), [*leaves, mv])
-    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(ours, wanted))
+    expected = torch.autograd.grad(host.readout(host.get_affinity(*leaves), mv).square().sum(), [*leaves, mv])
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(ours, expected))
     # Values alone may want gradients: the affinity stays lazy.
     lazy = xmem.do_softmax(xmem.get_similarity(*(t.detach() for t in leaves)), top_k=7)
-    (found,) = torch.autograd.grad(xmem.readout(lazy, mv).sum(), [mv])
-    assert found.shape == mv.shape
+    (result,) = torch.autograd.grad(xmem.readout(lazy, mv).sum(), [mv])
+    assert result.shape == mv.shape
     assert not lazy.computed
 
 
@@ -167,17 +169,17 @@ def test_readouts_under_autocast_have_its_type(x, top_k, dtype):
     frames = values.reshape(2, 5, 5, 3, 4)
     exact = host.readout(host.do_softmax(host.get_similarity(x.mk, x.ms, x.qk, x.qe), top_k=top_k), frames)
     with torch.autocast("cpu", dtype):
-        wanted = host.readout(host.do_softmax(host.get_similarity(x.mk, x.ms, x.qk, x.qe), top_k=top_k), frames)
+        expected = host.readout(host.do_softmax(host.get_similarity(x.mk, x.ms, x.qk, x.qe), top_k=top_k), frames)
         affinity = xmem.do_softmax(xmem.get_similarity(x.mk, x.ms, x.qk, x.qe), top_k=top_k)
-        found, product = xmem.readout(affinity, frames), values @ affinity
+        result, product = xmem.readout(affinity, frames), values @ affinity
         assert not affinity.computed
         assert (affinity + 0).dtype == torch.float32
         computed = xmem.readout(affinity, frames)
         doubles = [t.double() for t in (x.mk, x.ms, x.qk, x.qe)]
         double = xmem.readout(xmem.do_softmax(xmem.get_similarity(*doubles), top_k=top_k), frames.double())
-    assert found.dtype == product.dtype == computed.dtype == wanted.dtype == dtype
+    assert result.dtype == product.dtype == computed.dtype == expected.dtype == dtype
     assert double.dtype == torch.float64
-    for readout in (found, product.unflatten(2, (3, 4)), computed):
+    for readout in (result, product.unflatten(2, (3, 4)), computed):
         assert torch.allclose(readout.float(), exact, atol=0.02, rtol=0.02)
 
 
@@ -185,8 +187,8 @@ def test_frames_and_sixteen_bits(x):
     video = x.mk[:, :, :60].reshape(2, 64, 5, 3, 4)
     shrinkage = x.ms[:, :, :60].reshape(2, 1, 5, 3, 4)
     query, selection = x.qk.reshape(2, 64, 3, 4), x.qe.reshape(2, 64, 3, 4)
-    found = xmem.get_similarity(video, shrinkage, query, selection)
-    assert close(found + 0, host.get_similarity(x.mk, x.ms, x.qk, x.qe))
+    result = xmem.get_similarity(video, shrinkage, query, selection)
+    assert close(result + 0, host.get_similarity(x.mk, x.ms, x.qk, x.qe))
     half = [t.to(torch.float16) for t in (x.mk, x.ms, x.qk, x.qe)]
     similarity = xmem.get_similarity(*half)
     assert similarity.dtype == torch.float16

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 import sys
 import threading
@@ -16,8 +15,8 @@ from hosts.xmem_like import inference_core, kv_memory_store, memory_manager, mem
 from test_compat_xmem import CONFIG, follow, frames
 
 import xmemk
-from xmemk.compat import UnknownHost, VerificationError, signatures, xmem
-from xmemk.compat.report import Report
+from xmemk.compat import UnknownHost, VerificationError, patching, signatures, xmem
+from xmemk.compat.report import PatchReport
 from xmemk.compat.verify import Judge
 
 HOST = "hosts.xmem_like"
@@ -28,7 +27,7 @@ MODULES = (inference_core, memory_manager, memory_util, kv_memory_store)
 def _one_thread(threads):
     threads(1)
     yield
-    for handle in [x for x in gc.get_objects() if isinstance(x, xmemk.compat.Patch)]:
+    for handle in list(patching._active):
         handle.undo()
 
 
@@ -126,9 +125,9 @@ def test_imports_a_host_that_is_not_loaded(tmp_path, monkeypatch):
 
 def changed_host(monkeypatch, **methods):
     """A host with other methods than XMem's, in a module of its own."""
-    made = type("MemoryManager", (memory_manager.MemoryManager,), {**methods, "__module__": "changed_host"})
+    manager = type("MemoryManager", (memory_manager.MemoryManager,), {**methods, "__module__": "changed_host"})
     module = types.ModuleType("changed_host")
-    module.MemoryManager, module.torch = made, torch
+    module.MemoryManager, module.torch = manager, torch
     monkeypatch.setitem(sys.modules, "changed_host", module)
     return module
 
@@ -280,10 +279,10 @@ def test_managers_can_be_pickled_and_copied(names, groups):
     assert (loaded.groups, loaded.backend) == (groups, "torch")
     key, shrinkage, selection, value = next(frames(1))
     for _ in range(12):  # consolidates and evicts
-        wanted = core.memory.match_memory(key, selection)
+        expected = core.memory.match_memory(key, selection)
         for manager in (core.memory, copied, loaded):
             if manager is not core.memory:
-                assert torch.equal(manager.match_memory(key, selection), wanted)
+                assert torch.equal(manager.match_memory(key, selection), expected)
             manager.add_memory(key, shrinkage, value[:, :3], [1, 2, 3], selection)
     assert loaded.work_mem.size == core.memory.work_mem.size == loaded.memory.working_size
 
@@ -302,8 +301,8 @@ def test_verification_reports_reads_adds_and_times(names):
 
 def test_verification_goes_on_alone_where_the_host_stops(names):
     with xmemk.patch(HOST, verify=True) as handle:
-        found, _ = follow(CONFIG, 120, {0: 1, 9: 1})
-    assert len(found) == 119
+        readouts, _ = follow(CONFIG, 120, {0: 1, 9: 1})
+    assert len(readouts) == 119
     assert len(handle.report.host_stopped) == 1
     assert "NotImplementedError" in handle.report.host_stopped[0]
     assert "add " in handle.report.host_stopped[0]
@@ -382,7 +381,7 @@ def test_a_judge_settles_by_float64_and_only_what_is_right():
         Judge("read 4").close("short", rough[..., 1:], rough)
     with pytest.raises(VerificationError, match="2 of 4 numbers differ"):
         Judge("add 5").equal("key", torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 2, 4, 3]))
-    report = Report()
+    report = PatchReport()
     judge.report_to(report, "read")
     assert report.steps["read"].settled == 1
 

@@ -34,7 +34,8 @@ def _one_thread(threads):
 def frames(n, seed=3):
     """Key, shrinkage, selection and values of a scene that changes slowly.
 
-    With other seeds, in one query of many thousands, the k-th and the next token may differ by less than rounding.
+    With other seeds, in one query of many thousands, the k-th and the next token may differ by less
+    than rounding.
     """
     g = torch.Generator().manual_seed(seed)
     scene = torch.randn(1, CK, H, W, generator=g)
@@ -47,13 +48,15 @@ def frames(n, seed=3):
 
 def follow(config, n=200, joining=None, every=2):
     """Readouts of every frame, and the core; joining: how many objects join at which frame."""
-    core, found, objects = inference_core.InferenceCore(config), [], 0
+    core, readouts, objects = inference_core.InferenceCore(config), [], 0
     joining = joining or {0: 2}
     for t, (key, shrinkage, selection, value) in enumerate(frames(n)):
         objects += joining.get(t, 0)
         labels = list(range(1, objects + 1))
-        found.append(core.step(key, shrinkage, selection, value[:, :objects], labels, t in joining or t % every == 0))
-    return found[1:], core
+        readouts.append(
+            core.step(key, shrinkage, selection, value[:, :objects], labels, t in joining or t % every == 0)
+        )
+    return readouts[1:], core
 
 
 def largest(a, b):
@@ -63,9 +66,9 @@ def largest(a, b):
 
 def patched(*args, **kwargs):
     with xmemk.patch("hosts.xmem_like", **kwargs.pop("options", {})) as handle:
-        found, core = follow(*args, **kwargs)
+        readouts, core = follow(*args, **kwargs)
         assert isinstance(core.memory, MemoryManager)
-    return found, core.memory, handle
+    return readouts, core.memory, handle
 
 
 CASES = {
@@ -106,8 +109,8 @@ def test_reads_and_keeps_what_the_host_does(case):
         assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(a.value, b.value))
         if b.count_usage:
             assert torch.allclose(a.get_usage(), b.get_usage(), atol=1e-5)
-            sliced, wanted = a.get_all_sliced(2, -3), b.get_usage()[..., 2:-3]
-            assert torch.allclose(sliced[3], wanted, atol=1e-5)
+            sliced, host_usage = a.get_all_sliced(2, -3), b.get_usage()[..., 2:-3]
+            assert torch.allclose(sliced[3], host_usage, atol=1e-5)
     assert mine.work_mem.obj_groups == host.work_mem.obj_groups
     if config["enable_long_term"]:
         assert mine.max_work_elements == host.max_work_elements
@@ -123,9 +126,9 @@ def test_goes_on_where_the_host_stops():
     late = {0: 2, 9: 1}
     with pytest.raises(NotImplementedError):
         follow(CONFIG, joining=late)
-    found, memory, _ = patched(CONFIG, joining=late)
+    readouts, memory, _ = patched(CONFIG, joining=late)
     assert memory.memory.evictions > 10
-    assert all(x.isfinite().all() for x in found)
+    assert all(x.isfinite().all() for x in readouts)
     # Long-term memory of exactly the size to keep: there is nothing to evict.
     even = CONFIG | {"max_mid_term_frames": 4, "max_long_term_elements": 14}
     with pytest.raises(IndexError):
@@ -153,14 +156,14 @@ def test_exact_groups_are_those_of_objects_followed_apart():
 def test_limits_may_change_while_a_video_runs():
     def run():
         core = inference_core.InferenceCore(dict(CONFIG))
-        found = []
+        readouts = []
         for t, (key, shrinkage, selection, value) in enumerate(frames(120)):
             if t == 50:
                 core.memory.update_config(
                     CONFIG | {"top_k": 9, "max_mid_term_frames": 8, "num_prototypes": 9, "max_long_term_elements": 90}
                 )
-            found.append(core.step(key, shrinkage, selection, value[:, :2], [1, 2], t % 2 == 0))
-        return found[1:], core.memory
+            readouts.append(core.step(key, shrinkage, selection, value[:, :2], [1, 2], t % 2 == 0))
+        return readouts[1:], core.memory
 
     with xmemk.patch("hosts.xmem_like"):
         ours, mine = run()
@@ -174,24 +177,24 @@ def test_limits_may_change_while_a_video_runs():
 
 def test_in_and_out_of_inference_mode():
     manager = MemoryManager(CONFIG)
-    found = []
+    readouts = []
     for t, (key, shrinkage, selection, value) in enumerate(frames(40)):
         with torch.inference_mode(t % 3 == 0):
             if t:
-                found.append(manager.match_memory(key * 1, selection).clone())
+                readouts.append(manager.match_memory(key * 1, selection).clone())
             manager.add_memory(key * 1, shrinkage, value[:, :2] * 1, [1, 2], selection)
     plain, _, _ = patched(CONFIG, 40, every=1)
-    assert largest(found, plain) < 1e-6
+    assert largest(readouts, plain) < 1e-6
 
 
 def test_bfloat16_features():
     def run(manager, dtype):
-        found = []
+        readouts = []
         for t, (key, shrinkage, selection, value) in enumerate(frames(40)):
             if t:
-                found.append(manager.match_memory(key.to(dtype), selection.to(dtype)))
+                readouts.append(manager.match_memory(key.to(dtype), selection.to(dtype)))
             manager.add_memory(key.to(dtype), shrinkage, value[:, :2].to(dtype), [1, 2], selection.to(dtype))
-        return found
+        return readouts
 
     rough = run(MemoryManager(CONFIG), torch.bfloat16)
     assert {x.dtype for x in rough} == {torch.bfloat16}

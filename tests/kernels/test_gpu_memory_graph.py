@@ -9,7 +9,7 @@ from gpu import DEVICE, gpu, no_waiting
 
 import xmemk
 from xmemk import Memory, MemoryConfig
-from xmemk.memory import graph
+from xmemk.memory.cuda_graphs import CudaGraphs
 
 pytestmark = gpu
 CK, CV, H, W = 64, 96, 10, 13
@@ -115,7 +115,7 @@ def test_another_stream_and_inference_mode():
 
 
 def test_where_a_capture_fails_the_device_goes_on(monkeypatch):
-    inside, looked = graph.CudaGraphs.read, []
+    inside, looked = CudaGraphs.read, []
 
     def looking(self, *arguments):
         readout, usage = inside(self, *arguments)
@@ -126,7 +126,7 @@ def test_where_a_capture_fails_the_device_goes_on(monkeypatch):
     memories = pair()
     with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        patched.setattr(graph.CudaGraphs, "read", looking)
+        patched.setattr(CudaGraphs, "read", looking)
         run(memories, 0, 12, {1: 0})
     assert looked == [False, True]
     assert len([one for one in said if "cuda_graphs: this memory reads without them" in str(one.message)]) == 1

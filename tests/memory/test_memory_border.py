@@ -1,4 +1,4 @@
-"""What xmemk.Memory refuses, in the oracle's words, and that a call that raises has changed nothing."""
+"""What xmemk.Memory refuses, in the oracle's words; a call that raises has changed nothing."""
 
 import copy
 import math
@@ -80,11 +80,11 @@ def changed(x, changes):
 def both_refuse(ours, oracle, call):
     """Both raise, the same error in the same words, and ours is as it was."""
     before = numbers(ours)
-    with pytest.raises((ValueError, TypeError, RuntimeError)) as wanted:
+    with pytest.raises((ValueError, TypeError, RuntimeError)) as oracle_error:
         call(oracle)
-    with pytest.raises(wanted.type) as came:
+    with pytest.raises(oracle_error.type) as our_error:
         call(ours)
-    assert str(came.value) == str(wanted.value)
+    assert str(our_error.value) == str(oracle_error.value)
     assert same(numbers(ours), before)
 
 
@@ -181,7 +181,7 @@ def test_a_backend_that_cannot_serve_is_refused_and_changes_nothing():
     ],
 )
 def test_an_operation_that_fails_in_an_add_leaves_the_memory_as_it_was(groups, broken, calls, monkeypatch):
-    """In the first bucket or the second: when the one has evicted and consolidated, and the other could not."""
+    """In the first bucket, or in the second after the first has computed its change."""
     joins = {1: 0, 2: 0, 3: 3, 5: 3} if groups == "exact" else JOINS
     memory, other = Memory(small(groups)), Memory(small(groups))
     due = next_due(small(groups), joins, broken, calls)
@@ -264,7 +264,7 @@ def test_a_removal_that_fails_leaves_the_memory_as_it_was(monkeypatch):
     assert same(numbers(memory), before)
 
 
-@pytest.mark.parametrize("broken", ["xmemk.memory.sensory.Sensory.remove", "xmemk.memory.exact.ExactGroups.remove"])
+@pytest.mark.parametrize("broken", ["sensory.SensoryMemory.remove", "exact.SeparateGroups.remove"])
 def test_a_removal_takes_the_sensory_rows_along_or_nothing(broken, monkeypatch):
     memory = Memory(small())
     run(memory, 0, 6, JOINS)
@@ -275,7 +275,7 @@ def test_a_removal_takes_the_sensory_rows_along_or_nothing(broken, monkeypatch):
         raise MemoryError("of the device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(broken, fail)
+        patch.setattr(f"xmemk.memory.{broken}", fail)
         with pytest.raises(MemoryError):
             memory.remove([1])
     assert same(numbers(memory), before) and sensory.objects == (1, 2, 3)

@@ -1,4 +1,4 @@
-"""Memory.save and Memory.load: going on to the bit, refusing what is no memory, leaving old files whole."""
+"""Memory.save and Memory.load: bit-exact resume, refusal of other files, old files left whole."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Values of 8 and 16 bits: the scaled readout against the oracle on widened values, and memories that store so."""
+"""Values of 8 and 16 bits: the scaled readout against the oracle, and memories that store them."""
 
 import dataclasses
 
@@ -72,7 +72,8 @@ def test_scaled_operator_passes_opcheck(dtype):
     mv, scale = codes(dtype, 2, 2, 5, 12), torch.rand(2, 2, 2, 12)
     weight, index = torch.rand(2, 3, 4), torch.randint(0, 12, (2, 3, 4))
     arguments = ([mv[..., :5], mv[..., 5:]], [scale[..., :5], scale[..., 5:]], weight, index)
-    # Not the check that a kernel leaves its input alone: it compares clones, which torch cannot do in float8.
+    # Not the check that a kernel leaves its input alone: it compares clones, which torch cannot do
+    # in float8.
     tests = ("test_faketensor",) if dtype == torch.float8_e4m3fn else ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.xmemk.readout_topk_scaled, arguments, test_utils=tests)
 
@@ -130,7 +131,8 @@ def test_what_is_stored_is_off_by_half_a_step_at_most(dtype, channels, size):
     (back,) = next(values._widened([everything]))
     largest = torch.nn.functional.pad(value.abs(), (0, 0, 0, values.groups * values.group - channels))
     largest = largest.unflatten(2, (values.groups, values.group)).amax(3).repeat_interleave(values.group, 2)
-    # int8: half a step of largest / 127. float8: half a unit of 3 bits, or of the smallest subnormal, 2^-9.
+    # int8: half a step of largest / 127. float8: half a unit of 3 bits, or of the smallest
+    # subnormal, 2^-9.
     allowed = largest[:, :, :channels] / 127 / 2
     if dtype == torch.float8_e4m3fn:
         allowed = torch.maximum(value.abs() / 16, largest[:, :, :channels] / LARGEST_CODE[dtype] * 2**-10)
@@ -145,7 +147,10 @@ LOSS = {"float16": 2e-3, "bfloat16": 1.6e-2, "int8": 1.2e-2, "float8_e4m3fn": 0.
 @pytest.mark.parametrize("groups", ["exact", "xmem"])
 @pytest.mark.parametrize("stored", LOSS)
 def test_a_memory_that_stores_less_reads_nearly_the_same(stored, groups, top_k):
-    """Objects that come, consolidation and eviction; and what is chosen is the same, since keys are not rounded."""
+    """Objects that come, consolidation and eviction.
+
+    And what is chosen is the same, since keys are not rounded.
+    """
     config = small(groups, top_k=top_k)
     whole, rounded = Memory(config), Memory(dataclasses.replace(config, value_dtype=stored))
     pairs = list(zip(run(whole, 0, 30, JOINS), run(rounded, 0, 30, JOINS), strict=True))
@@ -192,13 +197,13 @@ def test_dense_reads_widen_a_part_at_a_time(monkeypatch):
 
 def test_bytes_of_a_bank():
     assert Bank(1, (2, 512), torch.int8, torch.device("cpu")).row_bytes == 1024
-    held = {}
+    nbytes = {}
     for stored in (None, "float16", "int8", "float8_e4m3fn"):
         memory = Memory(small(value_dtype=stored))
         wide = torch.randn(1, 2, 512, 2, 3)
         memory.add(**frame(0) | {"value": wide})
-        held[stored] = memory.nbytes
+        nbytes[stored] = memory.nbytes
     values = (5 * 6 + 10) * 2 * 512 * 4
-    assert held[None] - held["float16"] == values // 2
-    assert held[None] - held["int8"] == values * 3 // 4 - (5 * 6 + 10) * 2 * 4 * 4
-    assert held["int8"] == held["float8_e4m3fn"]
+    assert nbytes[None] - nbytes["float16"] == values // 2
+    assert nbytes[None] - nbytes["int8"] == values * 3 // 4 - (5 * 6 + 10) * 2 * 4 * 4
+    assert nbytes["int8"] == nbytes["float8_e4m3fn"]

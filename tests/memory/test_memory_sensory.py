@@ -1,4 +1,4 @@
-"""The sensory memory of xmemk.Memory: zeros for new objects, rows kept for the others, the oracle's errors."""
+"""The sensory memory of xmemk.Memory against the oracle's: states, rows and errors."""
 
 import copy
 
@@ -7,17 +7,17 @@ import torch
 from memory_videos import frame, query, small
 
 from xmemk import Memory, reference
-from xmemk.memory import Sensory
+from xmemk.memory import SensoryMemory
 
 SAMPLE = torch.ones(2, 7, 3, 4)
 
 
 def both():
-    return Sensory(hidden_dim=5), reference.Sensory(hidden_dim=5)
+    return SensoryMemory(hidden_dim=5), reference.Sensory(hidden_dim=5)
 
 
 def step(pair, act):
-    """The same call on ours and the oracle's: the same state, or the same error and the state of before."""
+    """One call on ours and the oracle's: the same state, or the same error and no change."""
     before, state = pair[0].objects, pair[0]._hidden
     outcomes = []
     for sensory in pair:
@@ -116,7 +116,7 @@ def test_a_state_with_a_graph_is_kept_without_it_and_can_be_copied(groups):
 
 
 def test_restored_rows_must_go_with_their_labels():
-    sensory = Sensory(hidden_dim=5)
+    sensory = SensoryMemory(hidden_dim=5)
     for objects, hidden in (([1], torch.ones(1, 2, 5, 3, 4)), ([1], torch.ones(1, 1, 4, 3, 4)), ([1], torch.ones(5))):
         with pytest.raises(ValueError, match="hidden: wanted"):
             sensory.restore(objects, hidden)

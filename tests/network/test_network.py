@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from xmemk.network.network import NetworkConfig, XMem, aggregate
+from xmemk.network import NetworkConfig, XMem, aggregate
 
 SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 2, 1), decoder_dim=8)
 
@@ -238,7 +238,7 @@ def test_files_that_are_no_parameters(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=f"{name}: not a file of parameters"):
             XMem.from_checkpoint(name)
     torch.save(small(), "whole.pth")
-    with pytest.raises(ValueError, match=r"not a file of parameters but of Python objects \(xmemk.ref") as said:
+    with pytest.raises(ValueError, match=r"not a file of parameters but of Python objects \(xmemk.net") as said:
         XMem.from_checkpoint("whole.pth")
     assert "\x1b" not in str(said.value)
     assert not Path("never_made").exists()

@@ -1,4 +1,4 @@
-"""The border of the oracle's memory: its parameters, what it refuses, and that refusing changes nothing."""
+"""The border of the oracle's memory: its parameters, and what it refuses without a change."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def changed(x, changes):
 
 
 def snapshot(memory):
-    """The state itself and a copy of its numbers, so that neither a new state nor one written into goes unseen."""
+    """The state and a copy of its numbers: neither a new state nor one written into goes unseen."""
 
     def numbers(x):
         if isinstance(x, torch.Tensor):
@@ -312,7 +312,7 @@ def test_query_tokens_keep_their_place(groups):
 
 @BOTH
 def test_buffers_may_be_reused(groups):
-    """What the caller does with its tensors afterwards is not seen by the memory, and it writes into none of them."""
+    """The memory neither sees later changes of the caller's tensors nor writes into them."""
     reused, fresh = Memory(small(groups)), Memory(small(groups))
     buffer = frame()
     for seed in range(6):
@@ -369,7 +369,10 @@ def test_more_neighbours_than_tokens_means_all(groups):
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_lower_precision_follows_float64(groups, dtype):
-    """Half keys and values with float32 shrinkage, as under autocast; counters and shrinkage stay float32."""
+    """Half keys and values with float32 shrinkage, as under autocast.
+
+    Counters and shrinkage stay float32.
+    """
     memory, oracle = Memory(small(groups, top_k=None)), Memory(small(groups, top_k=None))
     for seed in range(4):
         rounded = {k: x.to(dtype) if isinstance(x, torch.Tensor) else x for k, x in frame(seed).items()}
@@ -380,7 +383,8 @@ def test_lower_precision_follows_float64(groups, dtype):
         readout = memory.read(**q)
         assert readout.dtype == dtype
         expected = oracle.read(**{k: x.double() for k, x in q.items()})
-        # A similarity of size 20 is off by 20 eps or so, and a weight by as much relatively; values are below 4.
+        # A similarity of size 20 is off by 20 eps or so, and a weight by as much relatively; values
+        # are below 4.
         torch.testing.assert_close(readout.double(), expected, rtol=0, atol=100 * torch.finfo(dtype).eps)
     store = memory.groups if groups == "xmem" else memory.groups.buckets[0]
     assert memory.consolidations == 1

@@ -1,7 +1,7 @@
-"""When the oracle's memory consolidates and evicts, what it keeps, and what it counts. Small enough to do by hand.
+"""When the oracle's memory consolidates and evicts, what it keeps and counts; checked by hand.
 
-Most tests use one-channel keys: the tokens of frame f lie at 10 f, 10 f + 0.1, ..., and their values are f, so that a
-query at 10 f that reads one token says which frame is held there.
+Most tests use one-channel keys: the tokens of frame f lie at 10 f, 10 f + 0.1, ..., and their
+values are f, so that a query at 10 f that reads one token says which frame is held there.
 """
 
 from __future__ import annotations
@@ -69,18 +69,21 @@ def small(groups, **changes):
 
 @BOTH
 def test_default_schedule(groups):
-    """Consolidations at t = 45, 70, 95 with a memory frame every 5; P tokens each; 5 to 9 frames in between."""
+    """Consolidations of P tokens at t = 45, 70, 95 with a memory frame every 5.
+
+    In between there are 5 to 9 frames.
+    """
     config = MemoryConfig(groups=groups, num_prototypes=7)
-    memory, due, held = Memory(config), [], []
+    memory, due, frame_counts = Memory(config), [], []
     for t in range(0, 100, config.mem_every):
         before = memory.consolidations
         add(memory, t, hw=4)
-        held.append(memory.working_size // 4)
+        frame_counts.append(memory.working_size // 4)
         if memory.consolidations > before:
             due.append(t)
             assert memory.long_term_size == 7 * memory.consolidations
     assert due == [45, 70, 95]
-    assert held == [1, 2, 3, 4, 5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5]
+    assert frame_counts == [1, 2, 3, 4, 5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5]
 
 
 @BOTH
@@ -96,7 +99,8 @@ def test_first_eviction_with_the_default_numbers(groups, limit, mem_every, evict
         add(memory, t, hw=26)  # 5 candidate frames of 26 tokens are the fewest that give 128 prototypes
         assert memory.long_term_size in (before, before + 128, limit, 128)
     assert memory.evictions == 1
-    # Nothing was read: all usage is equal. Exact groups keep as much as fits, the released code's rule keeps nothing.
+    # Nothing was read: all usage is equal. Exact groups keep as much as fits, the released code's
+    # rule keeps nothing.
     assert memory.long_term_size == (limit if groups == "exact" else 128)
 
 
@@ -105,7 +109,10 @@ def test_first_eviction_with_the_default_numbers(groups, limit, mem_every, evict
 
 @BOTH
 def test_the_first_frame_and_the_last_stay_and_the_rest_are_candidates(groups):
-    """T = 10, T_min = 5: candidates are frames 1 to 5. There are fewer than P, so all become prototypes."""
+    """T = 10, T_min = 5: candidates are frames 1 to 5.
+
+    There are fewer than P, so all become prototypes.
+    """
     memory = Memory(MemoryConfig(groups=groups, top_k=1))
     for f in range(10):
         add(memory, f, hw=2)
@@ -147,7 +154,7 @@ def test_prototypes_are_those_used_most_per_read(groups):
 
 @BOTH
 def test_potentiation_by_hand(groups):
-    """Eq. 3 with two candidates, at 0 and 2, and the second as prototype: weights from s, e and the distance."""
+    """Eq. 3 with candidates at 0 and 2, the second a prototype: weights from s, e and distance."""
     memory = small(groups, num_prototypes=1)
     shrinkage, selection, values = [1.0, 2.0, 3.0], [1.0, 0.9, 0.25], [9.0, 5.0, 7.0]
     for f, position in enumerate((100.0, 0.0, 2.0)):
@@ -227,7 +234,8 @@ def test_without_long_term_memory_everything_is_kept_and_nothing_counted(groups)
     assert read(memory, 0) == [0]
 
 
-# Eviction. One-token frames 1 and 2, 3 and 4 are prototypes when frame 6 makes a third consolidation due.
+# Eviction. One-token frames 1 and 2, 3 and 4 are prototypes when frame 6 makes a third
+# consolidation due.
 
 
 def grow(memory, until, reading=()):
@@ -266,8 +274,10 @@ def test_eviction_by_usage(groups, reading, exact, xmem):
     memory = small(groups)
     grow(memory, 6, reading)
     assert frames(stores(memory).long_term) == (exact if groups == "exact" else xmem)
-    held = sorted([*frames(stores(memory).long_term), 0])
-    assert [read(memory, f) for f in held] == [[pytest.approx(f)] for f in held]  # values went with their keys
+    remaining = sorted([*frames(stores(memory).long_term), 0])
+    assert [read(memory, f) for f in remaining] == [
+        [pytest.approx(f)] for f in remaining
+    ]  # values went with their keys
 
 
 @BOTH
@@ -324,7 +334,10 @@ def test_xmem_long_term_memory_without_tokens_is_still_read():
 
 
 def test_xmem_eviction_with_a_later_group_keeps_values_with_their_keys():
-    """The released code stops here. Object 2 joins at frame 1, whose value it loses to the first frame's key."""
+    """The released code stops here.
+
+    Object 2 joins at frame 1, whose value it loses to the first frame's key.
+    """
     memory = small("xmem", max_mid_term_frames=4, num_prototypes=3, max_long_term_elements=8)
     for f in range(10):
         add(memory, f, objects=(1,) if f == 0 else (1, 2))

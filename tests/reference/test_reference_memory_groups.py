@@ -1,7 +1,7 @@
-"""Objects that join and leave: the released code's bookkeeping with its defects, and the exact groups without them.
+"""Objects that join and leave: the released bookkeeping with its defects, and exact groups.
 
-Hand-made frames as in test_reference_memory_consolidation.py: frame f has keys around ``at`` (10 f unless told) and
-values f + 100 (object - 1), and a query reads the one nearest token.
+Hand-made frames as in test_reference_memory_consolidation.py: frame f has keys around ``at`` (10 f
+unless told) and values f + 100 (object - 1), and a query reads the one nearest token.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def add(memory, f, objects, at=None, hw=2):
 
 
 def read(memory, at, hw=2):
-    """What each object reads at this position, rounded: potentiated values are a hair off their frame's."""
+    """What each object reads here, rounded: potentiated values are slightly off their frame's."""
     query = torch.full((1, 1, 1, hw), float(at), dtype=torch.float64)
     return [round(x, 6) for x in memory.read(query, torch.ones_like(query))[0, :, 0, 0, 0].tolist()]
 
@@ -45,30 +45,31 @@ def read(memory, at, hw=2):
 
 
 def test_a_joining_frame_is_read_against_the_first_key_only_with_xmem_groups():
-    """Object 2 joins at frame 1 and is trimmed to the length of the keys: its frame 1 gets the key of frame 0."""
-    held = {}
+    """Object 2 joins at frame 1 and is trimmed to the keys: its frame 1 gets the key of frame 0."""
+    readouts = {}
     for groups in ("xmem", "exact"):
         memory = make(groups)
         for f, at in enumerate((0, 100, 200, 140)):
             add(memory, f, [1] if f == 0 else [1, 2], at=at)
         assert memory.consolidations == 1
-        # At 110 the nearest is object 2's frame 1 (at 100), or frame 3 (at 140) where the value of frame 1 hangs at 0.
-        held[groups] = read(memory, 110), read(memory, 0)
-    assert held["xmem"] == ([1, 103], [0, 101])
-    assert held["exact"] == ([1, 101], [0, 101])
+        # At 110 the nearest is object 2's frame 1 (at 100), or frame 3 (at 140) where the value of
+        # frame 1 hangs at 0.
+        readouts[groups] = read(memory, 110), read(memory, 0)
+    assert readouts["xmem"] == ([1, 103], [0, 101])
+    assert readouts["exact"] == ([1, 101], [0, 101])
 
 
 def test_a_group_of_exactly_t_min_frames_is_misaligned_only_with_xmem_groups():
     """Not trimmed at all, but as long as the trimmed keys."""
-    held = {}
+    readouts = {}
     for groups in ("xmem", "exact"):
         memory = make(groups)
         for f, at in enumerate((0, 100, 200, 260)):
             add(memory, f, [1] if f < 2 else [1, 2], at=at)
-        held[groups] = read(memory, 200)
+        readouts[groups] = read(memory, 200)
     # Working keys are now those of frames 0 and 3; object 2 has values of frames 2 and 3.
-    assert held["xmem"] == [2, 103]
-    assert held["exact"] == [2, 102]
+    assert readouts["xmem"] == [2, 103]
+    assert readouts["exact"] == [2, 102]
 
 
 def test_a_group_of_one_frame_more_loses_a_frame_only_with_xmem_groups():
@@ -89,7 +90,10 @@ def test_a_group_of_one_frame_more_loses_a_frame_only_with_xmem_groups():
 
 @BOTH
 def test_a_partly_valid_batch_of_prototypes_is_mispaired_only_with_xmem_groups(groups):
-    """Object 2 joins at frame 1: candidates of frame 1 are not valid for it. The most used token is of frame 3."""
+    """Object 2 joins at frame 1: candidates of frame 1 are not valid for it.
+
+    The most used token is of frame 3.
+    """
     memory = make(groups, max_mid_term_frames=6, num_prototypes=2)
     for f in range(6):
         add(memory, f, [1] if f == 0 else [1, 2])
@@ -101,7 +105,8 @@ def test_a_partly_valid_batch_of_prototypes_is_mispaired_only_with_xmem_groups(g
     if groups == "xmem":
         assert memory.groups.long_term.key[0, 0].tolist() == [30, 10]
         assert [v.shape[-1] for v in memory.groups.long_term_values] == [2, 1]
-        # One value, of frame 3, against the last key, of frame 1. Object 2's own frame 1 is at 0 by now.
+        # One value, of frame 3, against the last key, of frame 1. Object 2's own frame 1 is at 0 by
+        # now.
         assert read(memory, 10) == [1, 103]
     else:
         assert read(memory, 10) == [1, 101]
@@ -120,7 +125,7 @@ def test_xmem_prototypes_without_any_valid_value_are_left_out():
 
 
 def test_xmem_potentiation_is_over_the_values_a_group_has():
-    """Prototype of frame 2, between frames 1 and 3: object 1 averages over all, object 2 over frames 2 and 3."""
+    """Prototype of frame 2: object 1 averages over frames 1 to 3, object 2 over frames 2 and 3."""
     memory = make("xmem", max_mid_term_frames=5, num_prototypes=1)
     for f, at in enumerate((50, 1, 2, 3, 90)):
         add(memory, f, [1] if f == 0 else [1, 2], at=at, hw=1)
@@ -308,7 +313,7 @@ def random_config(draw, **changes):
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_exact_groups_are_memories_of_their_own(data):
-    """All objects together read and count just as each group does alone in a memory that starts when it joins."""
+    """All objects together read and count as each group in a memory of its own."""
     config = random_config(data.draw, groups="exact")
     film = Film(data.draw(st.integers(0, 100)))
     together = Memory(config)

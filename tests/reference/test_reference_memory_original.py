@@ -1,4 +1,4 @@
-"""The oracle's memory against what XMem's own memory manager gave (data/make_xmem_memory.py), frame by frame."""
+"""The oracle's memory against records of XMem's own manager (data/make_xmem_memory.py)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def recorded():
 
 
 def replay(recorded, case, dtype=torch.float64, ops=reference, **changes):
-    """Runs the schedule and returns the largest differences from the record: of readouts, of counters, of sizes."""
+    """Runs the schedule; the largest differences from the record: of readouts, counters, sizes."""
     data = {name.removeprefix(case + "/"): x for name, x in recorded.items() if name.startswith(case + "/")}
     config = MemoryConfig.from_dict({**json.loads(str(data["config"])), "groups": "xmem"})
     memory = Memory(dataclasses.replace(config, **changes), ops=ops)

@@ -14,7 +14,8 @@ def row(*numbers, dtype=torch.float64):
 
 
 def test_similarity_is_equation_2():
-    # CK = 4, so 1/sqrt(CK) = 1/2. Differences (1, 2, 0, 3), squared 1, 4, 0, 9; e = (1, 1/2, 1, 0): 1 + 2 = 3; s = 4.
+    # CK = 4, so 1/sqrt(CK) = 1/2. Differences (1, 2, 0, 3), squared 1, 4, 0, 9; e = (1, 1/2, 1, 0):
+    # 1 + 2 = 3; s = 4.
     mk = torch.tensor([[[1.0], [2.0], [5.0], [3.0]]], dtype=torch.float64)
     qk = torch.tensor([[[0.0], [0.0], [5.0], [0.0]]], dtype=torch.float64)
     qe = torch.tensor([[[1.0], [0.5], [1.0], [0.0]]], dtype=torch.float64)
@@ -74,10 +75,10 @@ def test_a_key_that_is_not_finite_is_never_read(bad, top_k):
     mv = torch.tensor([[[[1.0, 1e9, 2.0, 3.0]]]], dtype=torch.float64)
     readout, usage = reference.memory_read(mk, None, mv, row(0.0), None, top_k=top_k, return_usage=True)
     keep = [0, 2, 3]
-    wanted, used = reference.memory_read(
+    expected, used = reference.memory_read(
         mk[..., keep], None, mv[..., keep], row(0.0), None, top_k=top_k, return_usage=True
     )
-    assert torch.equal(readout, wanted)
+    assert torch.equal(readout, expected)
     assert usage[0, 1] == 0
     assert torch.equal(usage[:, keep], used)
 
@@ -124,15 +125,16 @@ def test_eviction_takes_the_least_used_and_of_equals_the_oldest():
 
 
 def test_consolidation_averages_with_the_softmax_around_each_prototype():
-    # CK = 1. Candidates 0 and sqrt(log 3) apart; the prototype is the second (usage 5), its selection 1:
-    # distances to it: log 3 and 0, with shrinkage 1: weights 1/4 and 3/4.
+    # CK = 1. Candidates 0 and sqrt(log 3) apart; the prototype is the second (usage 5), its
+    # selection 1: distances to it: log 3 and 0, with shrinkage 1: weights 1/4 and 3/4.
     mk = row(0.0, math.sqrt(math.log(3)))
     mv = torch.tensor([[[[8.0, 4.0]]]], dtype=torch.float64)
     pk, ps, pv = reference.consolidate(mk, row(1.0, 1.0), row(0.3, 1.0), mv, torch.tensor([[2.0, 5.0]]), 1)
     assert torch.equal(pk, mk[..., 1:])
     assert ps.item() == pytest.approx(1)
     assert pv.item() == pytest.approx(5)
-    # The shrinkage is potentiated with the same weights: distance log 3 scaled by s = 2 gives weights 1/10 and 9/10.
+    # The shrinkage is potentiated with the same weights: distance log 3 scaled by s = 2 gives
+    # weights 1/10 and 9/10.
     _, ps, pv = reference.consolidate(mk, row(2.0, 6.0), row(0.3, 1.0), mv, torch.tensor([[2.0, 5.0]]), 1)
     assert ps.item() == pytest.approx(0.1 * 2 + 0.9 * 6)
     assert pv.item() == pytest.approx(0.1 * 8 + 0.9 * 4)

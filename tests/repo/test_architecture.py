@@ -84,7 +84,7 @@ def test_every_import_follows_an_arrow():
     ("module", "line"),
     [
         ("xmemk.memory.exact", "from xmemk.benchmarks import run"),
-        ("xmemk.memory.exact", "import xmemk.benchmarks.peers.registry"),
+        ("xmemk.memory.exact", "import xmemk.benchmarks.peers.catalogue"),
         ("xmemk.memory.exact", "def f():\n    from ..video import tracker"),
         ("xmemk.kernels.tiles", "from xmemk import reference"),
         ("xmemk.kernels.tiles", "from xmemk.memory import Memory"),

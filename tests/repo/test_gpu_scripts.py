@@ -24,7 +24,7 @@ def gpu_suite(tiny_run, folder, *options):
 
 
 def test_benchmark_of_reads(tiny_run, tmp_path):
-    code, results = gpu_suite(tiny_run, tmp_path, "--op", "read")
+    code, results = gpu_suite(tiny_run, tmp_path, "--op", "memory_read")
     assert code == 0
     assert [result["objects"] for result in results] == [1, 5]
     for result in results:
@@ -41,7 +41,7 @@ def test_benchmark_of_reads(tiny_run, tmp_path):
 
 
 def test_benchmark_of_dense_reads(tiny_run, tmp_path):
-    code, results = gpu_suite(tiny_run, tmp_path, "--op", "dense")
+    code, results = gpu_suite(tiny_run, tmp_path, "--op", "memory_read_dense")
     assert code == 0
     for result in results:
         by_peer = {row["peer"]: row for row in result["rows"]}
@@ -51,7 +51,7 @@ def test_benchmark_of_dense_reads(tiny_run, tmp_path):
         assert by_peer["FlexAttention (no usage)"]["reason"]
 
 
-@pytest.mark.parametrize("op", ["select", "evict", "consolidate"])
+@pytest.mark.parametrize("op", ["select_prototypes", "evict_lfu", "consolidate"])
 def test_benchmark_of_upkeep(tiny_run, tmp_path, op):
     code, (result,) = gpu_suite(tiny_run, tmp_path, "--op", op)
     assert code == 0
@@ -60,10 +60,10 @@ def test_benchmark_of_upkeep(tiny_run, tmp_path, op):
 
 
 def test_an_op_whose_tests_are_red_is_refused_and_the_others_go_on(tiny_run, tmp_path, monkeypatch):
-    from xmemk.benchmarks.harness import tested
+    from xmemk.benchmarks.harness import op_tests
 
-    monkeypatch.setattr(tested, "check", lambda ops, *_: ({"evict": True}, {"select": ["test_select.py::test_it"]}))
-    code, results = gpu_suite(tiny_run, tmp_path, "--op", "select", "evict")
+    monkeypatch.setattr(op_tests, "check", lambda ops, *_: ({"evict_lfu": True}, {"select_prototypes": ["test_select.py::test_it"]}))
+    code, results = gpu_suite(tiny_run, tmp_path, "--op", "select_prototypes", "evict_lfu")
     assert code == 1
     select, evict = results
     assert {row["reason"] for row in select["rows"]} == {"refused: the tests of this op are red"}
@@ -71,7 +71,7 @@ def test_an_op_whose_tests_are_red_is_refused_and_the_others_go_on(tiny_run, tmp
     assert any(row["median"] for row in evict["rows"])
 
 
-def shell(tmp_path, *arguments, steps="evict", untested=""):
+def shell(tmp_path, *arguments, steps="evict_lfu", untested=""):
     return subprocess.run(
         ["sh", ROOT / "tools" / "gpu.sh", *arguments],
         capture_output=True,
@@ -165,7 +165,7 @@ def test_a_step_that_takes_too_long_says_what_it_knows(tmp_path):
 
 
 def test_untested_tables_say_so(tiny_run, tmp_path):
-    code, (result,) = gpu_suite(tiny_run, tmp_path, "--op", "evict", "--untested")
+    code, (result,) = gpu_suite(tiny_run, tmp_path, "--op", "evict_lfu", "--untested")
     assert code == 0
     assert result["tested"] == "tests not run: --untested"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from xmemk.benchmarks import readme
-from xmemk.benchmarks.report import reading
+from xmemk.benchmarks.report import result_files
 
 import xmemk
 from xmemk import backends
-from xmemk.network.network import NetworkConfig
+from xmemk.network import NetworkConfig
 from xmemk.testing import compare_close, make_inputs
 
 ROOT = Path(__file__).parents[2]
@@ -101,11 +101,11 @@ def test_the_figures_are_those_of_the_result_files():
 
 def test_other_figures_would_be_noticed(tmp_path):
     """A figure changed in README or in a result file makes the two differ, and marks that are missing are an error."""
-    ours = re.search(r"\| top-k memory read, 480p-full, 1 object \| ([\d.]+) (?:us|ms|s) \|", README)
+    ours = re.search(r"\| memory_read top-k \(480p-full, 1 object\) \| ([\d.]+) (?:us|ms|s) \|", README)
     changed = README[: ours.start(1)] + "1.23" + README[ours.end(1) :]
     assert readme.with_figures(changed, RESULTS) == README
-    places, _ = reading.read(RESULTS)
-    source = next(case for place in places if (case := place.case("read", "480p-full"))).source
+    places, _ = result_files.read(RESULTS)
+    source = next(case for place in places if (case := place.case("memory_read", "480p-full"))).source
     run = json.loads((RESULTS[0].parent / source.file).read_text().splitlines()[source.line - 1])
     run["date"] = "2999-01-01 00:00"
     (tmp_path / "later.jsonl").write_text(json.dumps(run) + "\n")

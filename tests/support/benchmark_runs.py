@@ -5,14 +5,15 @@ import json
 import pytest
 import torch
 from xmemk.benchmarks import run
-from xmemk.benchmarks.harness import costs, sweeps, tested
+from xmemk.benchmarks.harness import costs, op_tests, round_timer, sweeps
 
 
 @pytest.fixture
 def tiny_run(monkeypatch, capsys):
     """run.main on tiny workloads -> the run, its exit code."""
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)  # takes long, and is not ours
-    monkeypatch.setattr(tested, "check", lambda ops, *_: (dict.fromkeys(ops, True), {}))
+    monkeypatch.setattr(op_tests, "check", lambda ops, *_: (dict.fromkeys(ops, True), {}))
+    monkeypatch.setitem(round_timer.CHAIN_SECONDS, "cpu", 1e-3)
     monkeypatch.setattr(sweeps, "measure_roof", lambda *_: costs.Roof(100.0, 10.0))
     # Packages and compilers go through a process of their own, which has its own tests.
     monkeypatch.setattr(sweeps, "in_fresh_process", lambda *_, **__: (None, "left out here"))

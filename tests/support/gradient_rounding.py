@@ -1,17 +1,26 @@
 """The float64 gradients of a memory read, and how far float32 arithmetic may take a kernel from them."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from xmemk import reference
-from xmemk.testing import compare_close, score_tolerance
+from xmemk.testing import Inputs, compare_close, score_tolerance
 
 NAMES = ("mk", "ms", "mv", "qk", "qe")
 UNIT = 2.0**-24  # float32's, which is that of the arithmetic for 16-bit input, too
 
 
-def gradients(read, x, upstream):
+Read = Callable[..., Any]
+Gradients = dict[str, Tensor]
+
+
+def gradients(read: Read, x: Inputs, upstream: Any) -> Gradients:
     """{name: gradient} of every input of ``read(*x.read)`` that there is; what it returns meets ``upstream``."""
     inputs = {name: t.detach().requires_grad_() for name, t in zip(NAMES, x.read) if t is not None}
     out = read(*(inputs.get(name) for name in NAMES))
@@ -19,10 +28,10 @@ def gradients(read, x, upstream):
     return dict(zip(inputs, torch.autograd.grad(out, list(inputs.values()), upstream, allow_unused=True)))
 
 
-def oracle(index=None):
+def oracle(index: Tensor | None = None) -> Read:
     """The oracle's dense read with usage; with ``index`` [B, Q, k] its softmax over these tokens."""
 
-    def read(mk, ms, mv, qk, qe):
+    def read(mk: Tensor, ms: Tensor | None, mv: Tensor, qk: Tensor, qe: Tensor | None) -> Any:
         if index is None:
             return reference.memory_read(mk, ms, mv, qk, qe, return_usage=True)
         score = reference.similarity(mk, ms, qk, qe)
@@ -33,28 +42,32 @@ def oracle(index=None):
     return read
 
 
-def check_gradients(x, got, d_readout, d_usage=None, index=None):
+def check_gradients(
+    x: Inputs, got: Gradients, d_readout: Tensor, d_usage: Tensor | None = None, index: Tensor | None = None
+) -> None:
     """``got`` {name: gradient} against float64 over the same tokens; raises AssertionError beyond rounding."""
     exact = x.double()
     d_readout = d_readout.double()
     d_usage = torch.zeros_like(exact.usage) if d_usage is None else d_usage.double()
-    wanted = gradients(oracle(index), exact, (d_readout, d_usage))
+    expected = gradients(oracle(index), exact, (d_readout, d_usage))
     allowed = rounding(x, d_readout, d_usage, index)
-    assert set(got) == set(wanted)
+    assert set(got) == set(expected)
     for name, gradient in got.items():
         source = dict(zip(NAMES, x.read))[name]
+        assert source is not None
         assert gradient.dtype == source.dtype, name
         info = torch.finfo(gradient.dtype)
-        room = allowed[name] + info.eps * wanted[name].abs() + max(1e-30, info.smallest_normal * info.eps)
-        compare_close(f"gradient of {name}", gradient.double() / room, wanted[name] / room, 1.0).check()
+        room = allowed[name] + info.eps * expected[name].abs() + max(1e-30, info.smallest_normal * info.eps)
+        compare_close(f"gradient of {name}", gradient.double() / room, expected[name] / room, 1.0).check()
 
 
-def rounding(x, d_readout, d_usage, index):
+def rounding(x: Inputs, d_readout: Tensor, d_usage: Tensor, index: Tensor | None) -> Gradients:
     """{name: the error that float32 may leave in that gradient}, number by number.
 
-    Scores off by d make weights off by d, relatively, and by the mean d that the sum carries; on top come the roundings
-    of each sum, of the size of its terms' absolute values about a middle key, as in xmemk.testing. Which key is the
-    middle one is the kernel's choice, so the terms are larger by the keys' mean distance from theirs.
+    A score that is off by d moves its weight by d, relatively, and by the mean d that the softmax's
+    sum carries. Each sum adds its own rounding, of the size of its terms' absolute values about a
+    central key, as in xmemk.testing. The kernel chooses its own central key, so the terms are larger
+    by the keys' mean distance from the one used here.
     """
     exact = x.double()
     ms = torch.ones_like(exact.mk[:, :1]) if exact.ms is None else exact.ms
@@ -66,8 +79,8 @@ def rounding(x, d_readout, d_usage, index):
         chosen = torch.zeros_like(score, dtype=torch.bool).scatter(1, index.transpose(1, 2), True)
         score = score.masked_fill(~chosen, -math.inf)
     weight = score.softmax(1)
-    middle = exact.mk.nanmedian(2, keepdim=True).values
-    shift = (exact.mk - middle).abs().nanmean(2, keepdim=True)
+    center = exact.mk.nanmedian(2, keepdim=True).values
+    shift = (exact.mk - center).abs().nanmean(2, keepdim=True)
     s = ms.transpose(1, 2) / root
     tolerance = score_tolerance(x) + math.sqrt(2 * ck + 2) * UNIT * s * 2 * (qe * shift**2).sum(1, keepdim=True)
     if ck < 8:  # the square root is that of many roundings that partly cancel; a few may all go one way
@@ -82,12 +95,12 @@ def rounding(x, d_readout, d_usage, index):
     off = weight * (off + terms * UNIT * (size + (weight * size).sum(1, keepdim=True)))
     d_score = weight * centred
 
-    k, p = (exact.mk - middle).unsqueeze(3), (exact.qk - middle).unsqueeze(2)  # [B, CK, N, 1], [B, CK, 1, Q]
+    k, p = (exact.mk - center).unsqueeze(3), (exact.qk - center).unsqueeze(2)  # [B, CK, N, 1], [B, CK, 1, Q]
     apart, together = (k - p).abs(), k.abs() + p.abs() + 2 * shift.unsqueeze(3)
     e, s = qe.unsqueeze(2), s.unsqueeze(1)
     by_token, by_query = (8 + math.sqrt(q)) * UNIT, (8 + math.sqrt(n)) * UNIT
 
-    def summed(of_apart, of_together, unit, over):
+    def summed(of_apart: Tensor, of_together: Tensor, unit: float, over: int) -> Tensor:
         return (off.unsqueeze(1) * of_apart + unit * d_score.unsqueeze(1) * of_together).sum(over)
 
     return {

@@ -15,6 +15,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,6 +58,8 @@ def _start():
     torch.set_num_threads(1)
     find_kernels()
     _numbers_of_arrays()
+    _products_of_bfloat16()
+    _patch_the_language_once()
 
 
 def _numbers_of_arrays():
@@ -70,6 +73,38 @@ def _numbers_of_arrays():
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patched
+
+
+def _products_of_bfloat16():
+    """Triton's interpreter holds bfloat16 as its bits, and would multiply these."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    before = interpreter.InterpreterBuilder.create_dot
+
+    def operand(x):
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return interpreter.TensorHandle((x.data.astype("uint32") << 16).view("float32"), tl.float32)
+
+    def patched(self, a, b, *more):
+        return before(self, operand(a), operand(b), *more)
+
+    interpreter.InterpreterBuilder.create_dot = patched
+
+
+def _patch_the_language_once():
+    """Triton's interpreter patches triton.language anew in every call of a function, which takes most of its time.
+
+    This process only interprets, so the first patch stays.
+    """
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    before = interpreter._patch_lang
+
+    before(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))  # it looks at a function's modules
+    interpreter._patch_lang = lambda fn: interpreter._LangPatchScope()
 
 
 def _run(module, name, arguments):

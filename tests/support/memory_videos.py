@@ -1,23 +1,40 @@
-"""Made-up frames and small configurations for the tests of xmemk.Memory."""
+"""Synthetic frames and small configurations for the tests of xmemk.Memory."""
 
-import dataclasses
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from xmemk import MemoryConfig
+from xmemk import Memory, MemoryConfig
+from xmemk.memory.bank import Bank
+from xmemk.memory.table import Table
 
 CK, CV, H, W = 4, 3, 2, 3
+LABELS = 9  # objects that a frame has values for
 
 
-def frame(t, objects=(1, 2), dtype=torch.float32, batch=1, h=H, w=W):
-    """Arguments of ``add``; an object's values do not depend on which others are there."""
+def frame(
+    t: int,
+    objects: Sequence[int] = (1, 2),
+    dtype: torch.dtype = torch.float32,
+    batch: int = 1,
+    h: int = H,
+    w: int = W,
+) -> dict[str, Any]:
+    """Arguments of ``add`` for frame t.
+
+    An object's values do not depend on which others there are.
+    """
     g = torch.Generator().manual_seed(t)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=g, dtype=torch.float64)
 
     key, shrinkage = normal(batch, CK, h, w), 1 + normal(batch, 1, h, w).square()
-    selection, values = normal(batch, CK, h, w).sigmoid(), normal(batch, 9, CV, h, w)
+    selection, values = normal(batch, CK, h, w).sigmoid(), normal(batch, LABELS, CV, h, w)
     return {
         "key": key.to(dtype),
         "shrinkage": shrinkage.to(dtype),
@@ -27,13 +44,15 @@ def frame(t, objects=(1, 2), dtype=torch.float32, batch=1, h=H, w=W):
     }
 
 
-def query(t, **options):
+def query(t: int, **options: Any) -> dict[str, Tensor]:
+    """Arguments of ``read`` for frame t."""
     x = frame(1000 + t, **options)
     return {"query_key": x["key"], "selection": x["selection"]}
 
 
-def small(groups="exact", **changes):
-    parameters = {
+def small(groups: str = "exact", **changes: Any) -> MemoryConfig:
+    """Limits that consolidate every third frame, and soon evict."""
+    parameters: dict[str, Any] = {
         "top_k": 4,
         "max_mid_term_frames": 5,
         "min_mid_term_frames": 2,
@@ -43,8 +62,11 @@ def small(groups="exact", **changes):
     return MemoryConfig(**parameters | changes, groups=groups)
 
 
-def run(memory, first, last, joins=None, **options):
-    """Frames first to last - 1 with a read each; ``joins``: label -> its first frame. Returns what was read."""
+def run(memory: Memory, first: int, last: int, joins: dict[int, int] | None = None, **options: Any) -> list[Tensor]:
+    """Reads and adds frames first to last - 1.
+
+    joins: label -> its first frame. Returns the readouts.
+    """
     joins = joins or {1: 0, 2: 0}
     readouts = []
     for t in range(first, last):
@@ -54,34 +76,31 @@ def run(memory, first, last, joins=None, **options):
     return readouts
 
 
-def numbers(memory):
-    """All that a memory holds and counts, copied."""
-    groups = memory.groups
+def numbers(memory: Memory) -> list[Any]:
+    """A copy of all that a memory stores and counts."""
+    groups: Any = memory.groups
     if groups is None:
         return [repr(memory), memory.sensory.objects]
-    parts = [bucket.arena for bucket in groups.buckets] if hasattr(groups, "buckets") else [groups.arena]
+    arenas = [bucket.arena for bucket in groups.buckets] if hasattr(groups, "buckets") else [groups.arena]
     state = [repr(memory), memory.sensory.objects, memory.objects, memory.nbytes]
-    for arena in parts:
-        state += [arena.reads, held(arena.table, arena.banks.values())]
+    for arena in arenas:
+        state += [arena.reads, stored(arena.table, arena.banks.values())]
     for group in getattr(groups, "late", []):
-        state += [group.objects, held(group.table, group.values.banks)]
+        state += [group.objects, stored(group.table, group.values.banks)]
     return state
 
 
-def held(table, banks):
+def stored(table: Table, banks: Iterable[Bank]) -> list[Any]:
+    """A copy of positions and tokens."""
     runs = table.runs()
     tensors = [bank.rows(r).clone() for bank in banks for r in runs if r.stop <= bank.blocks[r.block].shape[1]]
     return [table.long, list(table.slots), list(table.frames), *tensors]
 
 
-def same(a, b):
-    """Whether two results of :func:`numbers` agree to the bit."""
-    if isinstance(a, torch.Tensor):
+def same(a: Any, b: Any) -> bool:
+    """Whether two results of :func:`numbers` agree bit for bit."""
+    if isinstance(a, Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
-def with_groups(config, groups):
-    return dataclasses.replace(config, groups=groups)
+    return bool(a == b)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 from xmemk.benchmarks import run
-from xmemk.benchmarks.harness import costs, measure, ops, sweeps, tested
-from xmemk.benchmarks.peers.registry import Peer, peers_of
+from xmemk.benchmarks.harness import case_setup, costs, op_tests, round_timer, sweeps, timing
+from xmemk.benchmarks.peers.catalogue import Peer, peers_of
 
 ERROR = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported later"
 
@@ -64,19 +64,20 @@ def stand_ins(device, plan, op):
 
 def put_in_place(put, plan):
     """``put``: (object, name, value), setattr or a fixture's. The device."""
-    device, make = Device(), ops.make
+    device, make = Device(), case_setup.make
 
     def made(arguments):
         device.use()
         return make(arguments)
 
-    put(ops, "peers", lambda op, *_: stand_ins(device, plan, op))
-    put(ops, "make", made)
-    put(measure, "synchronize", device.use)
+    put(case_setup, "peers", lambda op, *_: stand_ins(device, plan, op))
+    put(case_setup, "make", made)
+    put(timing, "synchronize", device.use)
     put(sweeps, "in_fresh_process", lambda *_, **__: (None, ""))
     put(sweeps, "measure_roof", lambda *_: costs.Roof(100.0, 10.0))
+    put(round_timer, "CHAIN_SECONDS", {"cpu": 1e-3})
     put(torch.compiler, "reset", device.use)
-    put(tested, "check", lambda asked, *_: (dict.fromkeys(asked, True), {}))
+    put(op_tests, "check", lambda asked, *_: (dict.fromkeys(asked, True), {}))
     return device
 
 

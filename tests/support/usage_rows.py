@@ -8,7 +8,7 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SPECIAL = [math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 1e-30, -1e-30, 1e-45]
 
 
-def row(kind, n):
+def row(kind: str, n: int) -> torch.Tensor:
     """One usage row of a given kind, float32."""
     g = torch.Generator().manual_seed(n)
     u = torch.rand(n, generator=g)

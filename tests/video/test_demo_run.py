@@ -17,10 +17,10 @@ from xmemk import Memory, MemoryConfig, api
 from xmemk.cli.app import run
 from xmemk.data.masks import read_mask, write_mask
 from xmemk.data.video import VideoWriter, read_frames
-from xmemk.demo.measure import MeasuredOps
+from xmemk.demo.checked_functions import CheckedFunctions
 from xmemk.demo.original import memory_read as original_read
 from xmemk.demo.pictures import Spread
-from xmemk.demo.run import Job
+from xmemk.demo.run import DemoJob
 from xmemk.demo.run import run as run_job
 from xmemk.testing import compare_read, make_inputs
 
@@ -92,7 +92,7 @@ def test_the_whole_job(clip, tmp_path, capsys):
 
 def test_an_interrupted_run_leaves_the_earlier_one_whole(clip, tmp_path):
     out = tmp_path / "out"
-    job = Job(clip / "clip.mp4", clip / "00002.png", 2, out, original_every=0)
+    job = DemoJob(clip / "clip.mp4", clip / "00002.png", 2, out, original_every=0)
     run_job(job)
     before = {p: p.stat().st_mtime_ns for p in sorted(out.rglob("*")) if p.is_file()}
 
@@ -147,8 +147,8 @@ def test_what_the_demo_did_not_write_stays(clip, tmp_path):
     (out / "masks" / "mine.png").write_text("mine")
     (out / "notes.txt").write_text("mine")
     (out / "masks" / "00001.png").write_text("mine, too: no report tells of it")
-    run_job(Job(clip / "clip.mp4", clip / "00002.png", 2, out, original_every=0))
-    run_job(Job(clip / "clip.mp4", clip / "00002.png", 9, out, original_every=0))
+    run_job(DemoJob(clip / "clip.mp4", clip / "00002.png", 2, out, original_every=0))
+    run_job(DemoJob(clip / "clip.mp4", clip / "00002.png", 9, out, original_every=0))
     masks = {p.name for p in (out / "masks").iterdir()}
     # The masks of the first run that the second did not write anew are gone, the rest is there.
     assert masks == {"mine.png", "00001.png", *(f"{i:05d}.png" for i in range(9, FRAMES))}
@@ -161,10 +161,10 @@ def test_input_inside_the_products_is_refused(clip, tmp_path):
     mask = out / "masks" / "00002.png"
     write_mask(mask, square(2))
     with pytest.raises(ValueError, match="would be overwritten by the results"):
-        run_job(Job(clip / "clip.mp4", mask, 2, out))
+        run_job(DemoJob(clip / "clip.mp4", mask, 2, out))
     assert read_mask(mask).any()
     with pytest.raises(ValueError, match="is a file; --out wants a folder"):
-        run_job(Job(clip / "clip.mp4", clip / "00002.png", 2, mask))
+        run_job(DemoJob(clip / "clip.mp4", clip / "00002.png", 2, mask))
 
 
 @pytest.mark.parametrize("count", [1, 2, 12, 13, 92, 1000])
@@ -208,7 +208,7 @@ CONFIG = MemoryConfig(
 
 
 def test_measured_ops_check_every_call():
-    ops = MeasuredOps(original_every=2)
+    ops = CheckedFunctions(original_every=2)
     memory = Memory(CONFIG, functions=ops)
     frames(memory)
     assert memory.consolidations > 0
@@ -230,4 +230,4 @@ def test_a_wrong_backend_stops_the_demo(monkeypatch, op):
     wrong.__name__ = op
     monkeypatch.setattr(api, op, wrong)
     with pytest.raises(RuntimeError, match="fails the oracle"):
-        frames(Memory(CONFIG, functions=MeasuredOps(original_every=0)))
+        frames(Memory(CONFIG, functions=CheckedFunctions(original_every=0)))

@@ -16,7 +16,7 @@ from xmemk.cli.app import run
 from xmemk.evaluation.layouts import open_dataset
 from xmemk.evaluation.metrics import judge, mean
 from xmemk.evaluation.policies import POLICIES
-from xmemk.network.network import NetworkConfig, XMem
+from xmemk.network import NetworkConfig, XMem
 
 SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
 

@@ -14,7 +14,7 @@ def names(video):
 
 
 def wanted(video):
-    return [shot.name for shot in video.shots if shot.wanted]
+    return [shot.name for shot in video.shots if shot.has_result]
 
 
 def annotated(video):

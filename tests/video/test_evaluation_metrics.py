@@ -225,7 +225,7 @@ def test_without_vos_benchmark(tmp_path, monkeypatch):
 def test_submissions(tmp_path, made, first, count):
     dataset, results = open_dataset(made(tmp_path / "data")), tmp_path / "r"
     for video in dataset.videos:
-        layouts.write_masks(results / video.name, [shot.name for shot in video.shots if shot.wanted], late=0)
+        layouts.write_masks(results / video.name, [shot.name for shot in video.shots if shot.has_result], late=0)
         layouts.write_masks(results / video.name, ["unwanted"])
     assert pack(dataset, results, tmp_path / "sub.zip") == count
     with zipfile.ZipFile(tmp_path / "sub.zip") as file:

@@ -18,7 +18,7 @@ from xmemk.evaluation import run as module
 from xmemk.evaluation.layouts import open_dataset
 from xmemk.evaluation.policies import POLICIES
 from xmemk.evaluation.run import Settings, counting_usage, run
-from xmemk.network.network import NetworkConfig, XMem
+from xmemk.network import NetworkConfig, XMem
 from xmemk.video.tracker import Tracker
 
 SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
@@ -212,14 +212,14 @@ def test_input_that_does_not_fit(network, tmp_path):
 
 
 def test_a_full_disk_keeps_what_is_finished(network, tmp_path, monkeypatch):
-    from xmemk.video import segment
+    from xmemk.video import labels
 
     def full(path, labels, colours=None):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     root, out = layouts.davis(tmp_path / "data"), tmp_path / "out"
     run(network, open_dataset(root, videos=["bear"]), out, SETTINGS)
-    monkeypatch.setattr(segment, "write_mask", full)
+    monkeypatch.setattr(labels, "write_mask", full)
     with pytest.raises(OSError, match="the disk is full; masks written so far are kept"):
         run(network, open_dataset(root), out, SETTINGS)
     assert len(results(out, "bear")) == 6 and not results(out, "swan")

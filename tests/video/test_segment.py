@@ -19,8 +19,9 @@ from xmemk.data.mask_files import find_masks, mask_for
 from xmemk.data.masks import MaskError, read_mask, write_mask
 from xmemk.data.source import open_source
 from xmemk.data.video import VideoError, VideoWriter
-from xmemk.network.network import NetworkConfig, XMem
-from xmemk.video.segment import Job, labels_of, segment
+from xmemk.network import NetworkConfig, XMem
+from xmemk.video.labels import labels_of
+from xmemk.video.segment import SegmentJob, segment
 from xmemk.video.tracker import Tracker
 
 SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
@@ -63,7 +64,7 @@ def equal(a, b):
 
 def test_every_frame_has_a_mask_and_they_are_the_trackers(network, video, mask, tmp_path):
     calls = []
-    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG)
+    job = SegmentJob(video, mask, tmp_path / "out", size=0, config=CONFIG)
     report = segment(network, job, lambda done, total, tracker: calls.append((done, total)))
     assert report.frames == COUNT and report.resumed == 0 and report.objects == (1, 2)
     assert calls == [(i + 1, COUNT) for i in range(COUNT)]
@@ -83,14 +84,14 @@ def test_later_masks_bring_in_objects(network, video, tmp_path):
     write_mask(masks / "00000.png", torch.zeros(fixed.HEIGHT, fixed.WIDTH, dtype=torch.uint8))
     write_mask(masks / "00002.png", fixed.first_mask().to(torch.uint8))
     write_mask(masks / "00008.png", fixed.late_mask().to(torch.uint8) * 50)
-    report = segment(network, Job(video, masks, tmp_path / "out", size=0, config=CONFIG))
+    report = segment(network, SegmentJob(video, masks, tmp_path / "out", size=0, config=CONFIG))
     got = results(tmp_path / "out")
     assert report.objects == (1, 2, 150) and next(iter(got)) == "00002.png" and len(got) == COUNT - 2
     assert torch.equal(got["00008.png"] == 150, fixed.late_mask() == 3)
 
 
 def test_another_size_for_the_network_and_masks_of_the_videos(network, video, mask, tmp_path):
-    segment(network, Job(video, mask, tmp_path / "out", size=32, config=CONFIG))
+    segment(network, SegmentJob(video, mask, tmp_path / "out", size=32, config=CONFIG))
     got = results(tmp_path / "out")
     assert {m.shape for m in got.values()} == {(fixed.HEIGHT, fixed.WIDTH)}
     assert (got["00000.png"] == fixed.first_mask()).float().mean() > 0.95
@@ -131,22 +132,22 @@ def stop_at(count):
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_masks(network, video, mask, tmp_path, monkeypatch, lost):
-    whole = Job(video, mask, tmp_path / "whole", size=0, config=CONFIG)
+    whole = SegmentJob(video, mask, tmp_path / "whole", size=0, config=CONFIG)
     segment(network, whole)
-    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=4)
+    job = SegmentJob(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=4)
     with monkeypatch.context() as killed:
         if lost:  # as when the process is killed: no state is saved at the end
             saves = []
-            from xmemk.video import segment as module
+            from xmemk.video.resume import SavedState
 
-            save = module._Saved.save
+            save = SavedState.save
 
             def only_in_time(self, tracker, done):
                 if done % 4 == 0:
                     saves.append(done)
                     save(self, tracker, done)
 
-            killed.setattr(module._Saved, "save", only_in_time)
+            killed.setattr(SavedState, "save", only_in_time)
         with pytest.raises(Stop):
             segment(network, job, stop_at(14))
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "masks").iterdir()}
@@ -159,7 +160,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_masks(network, video,
 
 @pytest.mark.parametrize("change", ["config", "mask", "weights", "lost mask", "damaged state"])
 def test_a_state_of_another_job_is_not_gone_on_with(network, video, mask, tmp_path, change):
-    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG)
+    job = SegmentJob(video, mask, tmp_path / "out", size=0, config=CONFIG)
     with pytest.raises(Stop):
         segment(network, job, stop_at(5))
     if change == "config":
@@ -190,7 +191,7 @@ def test_a_state_of_another_job_is_not_gone_on_with(network, video, mask, tmp_pa
     ],
 )
 def test_a_full_disk_keeps_what_is_finished(network, video, mask, tmp_path, monkeypatch, uninterrupted, number, said):
-    from xmemk.video import segment as module
+    from xmemk.video import labels as module
 
     written = []
 
@@ -201,7 +202,7 @@ def test_a_full_disk_keeps_what_is_finished(network, video, mask, tmp_path, monk
         written.append(path)
         write_mask(path, labels)
 
-    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=3)
+    job = SegmentJob(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=3)
     with monkeypatch.context() as disk:
         disk.setattr(module, "write_mask", full)
         with pytest.raises(OSError, match=said):
@@ -235,7 +236,7 @@ def test_a_run_that_is_stopped_within_a_frame(ctrl_c, network, video, mask, tmp_
         return made
 
     before = signal.getsignal(signal.SIGINT)
-    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=6)
+    job = SegmentJob(video, mask, tmp_path / "out", size=0, config=CONFIG, save_every=6)
     with monkeypatch.context() as network_:
         network_.setattr(type(network), "encode_value", stopped)
         with pytest.raises(RuntimeError if by == "an error" else KeyboardInterrupt):
@@ -248,7 +249,7 @@ def test_a_run_that_is_stopped_within_a_frame(ctrl_c, network, video, mask, tmp_
 def test_the_state_is_saved_by_time_too(network, video, mask, tmp_path, monkeypatch, uninterrupted):
     from xmemk.video import segment as module
 
-    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG)
+    job = SegmentJob(video, mask, tmp_path / "out", size=0, config=CONFIG)
     with monkeypatch.context() as clock:
         clock.setattr(module, "SAVE_SECONDS", 0.0)
         clock.setattr(type(network), "encode_value", _fails_at(type(network).encode_value, 5))
@@ -272,12 +273,12 @@ def _fails_at(function, count):
 
 @pytest.fixture
 def uninterrupted(network, video, mask, tmp_path):
-    segment(network, Job(video, mask, tmp_path / "whole", size=0, config=CONFIG))
+    segment(network, SegmentJob(video, mask, tmp_path / "whole", size=0, config=CONFIG))
     return results(tmp_path / "whole")
 
 
 def test_what_fails_after_the_last_frame_does_not_redo_frames(network, video, mask, tmp_path):
-    job = Job(video, mask, tmp_path / "out", size=0, config=CONFIG)
+    job = SegmentJob(video, mask, tmp_path / "out", size=0, config=CONFIG)
     with pytest.raises(Stop):
         segment(network, job, then=lambda masks, first: stop_at(1)(1, None, None))
     written = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/masks").iterdir()}
@@ -295,9 +296,9 @@ def test_input_is_not_written_over(network, video, mask, tmp_path):
         shutil.copytree(video, out / folder)
         before = {p.name: p.read_bytes() for p in (out / folder).iterdir()}
         for job in (
-            Job(out / folder, mask, out),
-            Job(video, out / folder, out),
-            Job(video, out / folder / "0.png", out),
+            SegmentJob(out / folder, mask, out),
+            SegmentJob(video, out / folder, out),
+            SegmentJob(video, out / folder / "0.png", out),
         ):
             with pytest.raises(ValueError, match=rf"wanted a folder for results, got .*, whose {folder} is input"):
                 segment(network, job)
@@ -305,13 +306,13 @@ def test_input_is_not_written_over(network, video, mask, tmp_path):
         assert [p.name for p in out.iterdir()] == [folder]
     (tmp_path / "link").symlink_to(tmp_path / "with masks")
     with pytest.raises(ValueError, match="whose masks is input"):
-        segment(network, Job(tmp_path / "with masks/masks", mask, tmp_path / "link"))
+        segment(network, SegmentJob(tmp_path / "with masks/masks", mask, tmp_path / "link"))
     with VideoWriter(tmp_path / "overlay.mp4", 60, 48, Fraction(10)) as writer:
         writer.write(torch.zeros(48, 60, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"whose overlay.mp4 is input"):
-        segment(network, Job(tmp_path / "overlay.mp4", mask, tmp_path))
+        segment(network, SegmentJob(tmp_path / "overlay.mp4", mask, tmp_path))
     with pytest.raises(ValueError, match=r"out: wanted a folder for results, got .*first.png, which is a file"):
-        segment(network, Job(video, mask, mask))
+        segment(network, SegmentJob(video, mask, mask))
 
 
 def test_input_that_does_not_fit(network, video, mask, tmp_path):
@@ -335,7 +336,7 @@ def test_input_that_does_not_fit(network, video, mask, tmp_path):
         find_masks(named, source)
     (video / "00007.png").write_bytes(b"torn")
     with pytest.raises(VideoError, match=r"00007.png: not an image that can be read"):
-        segment(network, Job(video, mask, tmp_path / "out", size=0, config=CONFIG))
+        segment(network, SegmentJob(video, mask, tmp_path / "out", size=0, config=CONFIG))
     assert len(results(tmp_path / "out")) == 6  # the seventh waits for what comes after it
 
 

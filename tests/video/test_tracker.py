@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from xmemk import MemoryConfig
-from xmemk.network.network import NetworkConfig, XMem
+from xmemk.network import NetworkConfig, XMem
 from xmemk.reference.memory import Memory
 from xmemk.video.tracker import Tracker, pad, unpad
 
@@ -140,7 +140,7 @@ def test_a_later_mask_replaces_what_it_speaks_of_and_keeps_the_rest(network):
     assert bool((got[3][inside] > 0.99).all()) and float(got[1:3, inside].max()) < 1e-3
     given = torch.zeros(1, 3, 40, 56)
     given[0, :2], given[0, 2] = predicted[1:] * ~inside, inside.float()
-    from xmemk.network.network import aggregate
+    from xmemk.network import aggregate
 
     torch.testing.assert_close(got, aggregate(given)[0], rtol=1e-4, atol=1e-5)
 

@@ -6,7 +6,7 @@ import torch
 
 from xmemk import Memory, MemoryConfig
 from xmemk.measure.peak import give_back_free_memory, resident_bytes
-from xmemk.network.network import NetworkConfig, XMem
+from xmemk.network import NetworkConfig, XMem
 from xmemk.reference.memory import Memory as Oracle
 from xmemk.video.tracker import Tracker
 

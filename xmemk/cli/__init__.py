@@ -1,4 +1,7 @@
-"""The command line, ``xmemk`` or ``python -m xmemk``: typer for the words, rich for the tables and bars."""
+"""The command line, ``xmemk`` or ``python -m xmemk``.
+
+typer parses the arguments, rich prints tables and progress bars.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line. An error is one sentence on stderr and exit code 1; --debug adds the traceback."""
+    """Runs the command line.
+
+    An error is one sentence on stderr and exit code 1; --debug adds the traceback.
+    """
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

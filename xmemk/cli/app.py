@@ -1,4 +1,4 @@
-"""The commands put together, and how errors reach the person who typed them."""
+"""The commands together, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _debug = False
-_INTERRUPTED = 130  # what shells call an interrupt, and typer returns for one
+_INTERRUPTED = 130  # the exit code of shells, and of typer, for an interrupt
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -36,7 +36,7 @@ def _version(wanted: bool) -> None:
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     global _debug
@@ -52,7 +52,10 @@ app.command()(doctor)
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs a command and returns the exit code: 0 done, 1 failed, 2 the words were wrong, 130 interrupted."""
+    """Runs a command and returns the exit code.
+
+    0: done. 1: failed. 2: wrong arguments. 130: interrupted.
+    """
     global _debug
     _debug = False
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -68,7 +71,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _report(error: Exception, errors: Console) -> int:
-    # typer's own errors (wrong words) know how to show themselves and their exit code.
+    # typer's own errors, of wrong arguments, have their own output and exit code.
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(code, int):
         show()

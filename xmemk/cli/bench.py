@@ -28,13 +28,13 @@ def bench(
 ) -> None:
     """Measure xmemk beside what you would use otherwise, on this machine.
 
-    Prints a table and writes one page with plots, all figures, and what can be concluded from them and what not.
+    Prints a table and writes one page with plots, all figures, and what they do not say.
     """
     import torch
 
     try:
         from xmemk.benchmarks import bench as benchmarks
-        from xmemk.benchmarks.report import conclusions
+        from xmemk.benchmarks.report import terminal
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"bench needs {missing.name}: pip install 'xmemk[demo]'") from missing
     if device is None:
@@ -64,10 +64,9 @@ def bench(
             [save],
             [f"xmemk bench{' --full' if full else ''} --device {device}", *benchmarks.repeat(chosen, save)],
         )
-    for place in benchmarks.make_page(files, out, commands, failed, after=earlier):
+    for machine in benchmarks.make_page(files, out, commands, failed, after=earlier):
         console.print()
-        console.print("\n".join(conclusions.answer(place)))
-        console.print(benchmarks.summary(place))
+        console.print(terminal.summary(machine))
     console.print(f"look at {out}")
     for sentence in failed:
         console.print(f"[bold red]failed:[/] {sentence}")

@@ -21,15 +21,16 @@ def demo(
     ] = 8,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Follow an object through a real clip with XMem's memory, every read checked against the oracle.
+    """Follow an object through a real clip with XMem's memory, with every read checked.
 
-    Writes masks, an overlay video, a contact sheet and a page that says what ran, how fast, and how exact it was.
+    Writes masks, an overlay video, a contact sheet, and a page that says what ran, how fast it was,
+    and how exact.
     """
     try:
-        from ..demo.run import Job, run
+        from ..demo.run import DemoJob, run
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"the demo needs {missing.name}: pip install 'xmemk[demo]'") from missing
-    job = Job(
+    job = DemoJob(
         out=out,
         backend=backend,
         original_every=original_every,

@@ -51,10 +51,10 @@ def evaluate(
     compile_: Annotated[bool, typer.Option("--compile", help="torch.compile; takes minutes at first.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Follow the objects of a dataset's videos, and judge the results where the dataset tells the truth.
+    """Follow the objects of a dataset's videos, and judge the results where there is ground truth.
 
-    Writes <out>/<video>/<frame>.png and <out>/summary.json; finished videos are not done again. With --results,
-    existing masks are judged.
+    Writes <out>/<video>/<frame>.png and <out>/summary.json. Finished videos are not run again. With
+    --results, existing masks are judged.
     """
     try:
         from ..evaluation.layouts import open_dataset
@@ -66,8 +66,8 @@ def evaluate(
         raise RuntimeError(f"eval needs {missing.name}: pip install 'xmemk[eval]'") from missing
 
     if policy == "help":
-        for name, made in POLICIES.items():
-            typer.echo(f"{name}: {' '.join((made.__doc__ or '').split())}")
+        for name, make in POLICIES.items():
+            typer.echo(f"{name}: {' '.join((make.__doc__ or '').split())}")
         return
     if policy not in POLICIES:
         raise ValueError(f"--policy: wanted one of {', '.join(POLICIES)}, or help, got {policy!r}")
@@ -76,21 +76,21 @@ def evaluate(
     if rule not in (None, *RULES):
         raise ValueError(f"--rule: wanted one of {', '.join(RULES)}, got {rule!r}")
     chosen = [name for words in videos for name in words.split(",")] if videos else None
-    found = open_dataset(dataset, layout, split, chosen, repeat=repeat, all_frames=all_frames, resolution=resolution)
+    opened = open_dataset(dataset, layout, split, chosen, repeat=repeat, all_frames=all_frames, resolution=resolution)
     if weights is not None and out.exists() and not out.is_dir():
         raise ValueError(f"--out: wanted a folder for results, got {out}, which is a file")
     if zip_ is not None:
-        expect_archive(found, zip_, None if weights is None else out)
+        expect_archive(opened, zip_, None if weights is None else out)
     console = Console(stderr=json_, highlight=False, soft_wrap=True)
     costs: list[Cost] = []
     if weights is not None:
-        costs = _run(weights, found, out, policy, size, mem_every, device, half, compile_, console)
+        costs = _run(weights, opened, out, policy, size, mem_every, device, half, compile_, console)
     with console.status("judging") as status:
         judgement, why = _judged(
-            lambda: judge(found, results or out, rule, lambda video: status.update(f"judging: {video} done")),
+            lambda: judge(opened, results or out, rule, lambda video: status.update(f"judging: {video} done")),
             must=results is not None,
         )
-    report = summary(costs, judgement, found)
+    report = summary(costs, judgement, opened)
     if weights is not None:
         (out / "summary.json").write_text(json.dumps(report, indent=1))
     if json_:
@@ -104,7 +104,7 @@ def evaluate(
         if costs:
             console.print(f"masks are in {out}; fps: the tracker and resizing, without decoding and writing")
     if zip_ is not None:
-        console.print(f"{zip_}: {pack(found, results or out, zip_)} masks")
+        console.print(f"{zip_}: {pack(opened, results or out, zip_)} masks")
 
 
 def _run(
@@ -122,7 +122,7 @@ def _run(
     import torch
 
     from ..evaluation.run import Settings, run
-    from ..network.network import XMem
+    from ..network import XMem
     from ..reference.config import MemoryConfig
     from .segment import device_named
 
@@ -152,7 +152,7 @@ def _run(
 
 
 def _judged(judge: Callable[[], Judgement], *, must: bool) -> tuple[Judgement | None, str]:
-    """The judgement; or None and why not, where masks have been made and judging them is the lesser part."""
+    """The judgement; or None and the reason why there is none, unless it ``must`` succeed."""
     from ..evaluation.layouts import DatasetError
 
     try:
@@ -164,7 +164,7 @@ def _judged(judge: Callable[[], Judgement], *, must: bool) -> tuple[Judgement | 
 
 
 def _table(report: dict[str, Any]) -> Table:
-    """A line for each video, with its objects below it where it has several, and the whole."""
+    """A line for each video, for each of its objects where it has several, and for the whole."""
     rule = {"davis": ", first and last annotation left out", "all": ", all annotations", None: ""}[report["rule"]]
     split = f" {report['split']}" if report["split"] else ""
     table = Table(title=f"{report['layout']}{split}{rule}", title_justify="left", box=None, pad_edge=False)

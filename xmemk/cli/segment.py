@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..video.segment import Report
+    from ..video.segment import SegmentReport
     from ..video.tracker import Tracker
 
 
@@ -43,8 +43,8 @@ def segment(
 ) -> None:
     """Follow the objects of a mask through a video.
 
-    Writes masks/<frame>.png (palette PNGs of the mask's labels) and overlay.mp4. An interrupted run goes on where it
-    was.
+    Writes masks/<frame>.png (palette PNGs of the mask's labels) and overlay.mp4. An interrupted run
+    is resumed.
     """
     import torch
 
@@ -53,18 +53,18 @@ def segment(
         from ..data.overlay import write_overlay
         from ..data.source import open_source
         from ..measure.peak import resident_bytes
-        from ..video.segment import Job, expect_out
+        from ..video.segment import SegmentJob, expect_out
         from ..video.segment import segment as run
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"segment needs {missing.name}: pip install 'xmemk[video]'") from missing
-    from ..network.network import XMem
+    from ..network import XMem
     from ..reference.config import MemoryConfig
 
     device = device_named(device)
     half = device.startswith("cuda") if half is None else half
     narrow = torch.float16 if device.startswith("cuda") else torch.bfloat16
     source = open_source(video)
-    expect_out(Job(video, mask, out), source)  # and the masks, before the weights take their time
+    expect_out(SegmentJob(video, mask, out), source)  # input is checked before the weights are loaded
     find_masks(mask, source, start)
     network = XMem.from_checkpoint(weights, device).tuned(compile=compile_)
     config = MemoryConfig(
@@ -74,7 +74,7 @@ def segment(
         max_long_term_elements=long_term or MemoryConfig.max_long_term_elements,
         hidden_dim=network.config.hidden_dim,
     )
-    job = Job(video, mask, out, start=start, size=size, config=config, autocast=narrow if half else None)
+    job = SegmentJob(video, mask, out, start=start, size=size, config=config, autocast=narrow if half else None)
     console = Console(stderr=json_, highlight=False, soft_wrap=True)
     columns = (
         TextColumn("{task.description}"),
@@ -106,7 +106,7 @@ def segment(
 
 
 def device_named(name: str | None) -> str:
-    """The device that --device names, by default the best there is. ValueError where it is not there."""
+    """The device of --device, by default the best. Raises ValueError where it is missing."""
     import torch
 
     if name is None:
@@ -121,23 +121,23 @@ def device_named(name: str | None) -> str:
     return name
 
 
-def _account(report: Report) -> Table:
-    """A line for each stage, longest first; a frame's time is that of all frames over their number."""
+def _account(report: SegmentReport) -> Table:
+    """A line for each stage, longest first; times of a frame are averages over all frames."""
     table = Table(box=None, pad_edge=False)
     table.add_column("stage")
     for name in ("calls", "ms a call", "ms a frame", "share"):
         table.add_column(name, justify="right")
-    done, rest = max(report.frames - report.resumed, 1), report.wall - sum(report.seconds.values())
+    frames, rest = max(report.frames - report.resumed, 1), report.wall - sum(report.seconds.values())
     for stage, seconds in sorted(report.seconds.items(), key=lambda item: -item[1]):
         calls = report.calls[stage]
-        cells = (f"{calls}", f"{1000 * seconds / calls:.1f}", f"{1000 * seconds / done:.1f}")
+        cells = (f"{calls}", f"{1000 * seconds / calls:.1f}", f"{1000 * seconds / frames:.1f}")
         table.add_row(stage, *cells, f"{100 * seconds / report.wall:.1f} %")
-    table.add_row("the loop", "", "", f"{1000 * rest / done:.1f}", f"{100 * rest / report.wall:.1f} %")
-    table.add_row("a frame", "", "", f"{1000 * report.wall / done:.1f}", "")
+    table.add_row("the loop", "", "", f"{1000 * rest / frames:.1f}", f"{100 * rest / report.wall:.1f} %")
+    table.add_row("a frame", "", "", f"{1000 * report.wall / frames:.1f}", "")
     return table
 
 
-def _print(console: Console, report: Report, out: Path, overlay: bool, account: bool) -> None:
+def _print(console: Console, report: SegmentReport, out: Path, overlay: bool, account: bool) -> None:
     resumed = f" ({report.resumed} of them by an earlier run)" if report.resumed else ""
     console.print(f"{report.frames} frames{resumed}, {report.frames_per_second:.1f} fps")
     if account:

@@ -1,8 +1,10 @@
-"""Drop-ins for code that carries XMem's memory: :func:`patch`, and one module per host family for import lines."""
+"""Drop-ins for code that carries XMem's memory: :func:`patch`, and modules for import lines."""
 
 from .patching import Patch, patch
-from .report import Report
+from .report import PatchReport
 from .signatures import UnknownHost
 from .verify import VerificationError
 
-__all__ = ["Patch", "Report", "UnknownHost", "VerificationError", "patch"]
+Report = PatchReport  # the name of version 0.1
+
+__all__ = ["Patch", "PatchReport", "Report", "UnknownHost", "VerificationError", "patch"]

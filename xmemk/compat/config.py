@@ -1,7 +1,8 @@
-"""Adapters from a host's configuration to what the stores need, without importing what the host keeps it in.
+"""Reads a host's configuration, without importing the library that holds it.
 
-A configuration is a flat mapping (XMem, Track-Anything, DEVA), or something nested with attributes or items, as
-OmegaConf's DictConfig is (Cutie, rf-cutie). What is missing or does not fit is a ValueError that names the key.
+A configuration is a flat mapping (XMem, Track-Anything, DEVA), or nested with attributes or items
+like OmegaConf's DictConfig (Cutie, rf-cutie). A key that is missing or does not fit is a ValueError
+that names it.
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ _LONG_TERM = ("max_mid_term_frames", "min_mid_term_frames", "num_prototypes", "m
 
 
 def lookup(config: Any, key: str) -> Any:
-    """``config["a"]["b"]`` or ``config.a.b`` for the key "a.b". ValueError where there is no such key."""
-    found = config
+    """``config["a"]["b"]`` or ``config.a.b`` for the key "a.b".
+
+    ValueError where there is no such key.
+    """
+    value = config
     for part in key.split("."):
         try:
-            found = found[part] if isinstance(found, Mapping) else getattr(found, part)
+            value = value[part] if isinstance(value, Mapping) else getattr(value, part)
         except (KeyError, AttributeError) as error:
             raise ValueError(f"config: wanted the key {key!r}, found none") from error
-    return found
+    return value
 
 
 def memory_config(config: Any, groups: str) -> MemoryConfig:
-    """XMem's keys as a :class:`xmemk.MemoryConfig`. Without long-term memory its limits are not read, as in XMem."""
+    """XMem's keys as a :class:`xmemk.MemoryConfig`.
+
+    Without long-term memory its limits are not read, as in XMem.
+    """
     values = {key: lookup(config, key) for key in _ALWAYS}
     if values["enable_long_term"]:
         values |= {key: lookup(config, key) for key in _LONG_TERM}
@@ -38,7 +45,7 @@ def memory_config(config: Any, groups: str) -> MemoryConfig:
 
 @dataclass(frozen=True)
 class CutieLimits:
-    """Cutie's limits. Frames are counted without the first, which is permanent: its keys say one more."""
+    """Cutie's limits, less the first frame, which is permanent: Cutie's keys say one frame more."""
 
     use_long_term: bool
     count_usage: bool
@@ -51,12 +58,13 @@ class CutieLimits:
     @classmethod
     def of(cls, config: Any) -> CutieLimits:
         """From Cutie's configuration. ValueError names the key that is missing or does not fit."""
-        use, count = bool(lookup(config, "use_long_term")), bool(lookup(config, "long_term.count_usage"))
-        if not use:
+        use_long_term = bool(lookup(config, "use_long_term"))
+        count_usage = bool(lookup(config, "long_term.count_usage"))
+        if not use_long_term:
             frames = int(lookup(config, "max_mem_frames"))
             if frames < 1:
                 raise ValueError(f"max_mem_frames: wanted at least 1, the permanent one, got {frames}")
-            return cls(use, count, frames - 1)
+            return cls(use_long_term, count_usage, frames - 1)
         keys = ("max_mem_frames", "min_mem_frames", "num_prototypes", "max_num_tokens", "buffer_tokens")
         longest, shortest, prototypes, tokens, buffer = (int(lookup(config, f"long_term.{key}")) for key in keys)
         if not 1 <= shortest < longest:
@@ -69,4 +77,4 @@ class CutieLimits:
                 "long_term.max_num_tokens: wanted at least num_prototypes + buffer_tokens, the first at least 1 and "
                 f"the second at least 0, got {tokens}, {prototypes} and {buffer}"
             )
-        return cls(use, count, longest - 1, shortest - 1, prototypes, tokens, buffer)
+        return cls(use_long_term, count_usage, longest - 1, shortest - 1, prototypes, tokens, buffer)

@@ -2,8 +2,8 @@
 
     from xmemk.compat.cutie import get_similarity, do_softmax, get_affinity, readout
 
-The replacement inherits from the host's class: what it does with object and sensory memory stays the host's own code.
-Reading, adding, consolidation, eviction and the pixel memory's stores are ours.
+The replacement inherits from the host's class. Object and sensory memory stay the host's own code.
+Reading, adding, consolidation, eviction and the stores of the pixel memory are xmemk's.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inputs import QueryInputs
 from ..memory import Arena
 from ..memory.functions import PUBLIC
-from .buckets import Buckets, Frame, Rules
+from .bucket import HostFrame, HostRules
+from .buckets import HostBuckets
 from .config import CutieLimits
 from .cutie_stores import LongTermView, WorkingView
 from .functions import do_softmax, get_affinity, readout
 from .functions import get_similarity as _get_similarity
-from .report import Report
+from .report import PatchReport
 
 __all__ = ["do_softmax", "get_affinity", "get_similarity", "manager", "readout"]
 
@@ -28,15 +30,18 @@ _PERMANENT = {False: "no", True: "all", "no": "no", "first": "first", "all": "al
 
 
 def get_similarity(mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None, add_batch_dim: bool = False) -> Tensor:
-    """:func:`xmemk.compat.functions.get_similarity`; with ``add_batch_dim`` for arguments without the batch."""
+    """:func:`xmemk.compat.functions.get_similarity`.
+
+    add_batch_dim: whether the arguments come without the batch dimension.
+    """
     if not add_batch_dim:
         return _get_similarity(mk, ms, qk, qe)
     tensors = [None if x is None else x.unsqueeze(0) for x in (mk, ms, qk, qe)]
     return _get_similarity(*tensors)  # type: ignore[arg-type]
 
 
-def manager(original: Any, report: Report | None = None) -> Any:
-    """The class MemoryManager to put in ``original``'s place; with a report, one that verifies itself into it."""
+def manager(original: Any, report: PatchReport | None = None) -> Any:
+    """The class MemoryManager that replaces ``original``, and verifies itself into a ``report``."""
     from .cutie_verify import verified
 
     base = type("MemoryManager", (CutieMemory, original), {"__module__": __name__})
@@ -44,11 +49,14 @@ def manager(original: Any, report: Report | None = None) -> Any:
 
 
 class CutieMemory:
-    """Mixed into the host's class, before it. B is 1, or 2 with flip augmentation; the configuration is the host's.
+    """Mixed in before the host's class, with the host's configuration.
 
-    What the host's own code does not check raises ValueError or TypeError here, and a call that raises has changed
-    nothing: another resolution than before, only some objects of a bucket, numbers that are not finite. The first frame
-    fixes the types that are stored; later ones are converted. No gradients flow through the stores.
+    B is 1, or 2 with flip augmentation. The first frame fixes the stored types; later frames are
+    converted. No gradients flow through the stores.
+
+    Raises ValueError or TypeError for input that the host's own code does not check: another
+    resolution than before, only some objects of a bucket, numbers that are not finite. A call that
+    raises has changed nothing.
     """
 
     backend = "auto"
@@ -59,17 +67,23 @@ class CutieMemory:
         self._start()
 
     def update_config(self: Any, cfg: Any) -> None:
-        """New limits and top_k from the next call on; whether there is long-term memory cannot change."""
+        """Sets limits and top_k for later calls.
+
+        ValueError for a switch of long-term memory or its usage.
+        """
         new = CutieLimits.of(cfg)
-        for name, was in (("use_long_term", self.use_long_term), ("count_usage", self.count_long_term_usage)):
-            if getattr(new, name) != was:
-                raise ValueError(f"{name}: wanted {was} as before, got {getattr(new, name)}")
+        for name, old in (("use_long_term", self.use_long_term), ("count_usage", self.count_long_term_usage)):
+            if getattr(new, name) != old:
+                raise ValueError(f"{name}: wanted {old} as before, got {getattr(new, name)}")
         super().update_config(cfg)  # type: ignore[misc]
 
     def read(
         self: Any, pix_feat: Tensor, query_key: Tensor, selection: Tensor, last_mask: Tensor, network: Any
     ) -> dict[int, Tensor]:
-        """Reads all memories: object -> [B, C, H, W]; usage is recorded when everything has been read."""
+        """Reads all memories: object -> [B, C, H, W].
+
+        Usage is recorded after everything was read.
+        """
         h, w = pix_feat.shape[-2:]
         for name, x in (("query_key", query_key), ("selection", selection), ("last_mask", last_mask)):
             if x.shape[0] != pix_feat.shape[0]:
@@ -78,20 +92,19 @@ class CutieMemory:
             raise ValueError(f"query_key: wanted {h} x {w} as in pix_feat, got {list(query_key.shape)}")
         readouts: dict[int, Tensor] = {}
         usages = []
-        for bucket in self._buckets.held.values():
+        for bucket in self._buckets.by_id.values():
             dtype = bucket.arena.spec.key_dtype
             with torch.no_grad():
                 parts, usage = bucket.read(
-                    query_key.flatten(2).to(dtype),
-                    selection.flatten(2).to(dtype),
+                    QueryInputs(query_key.flatten(2).to(dtype), selection.flatten(2).to(dtype)),
                     top_k=self.top_k,
                     chunk=self.chunk_size,
                     return_usage=self.use_long_term,
                     backend=self.backend,
                 )
             usages.append((bucket, usage))
-            for objects, found in parts:
-                visual = found.contiguous().unflatten(3, (h, w))
+            for objects, visual in parts:
+                visual = visual.contiguous().unflatten(3, (h, w))
                 readouts |= self._fuse(objects, visual, pix_feat, last_mask, network)
         with torch.no_grad():
             for bucket, usage in usages:
@@ -110,7 +123,10 @@ class CutieMemory:
         *,
         as_permanent: bool | str = False,
     ) -> None:
-        """Takes a memory frame. key [B, CK, H, W], msk_value [B, O, CV, H, W], obj_value [B, O, S, C + 1] or None."""
+        """Adds a memory frame.
+
+        key [B, CK, H, W], msk_value [B, O, CV, H, W], obj_value [B, O, S, C + 1] or None.
+        """
         self._check(key, shrinkage, msk_value, obj_value, objects, selection, as_permanent)
         with torch.no_grad():
             frame = self._frame(key, shrinkage, msk_value, selection)
@@ -127,53 +143,53 @@ class CutieMemory:
         if obj_value is not None:
             for i, obj in enumerate(objects):
                 # Sums of embeddings and, last, their count: the object transformer takes the mean.
-                held = self.obj_v.get(obj)
-                self.obj_v[obj] = obj_value[:, i] if held is None else held + obj_value[:, i]
+                old = self.obj_v.get(obj)
+                self.obj_v[obj] = obj_value[:, i] if old is None else old + obj_value[:, i]
 
     def purge_except(self: Any, obj_keep_idx: list[int]) -> None:
-        """Only these objects stay, with their values and sensory memory."""
+        """Removes all objects but these, with their values and sensory memory."""
         self._buckets.remove(set(self._buckets.objects) - set(obj_keep_idx))
         self.sensory = {obj: x for obj, x in self.sensory.items() if obj in obj_keep_idx}
-        if not self._buckets.held:
+        if not self._buckets:
             self.engaged = False
 
     def compress_features(self: Any, bucket_id: int) -> None:
-        """Consolidates a bucket now; :meth:`add_memory` does it when its frames are as many as they may be."""
+        """Consolidates a bucket now; :meth:`add_memory` does so when working memory is full."""
         with torch.no_grad():
-            self._buckets.consolidate(self._buckets.held[bucket_id], self._rules())
+            self._buckets.consolidate(self._buckets.by_id[bucket_id], self._rules())
 
     def clear_non_permanent_memory(self: Any) -> None:
-        """Only permanent frames stay."""
+        """Removes everything but permanent frames."""
         self._buckets.clear_temporary()
 
     def _start(self: Any) -> None:
-        self._buckets = Buckets(self.backend)
+        self._buckets = HostBuckets(self.backend)
         self.work_mem = WorkingView(self._buckets, self.use_long_term)
         if self.use_long_term:
             self.long_mem = LongTermView(self._buckets, self.count_long_term_usage)
 
     def _take_over(self: Any, before: dict[str, Any]) -> None:
-        """Becomes the host's manager with these attributes, one that holds no object yet."""
+        """Replaces a host's manager with these attributes, which holds no object yet."""
         vars(self).update(before)
         self._start()
 
-    def _rules(self: Any) -> Rules:
+    def _rules(self: Any) -> HostRules:
         if not self.use_long_term:
-            return Rules(False, self.max_mem_frames + 2, keep_frames=self.max_mem_frames)
-        p, most = self.num_prototypes, self.max_long_tokens
+            return HostRules(False, self.max_mem_frames + 2, keep_frames=self.max_mem_frames)
+        room = self.max_long_tokens - self.num_prototypes
 
         def survivors(arena: Arena) -> tuple[Tensor, bool] | None:
-            if arena.long_term < most - p:
+            if arena.long_term < room:
                 return None
-            keep = min(most - p - self.buffer_tokens, arena.long_term)
+            keep = min(room - self.buffer_tokens, arena.long_term)
             return PUBLIC.select_prototypes(arena.long_term_usage(), keep, backend=self.backend), False
 
-        return Rules(
+        return HostRules(
             True,
             self.max_mem_frames + 2,
-            max_tokens=most,
+            max_tokens=self.max_long_tokens,
             count_long_term=self.count_long_term_usage,
-            num_prototypes=p,
+            num_prototypes=self.num_prototypes,
             full=lambda frames: frames >= self.max_mem_frames,
             candidates=lambda frames: (0, frames - self.min_mem_frames),
             survivors=survivors,
@@ -182,14 +198,14 @@ class CutieMemory:
     def _fuse(
         self: Any, objects: list[int], visual: Tensor, pix_feat: Tensor, last_mask: Tensor, network: Any
     ) -> dict[int, Tensor]:
-        """What the host's network makes of the visual readouts [B, O, CV, H, W] of some objects."""
+        """Passes visual readouts [B, O, CV, H, W] of some objects through the host's network."""
         sensory = self._get_sensory_by_ids(objects)
         pixel = network.pixel_fusion(pix_feat, visual, sensory, self._get_mask_by_ids(last_mask, objects))
         summaries = self._get_object_mem_by_ids(objects)
         memory, aux = network.readout_query(pixel, None if summaries is None else summaries.unsqueeze(2))
         if self.save_aux:
             aux = aux or {}
-            mask = aux.get("attn_mask")  # the released network gives none, and the host's own code stops there
+            mask = aux.get("attn_mask")  # missing in the released network, where the host's own code stops
             self.aux = {
                 "sensory": sensory,
                 "pixel_readout": pixel,
@@ -200,11 +216,11 @@ class CutieMemory:
             }
         return {obj: memory[:, i] for i, obj in enumerate(objects)}
 
-    def _frame(self: Any, key: Tensor, shrinkage: Tensor, msk_value: Tensor, selection: Tensor | None) -> Frame:
+    def _frame(self: Any, key: Tensor, shrinkage: Tensor, msk_value: Tensor, selection: Tensor | None) -> HostFrame:
         key_type, value_type = key.dtype, msk_value.dtype
-        for bucket in self._buckets.held.values():
+        for bucket in self._buckets.by_id.values():
             key_type, value_type = bucket.arena.spec.key_dtype, bucket.arena.spec.value_dtype
-        return Frame(
+        return HostFrame(
             key.flatten(2).to(key_type),
             shrinkage.flatten(2).to(torch.promote_types(key_type, torch.float32)),
             selection.flatten(2).to(key_type) if self.use_long_term and selection is not None else None,
@@ -231,23 +247,23 @@ class CutieMemory:
                 f"{list(msk_value.shape)}"
             )
         b, ck, h, w = key.shape
-        if self._buckets.held and ((h, w) != (self.H, self.W) or ck != self.CK):
+        if self._buckets and ((h, w) != (self.H, self.W) or ck != self.CK):
             raise ValueError(
                 f"key: wanted [B, {self.CK}, {self.H}, {self.W}] as before, got {list(key.shape)}; a video of another "
                 "size needs a new memory, see clear_memory"
             )
-        for bucket in self._buckets.held.values():
+        for bucket in self._buckets.by_id.values():
             if b != bucket.arena.spec.batch:
                 raise ValueError(f"key: wanted B = {bucket.arena.spec.batch} as before, got {list(key.shape)}")
         if len(set(objects)) != len(objects) or not objects:
             raise ValueError(f"objects: wanted each label once and at least one, got {list(objects)}")
-        cv = self.CV if self._buckets.held else msk_value.shape[2]
-        wanted = {
+        cv = self.CV if self._buckets else msk_value.shape[2]
+        shapes = {
             "shrinkage": (shrinkage, (b, 1, h, w)),
             "selection": (selection if self.use_long_term else None, (b, ck, h, w)),
             "msk_value": (msk_value, (b, len(objects), cv, h, w)),
         }
-        for name, (x, shape) in wanted.items():
+        for name, (x, shape) in shapes.items():
             if x is not None and tuple(x.shape) != shape:
                 raise ValueError(f"{name}: wanted shape {list(shape)}, got {list(x.shape)}")
         if obj_value is not None and tuple(obj_value.shape[:2]) != (b, len(objects)):

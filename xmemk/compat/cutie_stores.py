@@ -1,6 +1,7 @@
-"""Cutie's view of its stores inside our buckets: sizes for displays, tensors for whoever looks.
+"""Cutie's view of its stores inside xmemk's buckets: sizes for displays, tensors for inspection.
 
-Tensors are put together in the host's layout when asked for, as copies: changing them does not change the memory.
+Tensors are copies in the host's layout, made when they are accessed. Changing them does not change
+the memory.
 """
 
 from __future__ import annotations
@@ -12,31 +13,35 @@ from torch import Tensor
 
 from ..memory.arena import LIFE_OF_A_NEW_TOKEN
 from ..memory.table import Run
-from .buckets import Bucket, Buckets
+from .bucket import HostBucket
+from .buckets import HostBuckets
 
-_NOTHING = [Run(1, 0, 0)]  # so that there is always something to join
+_NOTHING = [Run(1, 0, 0)]  # what torch.cat joins where there are no tokens
 
 
 class _View:
-    """The attributes of Cutie's KeyValueMemoryStore that are read from outside. Buckets by id, values by object."""
+    """The attributes of Cutie's KeyValueMemoryStore that are read from outside.
 
-    def __init__(self, buckets: Buckets, save_usage: bool) -> None:
+    Each is a dict: bucket -> tensor, and for values object -> tensor.
+    """
+
+    def __init__(self, buckets: HostBuckets, save_usage: bool) -> None:
         self._all = buckets
         self.save_usage = save_usage
 
-    def _held(self) -> dict[int, Bucket]:
-        return self._all.held
+    def _buckets(self) -> dict[int, HostBucket]:
+        return self._all.by_id
 
-    def _runs(self, bucket: Bucket) -> list[Run]:
+    def _runs(self, bucket: HostBucket) -> list[Run]:
         raise NotImplementedError
 
-    def _counted(self, bucket: Bucket) -> list[Run]:
+    def _counted(self, bucket: HostBucket) -> list[Run]:
         raise NotImplementedError
 
     @property
     def buckets(self) -> dict[int, list[int]]:
         """Bucket -> its objects."""
-        return {i: list(bucket.objects) for i, bucket in self._held().items()}
+        return {i: list(bucket.objects) for i, bucket in self._buckets().items()}
 
     @property
     def key(self) -> dict[int, Tensor]:
@@ -52,7 +57,7 @@ class _View:
     def value(self) -> dict[int, Tensor]:
         """Object -> [B, CV, N]."""
         values: dict[int, Tensor] = {}
-        for bucket in self._held().values():
+        for bucket in self._buckets().values():
             joined = torch.cat(bucket.arena.values.segments(self._runs(bucket)), 3)
             values |= {obj: joined[:, i].contiguous() for i, obj in enumerate(bucket.objects)}
         return values
@@ -61,55 +66,58 @@ class _View:
 
     @property
     def use_cnt(self) -> dict[int, Tensor]:
-        """Bucket -> [B, N] of what is not permanent: the mass each token received."""
+        """Bucket -> [B, N] of the tokens that are not permanent: the mass each received."""
         self._counts()
         return self._each(lambda b: [b.arena.use.rows(run) for run in self._counted(b)])
 
     @property
     def life_cnt(self) -> dict[int, Tensor]:
-        """Bucket -> [B, N] of what is not permanent: how many reads each token has seen, plus 1e-7."""
+        """Bucket -> [B, N] of the tokens that are not permanent: reads since birth, plus 1e-7."""
         self._counts()
 
-        def life(b: Bucket) -> list[Tensor]:
+        def life(b: HostBucket) -> list[Tensor]:
             births = [b.arena.birth.rows(run) for run in self._counted(b)]
             return [(b.arena.reads - birth).to(torch.float32) + LIFE_OF_A_NEW_TOKEN for birth in births]
 
         return self._each(life)
 
     def get_usage(self, bucket_id: int) -> Tensor:
-        """[B, N] of what is not permanent: mass per read. RuntimeError where usage is not counted."""
+        """[B, N] of the tokens that are not permanent: mass per read.
+
+        RuntimeError where usage is not counted.
+        """
         return self.use_cnt[bucket_id] / self.life_cnt[bucket_id]
 
     def size(self, bucket_id: int) -> int:
-        """N of a bucket, 0 for one that is not there."""
-        bucket = self._held().get(bucket_id)
+        """N of a bucket, 0 for an unknown one."""
+        bucket = self._buckets().get(bucket_id)
         return 0 if bucket is None else sum(run.tokens for run in self._runs(bucket))
 
     def perm_size(self, bucket_id: int) -> int:
-        """How many of its tokens are permanent."""
+        """Permanent tokens of a bucket."""
         return 0
 
     def non_perm_size(self, bucket_id: int) -> int:
-        """How many of its tokens are not permanent."""
+        """Tokens of a bucket that are not permanent."""
         return self.size(bucket_id) - self.perm_size(bucket_id)
 
     def get_v_size(self, obj_id: int) -> int:
         """N of an object's bucket."""
-        return next(self.size(i) for i, bucket in self._held().items() if obj_id in bucket.objects)
+        return next(self.size(i) for i, bucket in self._buckets().items() if obj_id in bucket.objects)
 
     def engaged(self, bucket_id: int | None = None) -> bool:
         """Whether there is a bucket, or this bucket."""
-        return bool(self._held()) if bucket_id is None else bucket_id in self._held()
+        return bool(self._buckets()) if bucket_id is None else bucket_id in self._buckets()
 
     @property
     def num_objects(self) -> int:
         """Objects that have values here."""
-        return sum(len(bucket.objects) for bucket in self._held().values())
+        return sum(len(bucket.objects) for bucket in self._buckets().values())
 
     @property
     def perm_end_pt(self) -> dict[int, int]:
         """Bucket -> permanent tokens."""
-        return {i: self.perm_size(i) for i in self._held()}
+        return {i: self.perm_size(i) for i in self._buckets()}
 
     @property
     def global_bucket_id(self) -> int:
@@ -117,10 +125,10 @@ class _View:
         return self._all.next_id
 
     def __contains__(self, obj_id: object) -> bool:
-        return any(obj_id in bucket.objects for bucket in self._held().values())
+        return any(obj_id in bucket.objects for bucket in self._buckets().values())
 
-    def _each(self, parts: Callable[[Bucket], list[Tensor]]) -> dict[int, Tensor]:
-        return {i: torch.cat(parts(bucket), -1) for i, bucket in self._held().items()}
+    def _each(self, parts: Callable[[HostBucket], list[Tensor]]) -> dict[int, Tensor]:
+        return {i: torch.cat(parts(bucket), -1) for i, bucket in self._buckets().items()}
 
     def _counts(self) -> None:
         if not self.save_usage:
@@ -130,23 +138,23 @@ class _View:
 class WorkingView(_View):
     """Working memory: permanent frames, then the others."""
 
-    def __init__(self, buckets: Buckets, long_term: bool) -> None:
+    def __init__(self, buckets: HostBuckets, long_term: bool) -> None:
         super().__init__(buckets, save_usage=long_term)
         self.save_selection = long_term
 
-    def _runs(self, bucket: Bucket) -> list[Run]:
+    def _runs(self, bucket: HostBucket) -> list[Run]:
         return bucket.runs or _NOTHING
 
-    def _counted(self, bucket: Bucket) -> list[Run]:
+    def _counted(self, bucket: HostBucket) -> list[Run]:
         return bucket.temporary or _NOTHING
 
     def perm_size(self, bucket_id: int) -> int:
-        bucket = self._held().get(bucket_id)
+        bucket = self._buckets().get(bucket_id)
         return 0 if bucket is None else bucket.permanent * bucket.arena.spec.frame
 
     @property
     def selection(self) -> dict[int, Tensor]:
-        """Bucket -> [B, CK, N] of what is not permanent."""
+        """Bucket -> [B, CK, N] of the tokens that are not permanent."""
         return self._each(lambda b: [b.arena.selection.view(run) for run in self._counted(b)])  # type: ignore[union-attr]
 
     e = selection
@@ -157,10 +165,10 @@ class LongTermView(_View):
 
     save_selection = False
 
-    def _held(self) -> dict[int, Bucket]:
-        return {i: bucket for i, bucket in self._all.held.items() if bucket.long_engaged}
+    def _buckets(self) -> dict[int, HostBucket]:
+        return {i: bucket for i, bucket in self._all.by_id.items() if bucket.long_engaged}
 
-    def _runs(self, bucket: Bucket) -> list[Run]:
+    def _runs(self, bucket: HostBucket) -> list[Run]:
         return bucket.long_term
 
     _counted = _runs

@@ -1,4 +1,4 @@
-"""Cutie's memory manager with the host's own beside it (see :mod:`xmemk.compat.verify`)."""
+"""Cutie's memory manager beside the host's own (see :mod:`xmemk.compat.verify`)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from ..testing import Inputs
-from .report import Report
+from .report import PatchReport
 from .verify import Judge, twin_of
 
 
-def verified(base: Any, original: Any, report: Report) -> Any:
-    """A subclass of ``base`` that compares every read and add with those of ``original``, reported to ``report``.
+def verified(base: Any, original: Any, report: PatchReport) -> Any:
+    """A subclass of ``base`` that compares every read and add with the host's, ``original``.
 
-    A read is compared where it leaves the memory: at the visual readout that goes into the network's pixel fusion.
+    Figures go to ``report``. A read is compared where it leaves the memory: at the visual readout
+    that enters the network's pixel fusion.
     """
     twin = twin_of(original)
 
@@ -47,8 +48,8 @@ def verified(base: Any, original: Any, report: Report) -> Any:
             judge, host = self._begin("read")
             theirs, ours = _Tap(network), _Tap(network)
             done = None
-            if host is not None and self._buckets.held:
-                inputs = [self._inputs(bucket, query_key, selection) for bucket in self._buckets.held.values()]
+            if host is not None and self._buckets:
+                inputs = [self._inputs(bucket, query_key, selection) for bucket in self._buckets.by_id.values()]
                 with judge.watch.host():
                     done = self._try_host(
                         judge, lambda: host.read(pix_feat, query_key, selection, last_mask, theirs) and True
@@ -58,7 +59,7 @@ def verified(base: Any, original: Any, report: Report) -> Any:
             if done:
                 judge.same("read, number of readouts", len(ours.visual), len(theirs.visual))
                 part = iter(zip(ours.visual, theirs.visual))
-                for i, bucket in enumerate(self._buckets.held.values()):
+                for i, bucket in enumerate(self._buckets.by_id.values()):
                     for first, last in self._parts(bucket):
                         mine, other = next(part)
                         judge.read(
@@ -102,7 +103,7 @@ def verified(base: Any, original: Any, report: Report) -> Any:
                     return call()
             except Exception as error:
                 report.host_stopped.append(f"{judge.what}: {type(error).__name__}: {str(error).split(chr(10))[0]}")
-                self._host = None  # it may be half changed; from here on ours goes on alone
+                self._host = None  # it may be half changed; ours continues alone
                 return None
 
         def _stores(self) -> list[str]:
@@ -119,7 +120,7 @@ def verified(base: Any, original: Any, report: Report) -> Any:
 
             def of(queries: Tensor, first: int, last: int) -> Inputs:
                 runs = arena.table.runs()
-                mk, ms = (torch.cat(parts, 2) for parts in arena.keys(runs))
+                mk, ms = (torch.cat(parts, 2) for parts in arena.keys(runs)[:2])
                 mv = torch.cat(arena.values.segments(runs), 3)[:, first:last]
                 qk, qe = (x.flatten(2)[..., queries].to(mk.dtype) for x in (query_key, selection))
                 return Inputs(mk, ms, mv, qk, qe, mk, ms[:, 0])
@@ -156,7 +157,7 @@ def verified(base: Any, original: Any, report: Report) -> Any:
 
 
 class _Tap:
-    """A network that remembers what came out of the memory."""
+    """A network that records the visual readouts it is given."""
 
     def __init__(self, network: Any) -> None:
         self._network = network
@@ -182,5 +183,5 @@ def _copy_state(ours: Any, host: Any) -> None:
         host.life_cnt = {i: x for i, x in ours.life_cnt.items() if x.shape[-1]}
 
 
-def _or_nothing(held: dict[int, Tensor], i: int, like: Tensor) -> Tensor:
-    return held[i] if i in held else like[..., :0]
+def _or_nothing(by_bucket: dict[int, Tensor], i: int, like: Tensor) -> Tensor:
+    return by_bucket[i] if i in by_bucket else like[..., :0]

@@ -1,8 +1,10 @@
-"""XMem's four functions, with the host's signatures and results, for code that calls them one after the other.
+"""XMem's four functions, with the hosts' signatures and results, for code that calls them in a row.
 
-Where no gradients are wanted, similarity and affinity stay uncomputed (:mod:`xmemk.compat.lazy`) until they are looked
-at, so that ``readout(do_softmax(get_similarity(mk, ms, qk, qe), top_k=30), mv)`` is a read without an N x Q matrix. The
-hosts' quirks are kept where they show in results; fewer than ``top_k`` tokens mean all, where the hosts stop.
+Without gradients, similarity and affinity are lazy (:mod:`xmemk.compat.lazy`): they are computed
+only when their numbers are used. A chain
+``readout(do_softmax(get_similarity(mk, ms, qk, qe), top_k=30), mv)`` is therefore a read without an
+N x Q matrix. Peculiarities of the hosts are kept where they show in results. Fewer than ``top_k``
+tokens mean all tokens, where the hosts stop with an error.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from .lazy import Lazy, LazyAffinity, LazySimilarity, SoftAffinity, SparseAffini
 
 
 def get_similarity(mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None) -> Tensor:
-    """S [B, N, Q], Eq. 2; lazily without gradients.
+    """S [B, N, Q], Eq. 2; lazy without gradients.
 
-    mk [B, CK, ...], ms [B, 1, ...] or None for 1, qk [B, CK, ...], qe [B, CK, ...] or None; what is behind the second
-    dimension is flattened. Without qe the released code leaves out the term |q|^2, and so does this.
+    mk [B, CK, ...], ms [B, 1, ...] or None for 1, qk [B, CK, ...], qe [B, CK, ...] or None.
+    Dimensions from the third on are flattened. Without qe the term |q|^2 is left out, as in the
+    released code.
     """
     mk, qk = mk.flatten(2), qk.flatten(2)
     ms = None if ms is None else ms.flatten(1).unsqueeze(1)
@@ -45,9 +48,12 @@ def do_softmax(
 def do_softmax(
     similarity: Tensor, top_k: int | None = None, inplace: bool = False, return_usage: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """W [B, N, Q], the softmax over N of S [B, N, Q], or over the ``top_k`` largest of each query; lazily if S is.
+    """W [B, N, Q], the softmax of S [B, N, Q] over N, or over each query's ``top_k`` largest.
 
-    With ``return_usage`` also usage [B, N], the sum over queries. ``inplace`` lets a top-k softmax write into S.
+    W is lazy if S is.
+
+    return_usage: also returns usage [B, N], the sum over queries. inplace: a top-k softmax may
+    write into S.
     """
     if isinstance(similarity, LazySimilarity) and not similarity.computed:
         similarity.unchanged()
@@ -77,7 +83,7 @@ def get_affinity(mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None) -
 
 
 def readout(affinity: Tensor, mv: Tensor) -> Tensor:
-    """Eq. 1: values mv [B, CV, T, H, W] and W [B, T H W, H W] give [B, CV, H, W]."""
+    """Eq. 1: [B, CV, H, W] from values mv [B, CV, T, H, W] and W [B, T H W, H W]."""
     h, w = mv.shape[-2:]
     flat = mv.flatten(2)
     if isinstance(affinity, LazyAffinity) and not affinity.computed:
@@ -86,7 +92,7 @@ def readout(affinity: Tensor, mv: Tensor) -> Tensor:
 
 
 def _at_once(*tensors: Tensor | None) -> bool:
-    """Whether to compute now: for gradients, and under torch.compile, which fuses what it sees."""
+    """Whether to compute now: for gradients, and for torch.compile, which fuses what it traces."""
     if torch.compiler.is_compiling():
         return True
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

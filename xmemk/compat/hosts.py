@@ -1,4 +1,4 @@
-"""Finding hosts among loaded modules, and what takes the place of their memory code."""
+"""Finds hosts among loaded modules, and makes the replacements of their memory code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from . import cutie, deva, functions, xmem, xmem_verify
-from .report import Report
+from .report import PatchReport
 from .signatures import (
     CUTIE,
     DEVA,
@@ -26,7 +26,7 @@ from .signatures import (
 
 FAMILIES = (XMEM, CUTIE, DEVA)
 
-# Where the hosts keep their memory code, below the package or folder that is named as a target.
+# Where the hosts keep their memory code, below the package or folder named as a target.
 _PLACES = (
     "inference.memory_manager",
     "inference.inference_core",
@@ -41,7 +41,7 @@ _PLACES = (
 
 @dataclass(frozen=True)
 class Options:
-    """What :func:`xmemk.patch` was asked for."""
+    """The options of :func:`xmemk.patch`."""
 
     groups: str
     verify: bool
@@ -50,8 +50,8 @@ class Options:
 
 
 @dataclass
-class Host:
-    """One copy of a host's memory code: its manager, if loaded, and its functions, by name."""
+class HostCode:
+    """One copy of a host's memory code: its manager, where loaded, and its functions by name."""
 
     family: Family
     where: str
@@ -60,14 +60,17 @@ class Host:
 
 
 def load(target: str) -> None:
-    """Imports a host's memory code by the name of its package, module or folder. ModuleNotFoundError if not there."""
+    """Imports a host's memory code, by the name of its package, module or folder.
+
+    ModuleNotFoundError where there is none.
+    """
     importlib.import_module(target)
     for place in _PLACES:
         try:
-            there = importlib.util.find_spec(f"{target}.{place}") is not None
-        except (ModuleNotFoundError, AttributeError):  # a part in between is missing, or is no package
-            there = False
-        if there:
+            exists = importlib.util.find_spec(f"{target}.{place}") is not None
+        except (ModuleNotFoundError, AttributeError):  # a parent is missing, or is no package
+            exists = False
+        if exists:
             importlib.import_module(f"{target}.{place}")
 
 
@@ -78,49 +81,52 @@ def loaded_modules() -> Iterator[tuple[str, ModuleType]]:
             yield name, module
 
 
-def find(target: str | None, want_functions: bool) -> list[Host]:
-    """Hosts whose memory code is in a loaded module, below ``target`` where one is given. UnknownHost, see there."""
-    hosts: dict[int, Host] = {}
+def find(target: str | None, want_functions: bool) -> list[HostCode]:
+    """Hosts whose memory code is in a loaded module, below ``target`` unless that is None.
+
+    :class:`.signatures.UnknownHost` for a host of another form.
+    """
+    hosts: dict[int, HostCode] = {}
     for module_name, module in loaded_modules():
         for value in list(vars(module).values()):
             if id(value) in hosts or not looks_like_a_manager(value) or _ours(value):
                 continue
             if within(value.__module__, target):
-                hosts[id(value)] = Host(family_of(value, FAMILIES), f"{value.__module__}.{value.__name__}", value)
+                hosts[id(value)] = HostCode(family_of(value, FAMILIES), f"{value.__module__}.{value.__name__}", value)
         if want_functions and within(module_name, target):
-            found = _own_functions(module_name, module)
-            if found:
-                family = _family_by_functions(found, module_name)
-                hosts[id(module)] = Host(family, module_name, functions=found)
+            functions = _own_functions(module_name, module)
+            if functions:
+                family = _family_by_functions(functions, module_name)
+                hosts[id(module)] = HostCode(family, module_name, functions=functions)
     return list(hosts.values())
 
 
 def subclasses(original: type) -> list[type]:
-    """Classes that others built on a host's manager, of any generation; a patch does not replace those."""
-    found: dict[type, None] = {}
+    """All classes below a host's manager but ours. A patch does not replace them."""
+    classes: dict[type, None] = {}
     children: list[type] = type.__subclasses__(original)
-    for direct in children:
-        if not _ours(direct):
-            found |= dict.fromkeys([direct, *subclasses(direct)])
-    return list(found)
+    for child in children:
+        if not _ours(child):
+            classes |= dict.fromkeys([child, *subclasses(child)])
+    return list(classes)
 
 
 def _ours(manager: type) -> bool:
-    """Whether a class is one of ours, builds on one, or is the host's beside one of ours in verification."""
+    """Whether a class is ours, derives from ours, or is the host's twin of ours in verification."""
     return "_twin_of_xmemk" in vars(manager) or any(x.__module__.split(".")[0] == "xmemk" for x in manager.__mro__)
 
 
-def replacements(host: Host, options: Options, report: Report) -> dict[int, tuple[Any, Any]]:
-    """id(original) -> (original, ours), ours made for this patch alone."""
-    made: dict[int, tuple[Any, Any]] = {}
+def replacements(host: HostCode, options: Options, report: PatchReport) -> dict[int, tuple[Any, Any]]:
+    """id(original) -> (original, ours), where ours are made for this patch alone."""
+    pairs: dict[int, tuple[Any, Any]] = {}
     if host.manager is not None:
-        made[id(host.manager)] = (host.manager, _manager(host, options, report))
+        pairs[id(host.manager)] = (host.manager, _manager(host, options, report))
     for name, original in host.functions.items():  # of XMem's or Cutie's form
-        made[id(original)] = (original, _function(host.family, name))
-    return made
+        pairs[id(original)] = (original, _function(host.family, name))
+    return pairs
 
 
-def _manager(host: Host, options: Options, report: Report) -> type:
+def _manager(host: HostCode, options: Options, report: PatchReport) -> type:
     original: Any = host.manager
     if host.family is XMEM:
         if not options.verify:
@@ -138,20 +144,23 @@ def _manager(host: Host, options: Options, report: Report) -> type:
     return type("MemoryManager", (base,), {**attributes, "__module__": base.__module__, "__doc__": base.__doc__})
 
 
-class _Made(type):
-    """Of managers that are made for a patch: pickle finds no such class by name, and makes it again."""
+class _ManagerType(type):
+    """The type of managers made for a patch.
+
+    Pickle finds no such class by name, and makes it anew.
+    """
 
     groups: str
     backend: str
 
 
-def _xmem_manager(groups: str, backend: str) -> _Made:
+def _xmem_manager(groups: str, backend: str) -> _ManagerType:
     base = xmem.MemoryManager
     own = {"groups": groups, "backend": backend, "__module__": base.__module__, "__doc__": base.__doc__}
-    return _Made("MemoryManager", (base,), own)
+    return _ManagerType("MemoryManager", (base,), own)
 
 
-copyreg.pickle(_Made, lambda made: (_xmem_manager, (made.groups, made.backend)))
+copyreg.pickle(_ManagerType, lambda cls: (_xmem_manager, (cls.groups, cls.backend)))
 
 
 def _function(family: Family, name: str) -> Callable[..., Any]:
@@ -166,26 +175,26 @@ def _function(family: Family, name: str) -> Callable[..., Any]:
 
 
 def _own_functions(module_name: str, module: ModuleType) -> dict[str, Callable[..., Any]]:
-    """The four functions, where this module is the one that defines them all."""
-    found = {name: vars(module).get(name) for name in XMEM.functions}
-    if all(callable(f) and getattr(f, "__module__", None) == module_name for f in found.values()):
-        return found  # type: ignore[return-value]
+    """The four functions by name where this module defines them all, else none."""
+    functions = {name: vars(module).get(name) for name in XMEM.functions}
+    if all(callable(f) and getattr(f, "__module__", None) == module_name for f in functions.values()):
+        return functions  # type: ignore[return-value]
     return {}
 
 
-def _family_by_functions(found: dict[str, Callable[..., Any]], where: str) -> Family:
-    complaint: UnknownHost | None = None
+def _family_by_functions(functions: dict[str, Callable[..., Any]], where: str) -> Family:
+    first_error: UnknownHost | None = None
     for family in (XMEM, CUTIE):
         try:
-            check_functions(found, family, where)
+            check_functions(functions, family, where)
         except UnknownHost as error:
-            complaint = complaint or error
+            first_error = first_error or error
         else:
             return family
-    assert complaint is not None
-    raise complaint
+    assert first_error is not None
+    raise first_error
 
 
 def within(name: str, target: str | None) -> bool:
-    """Whether this is the module or package ``target``, or below it; everything is below None."""
+    """Whether a module is ``target`` or below it. Every module is below None."""
     return target is None or name == target or name.startswith(target + ".")

@@ -1,9 +1,10 @@
-"""Similarity and affinity that are not computed until somebody looks at them.
+"""Similarity and affinity as lazy tensors, whose numbers are computed only when they are used.
 
-A host writes ``readout(do_softmax(get_similarity(...)))``, three calls with an N x Q matrix between them. Here the
-first two return tensors of that shape which only remember what they are; a product with values is then read straight
-from the memory. Any other use of such a tensor computes the matrix, once, and goes on with it. Gradients never pass
-through one: where they are wanted, :mod:`xmemk.compat.functions` computes at once.
+A host writes ``readout(do_softmax(get_similarity(...)))``: three calls with an N x Q matrix between
+them. Here the first two return tensors of that shape that record their inputs. A product with
+values is then read directly from the memory. Any other use of such a tensor computes the matrix,
+once. Gradients never pass through a lazy tensor: :mod:`xmemk.compat.functions` computes at once
+where they are needed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_map
 from .. import api
 
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
-# What torch refuses to a tensor without storage, or does to it without calling an operator.
+# What torch refuses for a tensor without storage, or does without calling an operator.
 _LEAVING_TORCH = (
     Tensor.numpy,
     Tensor.tolist,
@@ -32,7 +33,7 @@ _LEAVING_TORCH = (
 
 
 class Lazy(Tensor):
-    """A tensor of known shape, dtype and device that :meth:`compute` makes when its numbers are needed."""
+    """A tensor of known shape, dtype and device, which :meth:`compute` fills at its first use."""
 
     _dense: Tensor | None
     _sources: list[tuple[Tensor, int]]
@@ -40,10 +41,10 @@ class Lazy(Tensor):
     @staticmethod
     def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, sources: tuple[Tensor | None, ...]) -> Any:
         tensors = [x for x in sources if x is not None]
-        made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=tensors[0].device)
-        made._dense = None
-        made._sources = [(x, _version(x)) for x in tensors]
-        return made
+        lazy = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=tensors[0].device)
+        lazy._dense = None
+        lazy._sources = [(x, _version(x)) for x in tensors]
+        return lazy
 
     def compute(self) -> Tensor:
         """The numbers."""
@@ -51,7 +52,7 @@ class Lazy(Tensor):
 
     @property
     def computed(self) -> bool:
-        """Whether somebody has looked."""
+        """Whether the numbers were used."""
         return self._dense is not None
 
     def dense(self) -> Tensor:
@@ -63,7 +64,7 @@ class Lazy(Tensor):
         return self._dense
 
     def unchanged(self) -> None:
-        """RuntimeError if a tensor that this one is to be computed from was written to in the meantime."""
+        """RuntimeError if a source tensor was written to since this tensor was made."""
         for x, version in self._sources:
             if _version(x) != version:
                 raise RuntimeError(
@@ -79,9 +80,9 @@ class Lazy(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in _PRODUCTS and len(args) == 2 and isinstance(args[1], LazyAffinity) and not args[1].computed:
-            found = args[1].product(args[0])
-            if found is not None:
-                return found
+            product = args[1].product(args[0])
+            if product is not None:
+                return product
         if func in _LEAVING_TORCH:
             return func(args[0].dense(), *args[1:], **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
@@ -102,9 +103,9 @@ class LazySimilarity(Lazy):
 
     def __new__(cls, mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None) -> LazySimilarity:
         dtype = _result_type(mk, ms)
-        made = super().__new__(cls, (mk.shape[0], mk.shape[2], qk.shape[2]), dtype, (mk, ms, qk, qe))
-        made.inputs = (mk, ms, qk, qe)
-        return made
+        lazy = super().__new__(cls, (mk.shape[0], mk.shape[2], qk.shape[2]), dtype, (mk, ms, qk, qe))
+        lazy.inputs = (mk, ms, qk, qe)
+        return lazy
 
     def compute(self) -> Tensor:
         return api.similarity(*self.inputs)
@@ -114,15 +115,15 @@ class LazyAffinity(Lazy):
     """W [B, N, Q] of Eq. 1."""
 
     def product(self, values: Tensor) -> Tensor | None:
-        """``values @ W``, for values [B, CV, N] or, with B = 1, [O, CV, N] or [CV, N]; None for what it is not for."""
+        """``values @ W`` for values [B, CV, N] or, with B = 1, [O, CV, N] or [CV, N]; else None."""
         b, n = self.shape[:2]
         if isinstance(values, Lazy) or values.shape[-1:] != (n,):
             return None
         if values.dim() == 3 and values.shape[0] == b:
             return as_product(self.read(values[:, None])[:, 0].contiguous())
         if b == 1 and values.dim() in (2, 3):
-            found = self.read(values[None] if values.dim() == 3 else values[None, None])
-            return as_product((found[0] if values.dim() == 3 else found[0, 0][None]).contiguous())
+            readout = self.read(values[None] if values.dim() == 3 else values[None, None])
+            return as_product((readout[0] if values.dim() == 3 else readout[0, 0][None]).contiguous())
         return None
 
     def read(self, mv: Tensor) -> Tensor:
@@ -131,24 +132,24 @@ class LazyAffinity(Lazy):
 
 
 class SparseAffinity(LazyAffinity):
-    """W of a top-k read, kept as weights and indices [B, Q, k]."""
+    """W of a top-k read, stored as weights and indices [B, Q, k]."""
 
     weight: Tensor
-    chosen: Tensor
+    tokens: Tensor
 
     def __new__(cls, weight: Tensor, index: Tensor, n: int, dtype: torch.dtype) -> SparseAffinity:
-        made = super().__new__(cls, (weight.shape[0], n, weight.shape[1]), dtype, (weight, index))
-        made.weight, made.chosen = weight, index
-        return made
+        lazy = super().__new__(cls, (weight.shape[0], n, weight.shape[1]), dtype, (weight, index))
+        lazy.weight, lazy.tokens = weight, index
+        return lazy
 
     def compute(self) -> Tensor:
         zeros = self.weight.new_zeros(self.shape)
-        # Slots left over repeat a token with weight 0, hence the sum.
-        return zeros.scatter_add_(1, self.chosen.transpose(1, 2), self.weight.transpose(1, 2))
+        # A sum, because unused slots repeat a token with weight 0.
+        return zeros.scatter_add_(1, self.tokens.transpose(1, 2), self.weight.transpose(1, 2))
 
     def read(self, mv: Tensor) -> Tensor:
         self.unchanged()
-        return api.readout_topk(mv, self.weight, self.chosen)
+        return api.readout_topk(mv, self.weight, self.tokens)
 
 
 class SoftAffinity(LazyAffinity):
@@ -158,9 +159,9 @@ class SoftAffinity(LazyAffinity):
 
     def __new__(cls, mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None) -> SoftAffinity:
         dtype = _result_type(mk, ms)
-        made = super().__new__(cls, (mk.shape[0], mk.shape[2], qk.shape[2]), dtype, (mk, ms, qk, qe))
-        made.inputs = (mk, ms, qk, qe)
-        return made
+        lazy = super().__new__(cls, (mk.shape[0], mk.shape[2], qk.shape[2]), dtype, (mk, ms, qk, qe))
+        lazy.inputs = (mk, ms, qk, qe)
+        return lazy
 
     def compute(self) -> Tensor:
         return api.similarity(*self.inputs).softmax(1)
@@ -179,7 +180,7 @@ class SoftAffinity(LazyAffinity):
 
 
 def as_product(x: Tensor) -> Tensor:
-    """In the type that a matrix product has: autocast's where it is on, which leaves float64 alone."""
+    """x in the type of a matrix product: autocast's where it is on, except for float64."""
     device = x.device.type
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x
@@ -187,12 +188,12 @@ def as_product(x: Tensor) -> Tensor:
 
 
 def _result_type(mk: Tensor, ms: Tensor | None) -> torch.dtype:
-    """The hosts' type of a similarity: that of their products, or float32, which autocast keeps squares in."""
+    """The hosts' type of a similarity: that of products, or autocast's of squares, float32."""
     if torch.is_autocast_enabled(mk.device.type):
         return torch.promote_types(mk.dtype, torch.float32)
     return mk.dtype if ms is None else torch.promote_types(mk.dtype, ms.dtype)
 
 
 def _version(x: Tensor) -> int:
-    """How often x was written to; tensors of an inference_mode block do not count."""
+    """How often x was written to; 0 for inference tensors, which do not count it."""
     return 0 if x.is_inference() else x._version

@@ -1,8 +1,8 @@
-"""``xmemk.patch``: a host's memory code replaced where it stands, and put back.
+"""``xmemk.patch``: replaces a host's memory code in place, and restores it.
 
-Names are rebound in loaded modules, by the identity of what they hold: ``from x import MemoryManager as M`` is found
-wherever it was written. Modules that are imported later take what the host's own module holds by then. What a class, a
-closure or a container holds is not looked for.
+Names are rebound in loaded modules by the identity of their values, so ``from x import
+MemoryManager as M`` is found wherever it stands. Modules imported later take what the host's own
+module holds by then. Attributes of classes, closures and containers are not searched.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from . import hosts
-from .report import Report
+from .report import PatchReport
 
 _GROUPS = ("xmem", "exact")
 _lock = threading.RLock()
@@ -30,26 +30,33 @@ def patch(
     backend: str = "auto",
     functions: bool = True,
 ) -> Patch:
-    """Replaces the memory code of XMem, Track-Anything, Cutie, rf-cutie and unchanged copies of them by xmemk's.
+    """Replaces the memory code of XMem, Track-Anything, Cutie, rf-cutie and of unchanged copies.
 
-    ``with xmemk.patch(): ...`` around existing code, or ``handle = xmemk.patch(); ...; handle.undo()``. The host must
-    be imported before, or be named.
+    ``with xmemk.patch(): ...`` around existing code, or ``handle = xmemk.patch(); ...;
+    handle.undo()``. The host must be imported before, or be named.
 
-    target: a package, module or folder on the path ("cutie", "tracker", "inference"), or a module: it is imported, with
-        the memory code below it, and only its memory code is replaced. None: whatever is loaded.
-    verify: runs the host's own code beside ours on every read and every add, and raises VerificationError where they
-        differ by more than rounding explains (:mod:`xmemk.compat.verify`). Slow; the host needs its memory, too.
-    groups: for XMem and Track-Anything, "xmem", equal to the host, or "exact", correct for objects that join late.
+    target: a package, module or folder on the path ("cutie", "tracker", "inference"), or a module
+        object. It is imported with the memory code below it, and only that memory code is replaced.
+        None replaces whatever is loaded.
+    verify: runs the host's own code beside ours on every read and every add, and raises
+        VerificationError where they differ by more than rounding explains
+        (:mod:`xmemk.compat.verify`). Slow, and the host's stores need their memory, too.
+    groups: for XMem and Track-Anything, "xmem", equal to the host, or "exact", correct for objects
+        that join late.
     backend: as in :func:`xmemk.memory_read`.
-    functions: also replace get_similarity, do_softmax, get_affinity and readout; never with ``verify``, where the
-        host's path stays its own.
+    functions: also replaces get_similarity, do_softmax, get_affinity and readout. Never with
+        ``verify``, where the host's path stays its own.
 
-    XMem's managers can be pickled and go on without a patch, not as instances of its class; those of other hosts and of
-    ``verify`` cannot. Managers that exist and hold no object yet are taken over. Returns a handle whose ``repr`` and
-    ``report`` say what was bound. RuntimeError when there is nothing to bind, when the host is patched already, or when
-    one of its managers holds objects; UnknownHost (a RuntimeError) when a signature is not known, or when a class
-    MemoryManager builds on a host's. Subclasses of other names stay on the host's own code; the report names them as
-    ``left``. A call that raises has changed nothing.
+    Returns a handle whose ``repr`` and ``report`` say what was bound.
+
+    Existing managers that hold no object yet are taken over. Subclasses of a host's manager under
+    another name stay on the host's own code; the report lists them as ``left``. Managers of XMem
+    can be pickled and loaded without a patch, though not as instances of XMem's class. Managers of
+    other hosts and of ``verify`` cannot be pickled.
+
+    RuntimeError when there is nothing to bind, when the host is patched already, or when one of its
+    managers holds objects. UnknownHost (a RuntimeError) when a signature is not known, or when a
+    class named MemoryManager derives from a host's. A call that raises has changed nothing.
     """
     name = target.__name__ if isinstance(target, ModuleType) else target
     if name is not None and not isinstance(name, str):
@@ -71,11 +78,11 @@ def patch(
 
 
 class Patch:
-    """What :func:`patch` did; a context manager that undoes it. Use :func:`patch` to make one."""
+    """The handle that :func:`patch` returns: a context manager that undoes the patch."""
 
     def __init__(self, target: str | None, options: hosts.Options) -> None:
         self.target = target
-        self.report = Report(verify=options.verify)
+        self.report = PatchReport(verify=options.verify)
         self._options = options
         self._bound: list[tuple[ModuleType, str, Any, Any]] = []  # module, name, original, ours
         self._pairs: dict[int, tuple[Any, Any]] = {}  # id(original) -> original, ours
@@ -84,13 +91,13 @@ class Patch:
 
     @property
     def active(self) -> bool:
-        """Whether the names are still bound to ours."""
+        """Whether the names are still bound to xmemk's code."""
         return not self._undone
 
     def undo(self) -> None:
-        """Every name holds the host's original again; also in modules that were imported since. Does nothing twice.
+        """Restores the host's originals, also in modules imported since.
 
-        A manager of ours that holds objects goes on serving its video.
+        A second call does nothing. A manager of ours that holds objects continues its video.
         """
         with _lock:
             if self._undone:
@@ -110,19 +117,19 @@ class Patch:
         return str(self.report) + ("" if self.active else "\n  undone")
 
     def _bind(self) -> None:
-        found = hosts.find(self.target, self._options.functions)
-        if not found:
+        loaded_hosts = hosts.find(self.target, self._options.functions)
+        if not loaded_hosts:
             raise RuntimeError(self._nothing())
-        for host in found:
+        for host in loaded_hosts:
             self._pairs |= hosts.replacements(host, self._options, self.report)
         managers = {original: ours for original, ours in self._pairs.values() if isinstance(original, type)}
-        gc.collect()  # managers and subclasses that nobody holds any more do not count
+        gc.collect()  # unreferenced managers and subclasses do not count
         left = {x: original for original in managers for x in hosts.subclasses(original)}
-        held = [x for x in _instances((*managers, *left)) if _engaged(x)]
-        if held:
+        engaged = [x for x in _instances((*managers, *left)) if _engaged(x)]
+        if engaged:
             raise RuntimeError(
-                f"{len(held)} memory managers of {type(held[0]).__module__} hold objects already, which would stay "
-                "behind; patch before the first frame, or after clear_memory()"
+                f"{len(engaged)} memory managers of {type(engaged[0]).__module__} hold objects already, which would "
+                "stay behind; patch before the first frame, or after clear_memory()"
             )
         try:
             for name, module in hosts.loaded_modules():
@@ -138,7 +145,7 @@ class Patch:
         except BaseException:
             self._unbind()
             raise
-        self.report.families = sorted({host.family.name for host in found})
+        self.report.families = sorted({host.family.name for host in loaded_hosts})
         self.report.adopted = len(self._adopted)
         self.report.left = [f"{_name(x)}, a subclass of {_name(original)}" for x, original in left.items()]
 
@@ -156,19 +163,19 @@ class Patch:
                 manager.__class__ = cls
                 vars(manager).update(before)
         self._adopted.clear()
-        back = {id(ours): original for original, ours in self._pairs.values()}
+        originals = {id(ours): original for original, ours in self._pairs.values()}
         for module, attribute, original, ours in reversed(self._bound):
             if vars(module).get(attribute) is ours:
                 setattr(module, attribute, original)
-        for _, module in hosts.loaded_modules():  # those that were imported since
+        for _, module in hosts.loaded_modules():  # modules imported since
             for attribute, value in list(vars(module).items()):
-                if id(value) in back:
-                    setattr(module, attribute, back[id(value)])
+                if id(value) in originals:
+                    setattr(module, attribute, originals[id(value)])
 
     def _nothing(self) -> str:
-        theirs = [handle.target for handle in _active]
+        patched = [handle.target for handle in _active]
         if any(
-            self.target is None or hosts.within(self.target, x) or hosts.within(x or "", self.target) for x in theirs
+            self.target is None or hosts.within(self.target, x) or hosts.within(x or "", self.target) for x in patched
         ):
             return "patched already: undo the other handle first, or use it"
         where = "no loaded module holds" if self.target is None else f"{self.target!r} does not hold"

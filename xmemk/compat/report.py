@@ -1,4 +1,4 @@
-"""What a patch has bound, and what verification has seen."""
+"""The report of a patch: the names it bound, and the differences that verification measured."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Step:
-    """One kind of call ("read", "add") as verification saw it."""
+class VerifiedCalls:
+    """The verified calls of one kind ("read", "add")."""
 
     calls: int = 0
-    largest: float = 0.0  # largest difference of a number, relative to the host's largest (1 at least)
-    settled: int = 0  # calls beyond the quick tolerance, in which the float64 oracle found ours right
+    largest: float = 0.0  # difference of a number, relative to the host's largest (at least 1)
+    settled: int = 0  # calls beyond the tolerance that the float64 oracle decided in our favour
     seconds: float = 0.0
     host_seconds: float = 0.0
 
 
 @dataclass
-class Report:
-    """``print`` it. bound: "module.name -> ours" for every name; adopted: managers without objects taken over; left:
-    subclasses of a host's manager, which stay on its own code.
+class PatchReport:
+    """The report of a patch; ``print`` it.
+
+    bound: "module.name -> ours" for every name. adopted: managers without objects that were taken
+    over. left: subclasses of a host's manager, which stay on its own code.
     """
 
     families: list[str] = field(default_factory=list)
@@ -31,13 +33,13 @@ class Report:
     adopted: int = 0
     left: list[str] = field(default_factory=list)
     verify: bool = False
-    steps: dict[str, Step] = field(default_factory=dict)
-    host_stopped: list[str] = field(default_factory=list)  # calls in which the host raised and ours did not
+    steps: dict[str, VerifiedCalls] = field(default_factory=dict)
+    host_stopped: list[str] = field(default_factory=list)  # calls in which the host alone raised
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def reads(self) -> int:
-        """Reads that were verified."""
+        """Verified reads."""
         return self.steps["read"].calls if "read" in self.steps else 0
 
     @property
@@ -47,14 +49,14 @@ class Report:
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Time in verified calls: ours, the host's."""
+        """Seconds in verified calls: ours, the host's."""
         steps = self.steps.values()
         return sum(s.seconds for s in steps), sum(s.host_seconds for s in steps)
 
     def count(self, name: str, difference: float, settled: bool, seconds: float, host_seconds: float) -> None:
-        """One verified call."""
+        """Counts one verified call."""
         with self._lock:
-            step = self.steps.setdefault(name, Step())
+            step = self.steps.setdefault(name, VerifiedCalls())
             step.calls += 1
             step.largest = max(step.largest, difference)
             step.settled += settled
@@ -79,8 +81,8 @@ class Report:
         return "\n".join(lines)
 
 
-class Stopwatch:
-    """``with watch.ours(): ...``; seconds are in :attr:`seconds` and :attr:`host_seconds`."""
+class PairStopwatch:
+    """``with watch.ours()`` adds to ``seconds``, ``with watch.host()`` to ``host_seconds``."""
 
     def __init__(self) -> None:
         self.seconds = self.host_seconds = 0.0

@@ -1,7 +1,8 @@
-"""What is known of each host's memory code: names and signatures, by which unchanged copies are recognised.
+"""The names and signatures of each host's memory code, by which unchanged copies are recognised.
 
-Annotations do not count, names, order, kinds and defaults of parameters do: code that has the same ones is called in
-the same way. A host that has one of another form, or a public method that is not known, is refused by name.
+Names, order, kinds and defaults of parameters count; annotations do not. Code that agrees in these
+is called in the same way. A host with another signature, or with an unknown public method, is
+refused by name.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ import torch
 
 
 class UnknownHost(RuntimeError):
-    """A host whose memory code has a signature that is not known, or one that xmemk cannot serve."""
+    """A host whose memory code has an unknown signature, or one that xmemk cannot serve."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Hosts that share one form of memory code. Methods and functions map a name to its signature."""
+    """Hosts that share one form of memory code. Methods and functions map names to signatures."""
 
     name: str
-    methods: Mapping[str, str | None]  # of class MemoryManager: all its public ones, and private ones that ours call
+    methods: Mapping[str, str | None]  # of class MemoryManager: all public ones, private ones that we call
     store: Mapping[str, str]  # of class KeyValueMemoryStore
     functions: Mapping[str, str] = field(default_factory=dict)
-    inherited: tuple[str, ...] = ()  # public methods it may have beyond those, which are left to it
-    refusal: str = ""  # why hosts of this family are not served, where they are not
+    inherited: tuple[str, ...] = ()  # further public methods it may have, which stay its own
+    refusal: str = ""  # why hosts of this family are not served, if they are not
 
 
 _SOFTMAX = "(similarity, top_k=None, inplace=False, return_usage=False)"
@@ -92,7 +93,7 @@ CUTIE = Family(
     functions={**_FUNCTIONS, "get_similarity": "(mk, ms, qk, qe, add_batch_dim=False)"},
 )
 
-# By its interface alone. ``inherited``: methods that are left to the host's own class.
+# Known by its interface alone. ``inherited``: methods that stay the host's own.
 DEVA = Family(
     name="DEVA",
     methods={
@@ -115,7 +116,7 @@ DEVA = Family(
     ),
 )
 
-# Not served: only their interfaces are known here, and those leave open what their results are.
+# Not served: only their interfaces are known here, and those do not determine the results.
 XMEM_PLUS_PLUS = Family(
     name="XMem++",
     methods={"match_memory": "(self, query_key, selection, disable_usage_updates=False)"},
@@ -136,16 +137,16 @@ MATANYONE = Family(
 
 
 def signature(function: Callable[..., Any]) -> str:
-    """Without annotations: "(self, key, objects, selection=None)"."""
-    found = inspect.signature(function)
-    bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
-    return str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+    """The signature without annotations: "(self, key, objects, selection=None)"."""
+    full = inspect.signature(function)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in full.parameters.values()]
+    return str(full.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
 def looks_like_a_manager(candidate: Any) -> bool:
-    """Whether this is a class MemoryManager of one of the families, known or not."""
+    """Whether this is a class MemoryManager of any family, known or not."""
     return (
-        issubclass(type(candidate), type)  # isinstance would ask the candidate, and some warn or load something
+        issubclass(type(candidate), type)  # isinstance runs code of the candidate, which may warn or load modules
         and candidate.__name__ == "MemoryManager"
         and callable(getattr(candidate, "add_memory", None))
         and (callable(getattr(candidate, "match_memory", None)) or callable(getattr(candidate, "read", None)))
@@ -153,7 +154,7 @@ def looks_like_a_manager(candidate: Any) -> bool:
 
 
 def no_subclass(manager: type) -> None:
-    """UnknownHost for a manager that builds on another, whose own methods would be lost where it is replaced."""
+    """UnknownHost for a manager that derives from another one and would lose its own methods."""
     for base in manager.__mro__[1:]:
         if looks_like_a_manager(base):
             raise UnknownHost(
@@ -163,7 +164,10 @@ def no_subclass(manager: type) -> None:
 
 
 def family_of(manager: Any, families: tuple[Family, ...]) -> Family:
-    """The family of a class MemoryManager. UnknownHost names the first function of another form than the nearest's."""
+    """The family of a class MemoryManager.
+
+    UnknownHost names the first function that differs from the nearest family's.
+    """
     where = f"{manager.__module__}.{manager.__qualname__}"
     for known in (XMEM_PLUS_PLUS, MATANYONE):
         if not _difference(manager, known.methods, where):
@@ -177,7 +181,7 @@ def family_of(manager: Any, families: tuple[Family, ...]) -> Family:
             check_store(manager, family)
             no_subclass(manager)
             return family
-        # The nearest family is the one that shares most methods.
+        # The nearest family shares the largest part of its methods.
         shared = sum(callable(getattr(manager, name, None)) for name in family.methods) / len(family.methods)
         complaints.append((shared, family.name, complaint))
     _, name, complaint = max(complaints)
@@ -185,7 +189,7 @@ def family_of(manager: Any, families: tuple[Family, ...]) -> Family:
 
 
 def check_store(manager: Any, family: Family) -> None:
-    """UnknownHost where the store that the manager builds on has another form."""
+    """UnknownHost where the class of the manager's stores has another form."""
     store = manager.add_memory.__globals__.get("KeyValueMemoryStore")
     where = f"{manager.__module__}.KeyValueMemoryStore"
     if family.store and not isinstance(store, type):
@@ -199,19 +203,19 @@ def check_store(manager: Any, family: Family) -> None:
 def check_functions(functions: Mapping[str, Callable[..., Any]], family: Family, where: str) -> None:
     """UnknownHost where one of a host's functions is not of the family's form."""
     for name, function in functions.items():
-        wanted, found = family.functions[name], signature(function)
-        if found != wanted:
-            raise UnknownHost(f"{where}.{name}: wanted the signature {wanted}, found {found}; xmemk does not know it")
+        known, actual = family.functions[name], signature(function)
+        if actual != known:
+            raise UnknownHost(f"{where}.{name}: wanted the signature {known}, found {actual}; xmemk does not know it")
 
 
-def _difference(owner: type, wanted: Mapping[str, str | None], where: str) -> str:
-    for name, form in wanted.items():
+def _difference(owner: type, methods: Mapping[str, str | None], where: str) -> str:
+    for name, known in methods.items():
         function = getattr(owner, name, None)
         if not callable(function):
-            return f"{where}.{name}: wanted the signature {form or '(...)'}, found no such method"
-        found = signature(function)
-        if form is not None and found != form:
-            return f"{where}.{name}: wanted the signature {form}, found {found}"
+            return f"{where}.{name}: wanted the signature {known or '(...)'}, found no such method"
+        actual = signature(function)
+        if known is not None and actual != known:
+            return f"{where}.{name}: wanted the signature {known}, found {actual}"
     return ""
 
 

@@ -1,10 +1,11 @@
-"""XMem's and Track-Anything's memory manager, kept by :class:`xmemk.Memory`; and their functions, for import lines.
+"""XMem's and Track-Anything's memory manager over :class:`xmemk.Memory`, and their functions.
 
     from xmemk.compat.xmem import MemoryManager, get_similarity, do_softmax, get_affinity, readout
 
-:class:`MemoryManager` takes the host's configuration and calls. It reads what the host reads, to within rounding, and
-keeps what the host keeps, without building an N x Q matrix and without copying what is stored. Where the released code
-stops with an error (eviction after objects have joined late, fewer than top_k tokens) it goes on.
+:class:`MemoryManager` takes the host's configuration and calls. Its readouts equal the host's up to
+rounding, and it keeps the same tokens, without an N x Q matrix and without copies of the stores. It
+continues where the released code stops with an error: eviction after objects joined late, and fewer
+than top_k tokens.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ __all__ = ["MemoryManager", "do_softmax", "get_affinity", "get_similarity", "rea
 class MemoryManager:
     """The three memory stores of one video behind XMem's interface.
 
-    config: XMem's dictionary. groups: "xmem", equal to the released code in how it keeps objects that join late, its
-    defects included; or "exact", in which every value is read against its own key. Shapes are those of the host: keys
-    and selections [1, CK, H, W], shrinkage [1, 1, H, W], values [1, O, CV, H, W].
+    config: XMem's dictionary. groups: "xmem", which keeps objects that join late as the released
+    code does, defects included; or "exact", in which every value is read against its own key.
+    Shapes are those of the host: keys and selections [1, CK, H, W], shrinkage [1, 1, H, W], values
+    [1, O, CV, H, W]. No gradients flow through the stores.
 
-    What the host's own code does not check raises ValueError or TypeError here, and a call that raises has changed
-    nothing: another resolution than that of the first frame, objects out of order, numbers that are not finite.
-    No gradients flow through the stores.
+    Raises ValueError or TypeError for input that the host's own code does not check: another
+    resolution than that of the first frame, objects out of order, numbers that are not finite. A
+    call that raises has changed nothing.
     """
 
     groups = "xmem"
@@ -55,7 +57,10 @@ class MemoryManager:
             self.long_mem = StoreView(self.memory, True, self.enable_long_term_usage)
 
     def update_config(self, config: Any) -> None:
-        """New limits and top_k from the next call on; whether there is long-term memory cannot change."""
+        """Sets limits and top_k for later calls.
+
+        ValueError for a switch of long-term memory or its usage.
+        """
         new = memory_config(config, self.groups)
         for name in ("enable_long_term", "enable_long_term_count_usage"):
             if getattr(new, name) != getattr(self._config, name):
@@ -65,10 +70,11 @@ class MemoryManager:
         self.reset_config = True
 
     def match_memory(self, query_key: Tensor, selection: Tensor) -> Tensor:
-        """Reads the memory for every token of a frame: [O, CV, H, W] in the values' type; usage is recorded.
+        """Reads the memory for every token of a frame and records usage.
 
-        RuntimeError before the first add. ValueError without ``selection``: the released code then computes another
-        similarity than Eq. 2, which none of its callers asks for.
+        Returns [O, CV, H, W] in the values' type. RuntimeError before the first add. ValueError
+        without ``selection``: the released code then computes another similarity than Eq. 2, which
+        none of its callers uses.
         """
         if selection is None:
             raise ValueError("selection: wanted [1, CK, H, W] as XMem's network gives it, got None")
@@ -79,7 +85,10 @@ class MemoryManager:
     def add_memory(
         self, key: Tensor, shrinkage: Tensor, value: Tensor, objects: Iterable[int], selection: Tensor | None = None
     ) -> None:
-        """Takes a memory frame; row i - 1 of ``value`` belongs to object i. Consolidates and evicts when it is time."""
+        """Adds a memory frame, whose ``value`` has object i in row i - 1.
+
+        Evicts and consolidates when due.
+        """
         labels = [int(label) for label in objects]
         self._check_order(labels)
         if value.dim() != 5 or (labels and value.shape[1] < max(labels)):
@@ -111,7 +120,7 @@ class MemoryManager:
                 self.max_work_elements = self.max_mt_frames * self.HW
 
     def compress_features(self) -> None:
-        """RuntimeError: :meth:`add_memory` consolidates when working memory is full, and at no other time."""
+        """RuntimeError: only :meth:`add_memory` consolidates, when working memory is full."""
         raise RuntimeError("compress_features: consolidation is a part of add_memory here, and cannot be asked for")
 
     def consolidation(
@@ -122,11 +131,12 @@ class MemoryManager:
         usage: Tensor,
         candidate_value: list[Tensor | None],
     ) -> tuple[Tensor, list[Tensor | None], Tensor | None]:
-        """Prototypes of candidates (Sec. 2.3), in the host's shapes; no store changes.
+        """Prototypes of candidates (Sec. 2.3), in the host's shapes. No store changes.
 
-        candidate_key and candidate_selection [1, CK, N], candidate_shrinkage [1, 1, N], usage [1, 1, N]; per group of
-        objects values [O, CV, V], V <= N, which belong to the last V candidates, or None. Returns the keys
-        [1, CK, P], per group values [O, CV, V'] of the prototypes it has, or None, and the shrinkage [1, 1, P].
+        candidate_key and candidate_selection [1, CK, N], candidate_shrinkage [1, 1, N], usage [1,
+        1, N]. candidate_value: per group of objects the values [O, CV, V], V <= N, of the last V
+        candidates, or None. Returns keys [1, CK, P]; per group the values [O, CV, V'] of the
+        prototypes it has, or None; and shrinkage [1, 1, P].
         """
         n = candidate_key.shape[2]
         index = PUBLIC.select_prototypes(usage.flatten(1), min(self.num_prototypes, n), backend=self.backend)[0]
@@ -147,13 +157,13 @@ class MemoryManager:
         return pk, values, ps
 
     def create_hidden_state(self, n: int, sample_key: Tensor) -> None:
-        """Zeros [1, n, CH, H, W] for ``n`` objects in all; those that have a state keep it."""
+        """Extends the hidden state with zeros to ``n`` objects: [1, n, CH, H, W]."""
         h, w = sample_key.shape[-2:]
-        held = 0 if self.hidden is None else self.hidden.shape[1]
-        if n < held:
-            raise ValueError(f"n: wanted at least {held}, the objects that have a state, got {n}")
-        if self.hidden is None or n > held:
-            new = torch.zeros(1, n - held, self.hidden_dim, h, w, device=sample_key.device)
+        old = 0 if self.hidden is None else self.hidden.shape[1]
+        if n < old:
+            raise ValueError(f"n: wanted at least {old}, the objects that have a state, got {n}")
+        if self.hidden is None or n > old:
+            new = torch.zeros(1, n - old, self.hidden_dim, h, w, device=sample_key.device)
             self.hidden = new if self.hidden is None else torch.cat([self.hidden, new], 1)
 
     def set_hidden(self, hidden: Tensor | None) -> None:
@@ -168,7 +178,8 @@ class MemoryManager:
         return f"{type(self).__module__}.{type(self).__name__}({self.memory!r})"
 
     def _take_over(self, before: dict[str, Any]) -> None:
-        """Becomes the host's manager with these attributes, one that holds no object yet."""
+        """Replaces a host's manager with these attributes, which holds no object yet."""
+        # MemoryConfig's name -> the attribute of XMem's manager.
         names = {"enable_long_term_count_usage": "enable_long_term_usage"}
         if before["enable_long_term"]:
             names |= {
@@ -193,14 +204,14 @@ class MemoryManager:
             self.max_long_elements = self._config.max_long_term_elements
 
     def _memory_dtypes(self, key: torch.dtype, value: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
-        """The types of keys and values in the stores, which the first frame fixed; before it, those given."""
+        """The stored types of keys and values, which the first frame fixes; before it, these."""
         groups = self.memory.groups
         return (key, value) if groups is None else (groups.rules.layout.key_dtype, groups.rules.layout.value_dtype)
 
     def _check_order(self, labels: list[int]) -> None:
-        held = list(self.memory.objects)
-        new = [label for label in labels if label not in held]
-        if held + new != sorted(held + new):
+        known = list(self.memory.objects)
+        new = [label for label in labels if label not in known]
+        if known + new != sorted(known + new):
             raise ValueError(
-                f"objects: wanted new ones in ascending order and above all earlier ones, got {new} after {held}"
+                f"objects: wanted new ones in ascending order and above all earlier ones, got {new} after {known}"
             )

@@ -1,6 +1,7 @@
-"""XMem's view of the stores inside :class:`xmemk.Memory`: sizes for displays, tensors for whoever looks.
+"""XMem's view of the stores of :class:`xmemk.Memory`: sizes for displays, tensors for inspection.
 
-Tensors are put together in the host's layout when asked for, as copies: changing them does not change the memory.
+Tensors are copies in the host's layout, made when they are accessed. Changing them does not change
+the memory.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from torch import Tensor
 
 from ..memory import Arena, Memory
 from ..memory.arena import LIFE_OF_A_NEW_TOKEN
-from ..memory.exact import ExactGroups
+from ..memory.exact import SeparateGroups
 from ..memory.table import LONG_TERM, Run, Table
 from ..memory.values import Values
 from ..reference.config import MemoryConfig
-from .buckets import enlarge
+from .bucket import enlarge
 
-_NOTHING = [Run(1, 0, 0)]  # so that there is always something to join
+_NOTHING = [Run(1, 0, 0)]  # what torch.cat joins where there are no tokens
 
 
-class Group(NamedTuple):
-    """Objects that joined together, counted from 0; their values and where those lie."""
+class GroupValues(NamedTuple):
+    """Objects that joined together, numbered from 0; their values, and where those lie."""
 
     objects: list[int]
     table: Table
@@ -32,11 +33,11 @@ class Group(NamedTuple):
 
 
 def reconfigure(memory: Memory, config: MemoryConfig) -> None:
-    """Other limits for a memory that may hold objects already."""
+    """Changes the limits of a memory, which may hold objects already."""
     groups = memory.groups
     if groups is not None:
-        arenas = [bucket.arena for bucket in groups.buckets] if isinstance(groups, ExactGroups) else [groups.arena]
-        late = [] if isinstance(groups, ExactGroups) else [group.values for group in groups.late]
+        arenas = [bucket.arena for bucket in groups.buckets] if isinstance(groups, SeparateGroups) else [groups.arena]
+        late = [] if isinstance(groups, SeparateGroups) else [group.values for group in groups.late]
         for arena in arenas:
             if arena is not None:
                 enlarge(arena, config.max_long_term_elements, late)
@@ -47,8 +48,8 @@ def reconfigure(memory: Memory, config: MemoryConfig) -> None:
 class StoreView:
     """The attributes of XMem's KeyValueMemoryStore that are read from outside.
 
-    With groups="exact" each group has keys of its own: ``key`` and its like then raise RuntimeError where there are
-    several groups, sizes are those of all together.
+    With groups="exact" each group has keys of its own. Where there are several groups, ``key`` and
+    the like then raise RuntimeError, and sizes are sums.
     """
 
     def __init__(self, memory: Memory, long_term: bool, count_usage: bool) -> None:
@@ -85,12 +86,12 @@ class StoreView:
     @property
     def value(self) -> list[Tensor]:
         """Per group of objects [O, CV, V], V <= N: the values of the last V tokens."""
-        found = []
+        values = []
         for i, group in enumerate(self._groups if self.engaged() else ()):
             runs = self._runs(group.table)
-            if self._holds(i, group):
-                found.append(torch.cat(group.values.segments(runs), 3)[0])
-        return found
+            if self._has_values(i, group):
+                values.append(torch.cat(group.values.segments(runs), 3)[0])
+        return values
 
     @property
     def use_count(self) -> Tensor | None:
@@ -99,7 +100,7 @@ class StoreView:
 
     @property
     def life_count(self) -> Tensor | None:
-        """[1, 1, N]: how many reads each token has seen, plus 1e-7."""
+        """[1, 1, N]: the reads since each token's birth, plus 1e-7."""
 
         def life(arena: Arena, run: Run) -> Tensor:
             return (arena.reads - arena.birth.rows(run)).to(arena.spec.number)[:, None] + LIFE_OF_A_NEW_TOKEN
@@ -110,18 +111,18 @@ class StoreView:
 
     @property
     def obj_groups(self) -> list[list[int]]:
-        """Per group the objects, counted from 0."""
+        """Per group the objects, numbered from 0."""
         return [group.objects for group in self._groups]
 
     @property
     def all_objects(self) -> list[int]:
-        """All objects, counted from 0."""
+        """All objects, numbered from 0."""
         return [label for group in self._groups for label in group.objects]
 
     @property
     def num_groups(self) -> int:
         """Groups of objects that have values here."""
-        return sum(self._holds(i, group) for i, group in enumerate(self._groups)) if self.engaged() else 0
+        return sum(self._has_values(i, group) for i, group in enumerate(self._groups)) if self.engaged() else 0
 
     def get_v_size(self, ni: int) -> int:
         """V of group ``ni``."""
@@ -136,34 +137,34 @@ class StoreView:
         return use / life
 
     def get_all_sliced(self, start: int, end: int) -> tuple[Tensor | None, ...]:
-        """Keys, shrinkage, selection and usage of tokens ``start`` to ``end``; an end of 0 is the last one."""
+        """Keys, shrinkage, selection and usage of tokens ``start`` to ``end``; 0 for the last."""
         tensors = (self.key, self.shrinkage, self.selection, self.get_usage())
         return tuple(None if x is None else x[..., start : end or None] for x in tensors)
 
     @property
-    def _groups(self) -> list[Group]:
+    def _groups(self) -> list[GroupValues]:
         groups = self._memory.groups
         if groups is None:
             return []
-        found: list[tuple[tuple[int, ...], Table, Values]]
-        if isinstance(groups, ExactGroups):
-            found = [(b.objects, b.arena.table, b.arena.values) for b in groups.buckets]
+        parts: list[tuple[tuple[int, ...], Table, Values]]
+        if isinstance(groups, SeparateGroups):
+            parts = [(b.objects, b.arena.table, b.arena.values) for b in groups.buckets]
         else:
             arena = self._arena
-            found = [(groups.first, arena.table, arena.values)]
-            found += [(late.objects, late.table, late.values) for late in groups.late]
-        return [Group([label - 1 for label in labels], table, values) for labels, table, values in found]
+            parts = [(groups.first, arena.table, arena.values)]
+            parts += [(late.objects, late.table, late.values) for late in groups.late]
+        return [GroupValues([label - 1 for label in labels], table, values) for labels, table, values in parts]
 
     @property
     def _arena(self) -> Arena:
         groups: Any = self._memory.groups
-        if not isinstance(groups, ExactGroups):
+        if not isinstance(groups, SeparateGroups):
             return groups.arena
         if len(groups.buckets) > 1:
             raise RuntimeError('with groups="exact" each group of objects has keys of its own; look at memory.groups')
         return groups.buckets[0].arena
 
-    def _holds(self, i: int, group: Group) -> bool:
+    def _has_values(self, i: int, group: GroupValues) -> bool:
         return i == 0 or not self._long_term or group.table.long > 0
 
     def _runs(self, table: Table) -> Sequence[Run]:

@@ -1,4 +1,4 @@
-"""XMem's memory manager with the host's own beside it (see :mod:`xmemk.compat.verify`)."""
+"""XMem's memory manager beside the host's own (see :mod:`xmemk.compat.verify`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..testing import Inputs
-from .report import Report
+from .report import PatchReport
 from .verify import Judge, twin_of
 from .xmem import MemoryManager
 
 
-def verified(original: Callable[[Any], Any], report: Report) -> type[MemoryManager]:
-    """A manager that compares every read and add with those of ``original``, and reports them to ``report``."""
+def verified(original: Callable[[Any], Any], report: PatchReport) -> type[MemoryManager]:
+    """A manager that compares every read and add with the host's, ``original``, for ``report``."""
     twin = twin_of(original)
 
     class Verified(MemoryManager):
@@ -81,21 +81,21 @@ def verified(original: Callable[[Any], Any], report: Report) -> type[MemoryManag
                     return call()
             except Exception as error:
                 report.host_stopped.append(f"{judge.what}: {type(error).__name__}: {str(error).split(chr(10))[0]}")
-                self._host = None  # it may be half changed; from here on ours goes on alone
+                self._host = None  # it may be half changed; ours continues alone
                 return None
 
         def _stores(self) -> list[str]:
             return ["work_mem", "long_mem"] if self.enable_long_term else ["work_mem"]
 
         def _inputs(self, query_key: Tensor, selection: Tensor) -> Callable[[int, Tensor], Inputs]:
-            """The arguments of the read of a group, for some of the queries, from the stores as they are now."""
+            """The arguments of a group's read, for some of the queries, from the current stores."""
             stores = [s for s in (getattr(self, n) for n in self._stores()[::-1]) if s.engaged()]
-            held = [(s.key, s.shrinkage, s.value) for s in stores]
+            tensors = [(s.key, s.shrinkage, s.value) for s in stores]
 
             def of(group: int, queries: Tensor) -> Inputs:
                 parts = [
                     (k[..., k.shape[-1] - v[group].shape[-1] :], s[..., s.shape[-1] - v[group].shape[-1] :], v[group])
-                    for k, s, v in held
+                    for k, s, v in tensors
                     if group < len(v)
                 ]
                 mk, ms, mv = (torch.cat(list(x), -1) for x in zip(*parts))
@@ -136,7 +136,7 @@ def _copy_state(ours: Any, host: Any) -> None:
 
 
 def _rows(groups: list[list[int]]) -> list[list[int]]:
-    """Per group the rows of a readout, which has the groups one after the other."""
+    """Per group its rows in a readout, which has one group after the other."""
     rows, at = [], 0
     for group in groups:
         rows.append(list(range(at, at + len(group))))

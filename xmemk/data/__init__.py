@@ -1,4 +1,4 @@
-"""Video and masks in and out, and the bundled clip."""
+"""Reading and writing video and masks, and the bundled clip."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The masks that the work on a video is given: which files there are for which frames, and whether they fit."""
+"""Input masks of a video: which file belongs to which frame, and whether it fits."""
 
 from __future__ import annotations
 
@@ -8,33 +8,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .masks import MaskError, mask_size, read_mask
-from .source import IMAGES, Source
+from .source import IMAGES, FrameSource
 
 
-def find_masks(path: Path, source: Source, start: int = 0) -> dict[int, Path]:
-    """Files of masks by frame number, from the first that has an object on; MaskError where they do not fit.
+def find_masks(path: Path, source: FrameSource, start: int = 0) -> dict[int, Path]:
+    """The mask files by frame number, beginning with the first one that has an object.
 
-    Of those after the first the headers are read alone: a folder may have a mask for every frame.
+    path: a folder of PNGs named as frames, or the PNG of frame ``start``. A folder may have a mask
+    for every frame, so only headers are read of the files after the first.
+
+    Raises MaskError where the files do not fit the video.
     """
     if not path.is_dir():
         if source.frames is not None and start >= source.frames:
             raise MaskError(f"{path}: the video has {source.frames} frames, so there is no frame {start} to start with")
-        found = {start: path}
+        by_frame = {start: path}
     else:
         files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in IMAGES}
         if not files:
             raise MaskError(f"{path}: a folder without masks")
-        found = dict(sorted((_number(stem, source, file), file) for stem, file in files.items()))
-    for file in found.values():
+        by_frame = dict(sorted((_number(stem, source, file), file) for stem, file in files.items()))
+    for file in by_frame.values():
         _expect_shape(source, file)
-    first = next((n for n, file in found.items() if bool((mask_for(source, file) > 0).any())), None)
+    first = next((n for n, file in by_frame.items() if bool((mask_for(source, file) > 0).any())), None)
     if first is None:
         raise MaskError(f"{path}: has no object, every pixel is background (label 0)")
-    return {number: file for number, file in found.items() if number >= first}
+    return {number: file for number, file in by_frame.items() if number >= first}
 
 
-def _expect_shape(source: Source, file: Path) -> None:
-    """A mask is of the video's size, or of its shape to within a pixel of rounding."""
+def _expect_shape(source: FrameSource, file: Path) -> None:
+    """Raises MaskError unless the mask has the video's aspect ratio, to within a pixel."""
     width, height = mask_size(file)
     aspect = source.width / source.height
     if min(abs(width - height * aspect), abs(height - width / aspect)) >= 1:
@@ -42,14 +45,14 @@ def _expect_shape(source: Source, file: Path) -> None:
         raise MaskError(f"{file}: is {width}x{height}, which is not the shape of the video, {video}")
 
 
-def mask_for(source: Source, file: Path) -> Tensor:
-    """Labels [H, W] uint8 at the video's size. Nearest, so that no label is mixed."""
+def mask_for(source: FrameSource, file: Path) -> Tensor:
+    """The labels [H, W] uint8 of a file at the video's size, scaled by nearest neighbour."""
     mask = read_mask(file)
     size = source.height, source.width
     return mask if mask.shape == size else F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
 
 
-def _number(stem: str, source: Source, file: Path) -> int:
+def _number(stem: str, source: FrameSource, file: Path) -> int:
     if source.names is not None:
         stems = [Path(name).stem for name in source.names]
         if stem not in stems:

@@ -12,16 +12,19 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-_LOSSY = ("JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may be; WebP without loss cannot be told by its header
+_LOSSY = ("JPEG", "JPEG2000", "MPO", "WEBP")  # WebP is refused even if lossless: its header does not say
 
 
 class MaskError(ValueError):
-    """A mask that is missing, unreadable or unfit. The message is one sentence for who named it."""
+    """A mask that is missing, unreadable or unfit; the message names the file in one sentence."""
 
 
 @functools.cache
 def palette() -> tuple[tuple[int, int, int], ...]:
-    """256 colours: a label's bits, three at a time, fill the colour's bits from the top (PASCAL VOC and DAVIS)."""
+    """The 256 colours of PASCAL VOC and DAVIS, red, green and blue of each label.
+
+    Bits 3 b, 3 b + 1 and 3 b + 2 of a label become bit 7 - b of its red, green and blue.
+    """
     colours = []
     for label in range(256):
         channels = [0, 0, 0]
@@ -33,8 +36,9 @@ def palette() -> tuple[tuple[int, int, int], ...]:
 
 
 def read_mask(path: str | Path) -> Tensor:
-    """Labels [H, W] uint8, 0 the background. Palette and grey images are read as labels, others are a MaskError, and
-    so are those of a format that changes pixels.
+    """The labels [H, W] uint8 of a palette or grey image; 0 is the background.
+
+    Raises MaskError for other images, and for formats whose compression changes pixels.
     """
     with _opened(path) as image:
         labels = np.array(image if image.mode != "1" else image.convert("L").point(lambda v: v // 255))
@@ -42,7 +46,7 @@ def read_mask(path: str | Path) -> Tensor:
 
 
 def mask_size(path: str | Path) -> tuple[int, int]:
-    """Width and height, from the header alone. A MaskError where it says that this is no mask."""
+    """Width and height, read from the header. Raises MaskError where the file is not a mask."""
     with _opened(path) as image:
         return image.size
 
@@ -66,7 +70,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def read_object_mask(path: str | Path) -> Tensor:
-    """:func:`read_mask`, and a MaskError if there is no object in it."""
+    """:func:`read_mask`; raises MaskError also for a mask without an object."""
     labels = read_mask(path)
     if not bool((labels > 0).any()):
         raise MaskError(f"{path}: has no object, every pixel is background (label 0)")
@@ -74,13 +78,16 @@ def read_object_mask(path: str | Path) -> Tensor:
 
 
 def read_colours(path: str | Path) -> list[int]:
-    """The palette of a mask as red, green, blue of label 0, then of label 1, ...; empty for a grey image."""
+    """The palette of a mask: red, green, blue of label 0, then of 1, ...; empty if it is grey."""
     with Image.open(path) as image:
         return list(image.getpalette() or []) if image.mode == "P" else []
 
 
 def write_mask(path: str | Path, labels: Tensor, colours: Sequence[int] | None = None) -> None:
-    """Writes labels [H, W] uint8 as a palette PNG. colours: as :func:`read_colours` has them, empty for a grey PNG."""
+    """Writes labels [H, W] uint8 as a palette PNG.
+
+    colours: as :func:`read_colours` returns them, empty for a grey PNG; None for :func:`palette`.
+    """
     if colours is None:
         colours = [value for colour in palette() for value in colour]
     image = Image.fromarray(labels.numpy(), mode="P" if colours else "L")

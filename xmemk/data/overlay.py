@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from .masks import palette, read_mask
-from .source import Source
+from .source import FrameSource
 from .video import VideoWriter
 
 
 def overlay(image: Tensor, labels: Tensor, opacity: float = 0.45) -> Tensor:
-    """image [H, W, 3] uint8 with labels [H, W] as tints with a light outline -> [H, W, 3] uint8."""
+    """The image [H, W, 3] uint8 with labels [H, W] drawn as tints with a white outline."""
     colours = torch.tensor(palette(), dtype=torch.float32)
-    colours[1] = torch.tensor([235.0, 64.0, 52.0])  # the first object, in a red that shows on grey fur
+    colours[1] = torch.tensor([235.0, 64.0, 52.0])  # the first object in a red that stands out from grey fur
     tint = colours[labels.long()]
     inside = (labels > 0).unsqueeze(2)
     mixed = torch.where(inside, (1 - opacity) * image.float() + opacity * tint, image.float())
@@ -27,7 +27,7 @@ def overlay(image: Tensor, labels: Tensor, opacity: float = 0.45) -> Tensor:
 
 
 def _outline(labels: Tensor) -> Tensor:
-    """Pixels of an object that touch another label, [H, W] bool."""
+    """Object pixels that are next to another label, [H, W] bool."""
     edge = torch.zeros_like(labels, dtype=torch.bool)
     across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
     edge[:, 1:] |= across
@@ -37,10 +37,11 @@ def _outline(labels: Tensor) -> Tensor:
     return edge & (labels > 0)
 
 
-def write_overlay(path: Path, source: Source, masks: Path, start: int = 0) -> None:
-    """A video of the frames from ``start`` on that have a mask ``<frame>.png`` in the folder, drawn over them.
+def write_overlay(path: Path, source: FrameSource, masks: Path, start: int = 0) -> None:
+    """Writes a video of the frames from ``start`` on, each with its mask ``masks/<frame>.png``
+    drawn.
 
-    All or nothing: a temporary file beside ``path`` is written and renamed.
+    A frame without a mask is written as it is. The file is replaced only when it is complete.
     """
     rate = source.rate or Fraction(25)
     temporary = path.with_name(f"{path.stem}.part{path.suffix}")

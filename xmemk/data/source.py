@@ -1,4 +1,7 @@
-"""Frames of a video or of a folder of images as one stream, read ahead by a thread: a few in memory at any time."""
+"""The frames of a video or of a folder of images as one stream, read ahead by a thread.
+
+Only a few frames are in memory at any time.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,17 @@ from torch import Tensor
 from .video import VideoError, probe, read_frames
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-AHEAD = 4  # frames that are decoded while one is being worked on
+AHEAD = 4  # frames decoded ahead of the one in use
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Frame:
-    """number: 0-based. name: the image file's, or the number with five digits. image: RGB uint8 [H, W, 3]."""
+class VideoFrame:
+    """One frame: RGB uint8 [H, W, 3], its 0-based number, and its name without a suffix.
+
+    The name is that of the image file; of a video, the number in five digits.
+    """
 
     number: int
     name: str
@@ -34,19 +40,23 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where frames come from. ``frames`` is how many there are, None where a video does not say."""
+class FrameSource:
+    """A video or a folder of images.
+
+    frames: their number, None where the video does not say. names: of a folder's images, in order.
+    """
 
     path: Path
     width: int
     height: int
     frames: int | None
     rate: Fraction
-    names: tuple[str, ...] | None  # of a folder's images, in order
+    names: tuple[str, ...] | None
 
-    def read(self, start: int = 0) -> Iterator[Frame]:
-        """Frames from number ``start`` on. VideoError for one that cannot be read or is of another size than the
-        first.
+    def read(self, start: int = 0) -> Iterator[VideoFrame]:
+        """The frames from number ``start`` on.
+
+        Raises VideoError at a frame that cannot be read or whose size is not that of the first.
         """
         return ahead(self._folder(start) if self.names is not None else self._video(start), AHEAD)
 
@@ -54,16 +64,16 @@ class Source:
         """The name of a frame, without its suffix."""
         return f"{number:05d}" if self.names is None else Path(self.names[number]).stem
 
-    def _video(self, start: int) -> Iterator[Frame]:
+    def _video(self, start: int) -> Iterator[VideoFrame]:
         for number, image in enumerate(read_frames(self.path, start=start), start):
-            yield self._checked(Frame(number, self.name_of(number), image))
+            yield self._checked(VideoFrame(number, self.name_of(number), image))
 
-    def _folder(self, start: int) -> Iterator[Frame]:
+    def _folder(self, start: int) -> Iterator[VideoFrame]:
         assert self.names is not None
         for number, name in enumerate(self.names[start:], start):
-            yield self._checked(Frame(number, Path(name).stem, read_image(self.path / name)))
+            yield self._checked(VideoFrame(number, Path(name).stem, read_image(self.path / name)))
 
-    def _checked(self, frame: Frame) -> Frame:
+    def _checked(self, frame: VideoFrame) -> VideoFrame:
         height, width = frame.image.shape[:2]
         if (width, height) != (self.width, self.height):
             raise VideoError(
@@ -72,15 +82,15 @@ class Source:
         return frame
 
 
-def open_source(path: str | Path, rate: Fraction = Fraction(25)) -> Source:
-    """A video file, or a folder whose images (.jpg, .png, ...) are its frames in the order of their names.
+def open_source(path: str | Path, rate: Fraction = Fraction(25)) -> FrameSource:
+    """Opens a video file, or a folder whose images (.jpg, .png, ...) are frames in order of name.
 
-    rate: frames per second that a folder is taken to have. Raises VideoError.
+    rate: frames per second, for a folder. Raises VideoError.
     """
     path = Path(path)
     if not path.is_dir():
         info = probe(path)
-        return Source(path, info.width, info.height, info.frames, info.rate, None)
+        return FrameSource(path, info.width, info.height, info.frames, info.rate, None)
     names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
     if not names:
         raise VideoError(f"{path}: a folder without images ({', '.join(IMAGES)})")
@@ -91,11 +101,11 @@ def open_source(path: str | Path, rate: Fraction = Fraction(25)) -> Source:
     if missing is not None:
         raise VideoError(f"{path}: frame {missing} is missing between {names[0]} and {names[-1]}")
     height, width = read_image(path / names[0]).shape[:2]
-    return Source(path, width, height, len(names), rate, tuple(names))
+    return FrameSource(path, width, height, len(names), rate, tuple(names))
 
 
 def read_image(path: str | Path) -> Tensor:
-    """RGB uint8 [H, W, 3]. VideoError where it cannot be read."""
+    """The image as RGB uint8 [H, W, 3]. Raises VideoError where it cannot be read."""
     try:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("RGB")))
@@ -104,14 +114,14 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def _missing(names: list[str]) -> str | None:
-    """The first gap where all names are numbers with one distance but for gaps; None where there is none."""
+    """The first missing name of numbers in equal steps; None for other names, or without a gap."""
     stems = [Path(name).stem for name in names]
     if len(stems) < 3 or not all(stem.isascii() and stem.isdigit() for stem in stems):
         return None
     numbers = [int(stem) for stem in stems]
     steps = [b - a for a, b in pairwise(numbers)]
     step = min(steps)
-    # Sampled videos count in fives, say; a gap is a place where the usual step is left out now and then.
+    # Sampled videos may count in fives. A gap is a larger step where most steps are the smallest.
     if step <= 0 or any(s % step for s in steps) or 2 * sum(s != step for s in steps) > len(steps):
         return None
     for number, s in zip(numbers, steps):
@@ -121,15 +131,17 @@ def _missing(names: list[str]) -> str | None:
 
 
 class _End(Generic[T]):
-    """What the reading thread leaves behind the last item: nothing, or what went wrong."""
+    """Marks the end of the items in the queue, with the error that ended them if there is one."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 def ahead(items: Iterator[T], count: int) -> Iterator[T]:
-    """The same items, up to ``count`` of them fetched before they are asked for, by a thread that ends with the
-    iteration. What the items raise is raised where it is reached.
+    """The same items, of which a thread fetches up to ``count`` before they are needed.
+
+    The thread ends with the iteration. An error of ``items`` is raised where the iteration reaches
+    it.
     """
     waiting: queue.Queue[T | _End[T]] = queue.Queue(max(count, 1))
     stopped = threading.Event()
@@ -148,7 +160,7 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
             for item in items:
                 if not offer(item):
                     return
-        except BaseException as error:  # raised again by the one who iterates
+        except BaseException as error:  # raised again where the iteration reaches it
             offer(_End(error))
         else:
             offer(_End(None))

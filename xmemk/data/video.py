@@ -1,4 +1,4 @@
-"""Video in and out through PyAV, as a stream: one frame in memory at a time."""
+"""Reading and writing video through PyAV, with one frame in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class VideoError(ValueError):
-    """A video that is missing, unreadable or without frames. The message is one sentence for who named it."""
+    """A video that is missing or unreadable; the message is one sentence that names the file."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """``frames`` is what the file says of itself, None where it does not."""
+    """What the file says about its video; ``frames`` is None where it does not say."""
 
     width: int
     height: int
@@ -45,7 +45,7 @@ def _open(path: str | Path) -> av.container.InputContainer:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Size, length and rate. Raises VideoError."""
+    """The size, length and rate of a video. Raises VideoError."""
     with _open(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
@@ -55,10 +55,12 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def read_frames(path: str | Path, size: tuple[int, int] | None = None, start: int = 0) -> Iterator[Tensor]:
-    """Frames in decode order from number ``start`` (0-based), as RGB uint8 [H, W, 3].
+    """The frames from number ``start`` (0-based) on in decode order, as RGB uint8 [H, W, 3].
 
-    ``size`` is (width, height) to resize to, by area averaging; None keeps the video's own. Raises VideoError, also in
-    the middle where the file is damaged, or if there is no frame ``start``.
+    size: (width, height) to resize to by area averaging; None for the video's own.
+
+    Raises VideoError where the file is damaged, which may be in the middle, or has no frame
+    ``start``.
     """
     width, height = size or (None, None)
     count = packets = 0
@@ -78,7 +80,7 @@ def read_frames(path: str | Path, size: tuple[int, int] | None = None, start: in
                     yield torch.from_numpy(picture.to_ndarray())
         except av.FFmpegError as error:
             raise VideoError(f"{path}: cannot be read beyond frame {count} ({_reason(error)})") from error
-        # Decoders that work in threads keep the error of the last packets to themselves.
+        # Threaded decoders do not report errors in the last packets.
         if torn or packets < _listed(container):
             raise VideoError(f"{path}: cannot be read beyond frame {count}: damaged or cut off")
     if count <= start:
@@ -86,9 +88,9 @@ def read_frames(path: str | Path, size: tuple[int, int] | None = None, start: in
 
 
 def _listed(container: av.container.InputContainer) -> int:
-    """How many packets the index of an MP4 promises; 0 for files whose index does not list all.
+    """The number of packets in the index of an MP4; 0 for other files, whose index may be partial.
 
-    The index and not the stream's number of frames, which has those too that an edit list leaves out.
+    The stream's number of frames would not do: it includes frames that an edit list leaves out.
     """
     if "mp4" not in container.format.name.split(","):
         return 0
@@ -96,20 +98,20 @@ def _listed(container: av.container.InputContainer) -> int:
 
 
 class VideoWriter:
-    """Writes RGB frames [H, W, 3] uint8 as H.264 in MP4, which browsers play. A context manager."""
+    """A context manager that writes frames as H.264 in MP4, which browsers play."""
 
     def __init__(self, path: str | Path, width: int, height: int, rate: Fraction) -> None:
         self._container = av.open(str(path), "w", options={"movflags": "faststart"})
         codec = next((c for c in ("libx264", "libopenh264", "mpeg4") if c in av.codecs_available), "mpeg4")
         self._stream = cast("VideoStream", self._container.add_stream(codec, rate=rate))
-        # Colour is stored at half the size: an odd last row or column is left out.
+        # Colour is stored at half the resolution, so an odd last row or column is cut off.
         self._stream.width, self._stream.height = width // 2 * 2, height // 2 * 2
         self._stream.pix_fmt = "yuv420p"
         if codec == "libx264":
             self._stream.options = {"crf": "21", "preset": "veryfast"}
 
     def write(self, frame: Tensor) -> None:
-        """frame: RGB uint8 [H, W, 3], at least of the writer's size."""
+        """Writes one frame, RGB uint8 [H, W, 3], at least as large as the video."""
         picture = frame[: self._stream.height, : self._stream.width].contiguous().numpy()
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
 

@@ -1,1 +1,1 @@
-"""The demo: following an object through a real video with XMem's memory and training-free features."""
+"""The demo: objects followed through a clip by hand-made features and XMem's memory."""

@@ -1,9 +1,10 @@
-"""Hand-made descriptors in place of a trained key encoder: what a cell of the picture looks like, and where it is.
+"""Hand-made descriptors in place of a trained key encoder: appearance and position of image cells.
 
-Label propagation over space and time asks only for a descriptor under which the same piece of an object looks alike
-in two frames (Wang et al., "Learning correspondence from the cycle-consistency of time", 2019; Caron et al., DINO,
-2021). Neighbouring frames are so alike that colour, gradients and position will do.
-Shapes: H, W of the image; h, w of the grid of cells, each of which is one token of the memory; CK = 12.
+Label propagation needs a descriptor under which the same part of an object is alike in two frames
+(Wang et al., "Learning correspondence from the cycle-consistency of time", 2019; Caron et al.,
+DINO, 2021). Neighbouring frames are so alike that colour, gradients and position suffice.
+
+Shapes: H x W the image; h x w the grid of cells, each of which is one token of the memory; CK = 12.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CELL = 8  # a token is a cell of CELL x CELL pixels of the image resized to [h * CELL, w * CELL]
-TOKENS = 3600  # a frame, at most: 45 x 80 at 16:9. What a read costs grows with its square
+CELL = 8  # a token is CELL x CELL pixels of the image resized to [h * CELL, w * CELL]
+TOKENS = 3600  # of a frame, at most: 45 x 80 at 16:9; the cost of a read grows with the square
 
-# Squared descriptor distances are multiplied by this before the softmax. A tenth of the range of lightness,
-# distance 0.01, then costs a factor of e^-6.
+# The factor of squared descriptor distances before the softmax. A tenth of the range of lightness
+# is a squared distance of 0.01, and then a factor of e^-6.
 SHARPNESS = 600.0
-CHROMA = 1.5  # colour differences count more than light and shade, which change when the object turns
+CHROMA = 1.5  # colour counts more than lightness, which changes when the object turns
 GRADIENT = 4.0
 POSITION = 0.7  # descriptor distance from the left to the right edge of the image
 DISTINCTIVE = 0.3  # gradients of this norm halve the weight of the position
@@ -35,7 +36,7 @@ class Description(NamedTuple):
 
 
 def grid_size(height: int, width: int) -> tuple[int, int]:
-    """(h, w) of the grid for an image of this size: about TOKENS square cells, none smaller than CELL pixels."""
+    """The grid (h, w) of an image: about TOKENS square cells at most, at least CELL pixels wide."""
     tokens = min(TOKENS, height * width / CELL**2)
     h = max(2, round(math.sqrt(tokens * height / width)))
     return h, max(2, round(tokens / h))
@@ -44,9 +45,10 @@ def grid_size(height: int, width: int) -> tuple[int, int]:
 def describe(image: Tensor, grid: tuple[int, int]) -> Description:
     """Descriptors of an image, uint8 [H, W, 3] in sRGB, on a grid (h, w).
 
-    Channels: colour of the cell (3), colour of its surroundings (3), strength of the gradient to the right, left,
-    bottom, top (4), position (2). The selection lets position decide where the cell itself says little, as in the
-    middle of a smooth body, and less where it has edges of its own and can be found again elsewhere.
+    Channels: colour of the cell (3), colour of its surroundings (3), strength of the gradient to
+    the right, left, bottom, top (4), position (2). The selection weights the position fully in a
+    cell without edges, such as the middle of a smooth body, and less in a cell with distinctive
+    edges, which can be recognised elsewhere.
     """
     h, w = grid
     rgb = image.permute(2, 0, 1)[None].float() / 255
@@ -63,17 +65,18 @@ def describe(image: Tensor, grid: tuple[int, int]) -> Description:
 
 
 def shrinkage_of(value: Tensor) -> Tensor:
-    """Shrinkage [1, 1, h, w] of tokens that hold patches of masks [1, O, CV, h, w]: 1 on an edge, 1.5 far from any.
+    """The shrinkage [1, 1, h, w] of tokens from their mask patches [1, O, CV, h, w].
 
-    A high shrinkage makes the influence of a token more local. Tokens that are all object or all background are many,
-    and would outvote the few that know the course of the edge.
+    It is 1 on an edge and 1.5 away from edges. A high shrinkage makes the influence of a token more
+    local. The many tokens that are all object or all background would otherwise outweigh the few
+    that have the course of the edge.
     """
     covered = value.sum(1).mean(1, keepdim=True)
     return 1.5 - 2 * covered * (1 - covered)
 
 
 def _lab(rgb: Tensor) -> Tensor:
-    """sRGB in [0, 1] -> CIE L*a*b* (D65) / 100 with a, b times CHROMA; [1, 3, H, W]."""
+    """sRGB in [0, 1] -> CIE L*a*b* (D65) / 100 with a and b times CHROMA; [1, 3, H, W]."""
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     to_xyz = rgb.new_tensor([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     to_xyz = to_xyz / to_xyz.sum(1, keepdim=True)  # white is (1, 1, 1)
@@ -84,7 +87,7 @@ def _lab(rgb: Tensor) -> Tensor:
 
 
 def _slopes(lightness: Tensor) -> Tensor:
-    """Rising and falling slopes of [1, 1, H, W] apart, as histograms of gradients do: [1, 4, H, W] >= 0."""
+    """Rising and falling slopes in x and y of [1, 1, H, W] as channels: [1, 4, H, W] >= 0."""
     smooth = F.pad(_blur(lightness, 1.5), (1, 1, 1, 1), mode="replicate")
     dx = smooth[..., 1:-1, 2:] - smooth[..., 1:-1, :-2]
     dy = smooth[..., 2:, 1:-1] - smooth[..., :-2, 1:-1]
@@ -92,7 +95,7 @@ def _slopes(lightness: Tensor) -> Tensor:
 
 
 def _positions(h: int, w: int, device: torch.device) -> Tensor:
-    """[1, 2, h, w]: x and y in units of the width, times POSITION."""
+    """x and y of each cell in units of the grid's width, times POSITION: [1, 2, h, w]."""
     y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
     return POSITION / w * torch.stack([x, y])[None].float()
 

@@ -1,7 +1,8 @@
-"""The memory read as the released XMem formulates it, for timing beside ours: our own words, equal results.
+"""The memory read as the released XMem formulates it, written anew, for timing beside ours.
 
-Memory is concatenated, the N x Q similarity is built by two matrix products and four passes over it, top-k runs along
-the strided axis, the k weights are scattered into a dense N x Q affinity, and the readout multiplies by all of that.
+It concatenates the memory. It builds the N x Q similarity by two matrix products and four passes
+over the matrix. Top-k runs along the strided axis. The k weights are scattered into a dense N x Q
+affinity, and the readout multiplies by all of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from torch import Tensor
 def memory_read(
     mk: list[Tensor], ms: list[Tensor], mv: list[Tensor], qk: Tensor, qe: Tensor, *, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """-> readout [B, O, CV, Q], usage [B, N]; k <= N. Without subtracting the largest score, as the original."""
+    """Returns readout [B, O, CV, Q] and usage [B, N].
+
+    As in the original, the softmax does not subtract the largest score.
+    """
     key, shrinkage, value = torch.cat(mk, 2), torch.cat(ms, 2), torch.cat(mv, 3)
     k = key.transpose(1, 2)
     similarity = -(k.pow(2) @ qe) + 2 * (k @ (qk * qe)) - (qe * qk.pow(2)).sum(1, keepdim=True)

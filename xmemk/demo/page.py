@@ -1,4 +1,4 @@
-"""The demo's page: one HTML file with everything in it."""
+"""The demo's page: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from .measure import Totals
+from .records import ReadTotals
 
 
-def write_page(path: Path, report: Any, totals: Totals, video: Path, sheet: Path, plots: str) -> None:
-    """Writes ``path``; video and contact sheet are embedded, so that the file can be sent to someone as it is."""
+def write_page(path: Path, report: Any, totals: ReadTotals, video: Path, sheet: Path, plots: str) -> None:
+    """Writes the page to ``path``, with the video and the contact sheet embedded."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )

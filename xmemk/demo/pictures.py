@@ -1,4 +1,4 @@
-"""What the demo shows a person: the masks drawn over the frames, a contact sheet, the plots."""
+"""The demo's pictures: a contact sheet of frames, and plots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .measure import Read
+from .records import ReadRecord
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # after the choice of backend
@@ -19,9 +19,9 @@ _INK = "#123457"  # replaced by the page's own text colour, light or dark
 
 
 class Spread:
-    """Some frames of a video of unknown length, evenly spread, without keeping them all.
+    """Evenly spread frames of a video of unknown length, of which only a few are kept.
 
-    Every n-th is kept; when they become too many, every other one goes and n doubles.
+    Every n-th frame is kept. When there are too many, every other one is dropped and n doubles.
     """
 
     def __init__(self, most: int) -> None:
@@ -41,7 +41,7 @@ class Spread:
         self._count += 1
 
     def chosen(self) -> list[tuple[int, Tensor]]:
-        """At most ``most`` frames, the first and the last among them."""
+        """At most ``most`` frames with their numbers, including the first and the last."""
         frames = self._kept if self._last is None or self._kept[-1] is self._last else [*self._kept, self._last]
         if len(frames) <= self._most:
             return frames
@@ -49,7 +49,7 @@ class Spread:
 
 
 def contact_sheet(pictures: list[tuple[int, Tensor]], columns: int = 4, width: int = 420) -> Image.Image:
-    """Frames [H, W, 3] uint8 with their numbers, in reading order."""
+    """One picture of frames [H, W, 3] uint8 with their numbers, in reading order."""
     thumbs = []
     font = ImageFont.load_default(size=16)
     for number, picture in pictures:
@@ -68,8 +68,8 @@ def contact_sheet(pictures: list[tuple[int, Tensor]], columns: int = 4, width: i
     return sheet
 
 
-def plots(reads: list[Read], first_frame: int) -> str:
-    """Seconds per read and tokens in memory over the video, as SVG in the page's own text colour."""
+def plots(reads: list[ReadRecord], first_frame: int) -> str:
+    """Milliseconds a read and tokens in memory over the video, as SVG in the page's text colour."""
     frames = np.arange(first_frame, first_frame + len(reads))
     with plt.rc_context(
         {"svg.fonttype": "none", "font.family": "sans-serif", "text.color": _INK, "axes.edgecolor": _INK}

@@ -1,9 +1,11 @@
-"""Soft masks to the edges of the picture, without training: the guided filter.
+"""Aligning soft masks with the edges of the image, without training: the guided filter.
 
-He, Sun, Tang, "Guided image filtering" (2010), with the picture's three colours as guide: within every small window the
-mask becomes the linear function of the colour that fits it best, so that its edge moves to the edge of the picture.
-Fitted at half resolution ("Fast guided filter", 2015), applied at full.
-Shapes: O objects, H and W of the image.
+He, Sun, Tang, "Guided image filtering" (2010), with the three colours of the image as guide. In
+each small window the mask is replaced by the linear function of colour that fits it best, which
+moves its edge to the edge in the image. The fit is done at half resolution ("Fast guided filter",
+2015) and applied at full resolution.
+
+Shapes: O objects, H x W the image.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RADIUS = 6  # of the windows, in pixels of half resolution; moves edges that are off by half of that
-NOISE = 3e-4  # variance of colour (in [0, 1]) that is no edge
+RADIUS = 6  # of a window, in pixels at half resolution; corrects edges that are off by half of it
+NOISE = 3e-4  # variance of colour, in [0, 1], that does not count as an edge
 
 
 def guided_filter(image: Tensor, mask: Tensor, radius: int = RADIUS, noise: float = NOISE) -> Tensor:
-    """Soft masks [O, H, W] in [0, 1] that follow the edges of ``image``, uint8 [H, W, 3]. Returns [O, H, W]."""
+    """The soft masks [O, H, W] in [0, 1] with edges moved to those of ``image``, uint8 [H, W, 3]."""
     guide = image.permute(2, 0, 1).float() / 255
     small, target = _halved(guide), _halved(mask)
     mean = _box(small, radius)
@@ -40,13 +42,19 @@ def guided_filter(image: Tensor, mask: Tensor, radius: int = RADIUS, noise: floa
 
 
 def labels_of(mask: Tensor) -> Tensor:
-    """Soft masks [O, H, W] -> rows, uint8 [H, W]: 0 where background, 1 - sum, is largest, else 1 + the object's."""
+    """The row of the largest mask at each pixel: [O, H, W] -> uint8 [H, W].
+
+    0 stands for the background, whose mask is 1 - sum, and 1 + i for object i.
+    """
     background = 1 - mask.sum(0, keepdim=True)
     return torch.cat([background, mask]).argmax(0).to(torch.uint8)
 
 
 def _inverse(upper: Tensor) -> Tensor:
-    """Inverse [3, 3, H, W] of symmetric matrices given as (00, 01, 02, 11, 12, 22) [6, H, W], by cofactors."""
+    """The inverse [3, 3, H, W] of symmetric matrices, by cofactors.
+
+    upper: [6, H, W], the elements 00, 01, 02, 11, 12, 22.
+    """
     a, b, c, d, e, f = upper
     cofactor = torch.stack([d * f - e * e, c * e - b * f, b * e - c * d, a * f - c * c, b * c - a * e, a * d - b * b])
     determinant = a * cofactor[0] + b * cofactor[1] + c * cofactor[2]
@@ -58,7 +66,7 @@ def _halved(x: Tensor) -> Tensor:
 
 
 def _box(x: Tensor, radius: int) -> Tensor:
-    """Mean over the part of a (2 radius + 1)-wide square window that lies inside [C, H, W]."""
+    """The mean of [C, H, W] over square windows 2 radius + 1 wide, cut off at the border."""
     size = 2 * radius + 1
     x = F.avg_pool2d(x[None], (size, 1), 1, (radius, 0), count_include_pad=False)
     return F.avg_pool2d(x, (1, size), 1, (0, radius), count_include_pad=False)[0]

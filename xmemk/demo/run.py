@@ -1,4 +1,4 @@
-"""The demo as one job: decode, follow, measure, and write what a person looks at."""
+"""The demo as one job: decode, follow, measure, and write masks, video, pictures and page."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from ..measure import machine
 from ..memory import Memory
 from ..reference.config import MemoryConfig
 from ..version import __version__
-from .measure import MeasuredOps, Totals, Upkeep, totals
+from .checked_functions import CheckedFunctions
 from .page import write_page
 from .pictures import Spread, contact_sheet, plots
+from .records import ReadTotals, UpkeepRecord, totals
 from .tracker import MEMORY_CONFIG, DemoTracker
 
-Progress = Callable[[int, int | None, MeasuredOps], None]
+Progress = Callable[[int, int | None, CheckedFunctions], None]
 
 ATTRIBUTION = (
     "The clip is cut from Big Buck Bunny, (c) 2008 Blender Foundation, www.bigbuckbunny.org, licensed CC BY 3.0; "
@@ -43,8 +44,12 @@ _PRODUCTS = ("masks", "overlay.mp4", "contact.png", "index.html", "report.json")
 
 
 @dataclass
-class Job:
-    """What to do. The mask belongs to frame ``start`` (0-based) and sets the size at which the video is worked on."""
+class DemoJob:
+    """One video to follow objects through.
+
+    mask: of frame ``start``, which is 0-based. The video is resized to the size of the mask.
+    original_every: see :class:`CheckedFunctions`. command: the command line, for the report.
+    """
 
     video: Path = BUNNY / "clip.mp4"
     mask: Path = BUNNY / "00040.png"
@@ -56,8 +61,8 @@ class Job:
 
 
 @dataclass
-class Report:
-    """What was done and measured; ``report.json`` holds the same."""
+class DemoReport:
+    """What was done and measured; ``report.json`` has the same fields."""
 
     version: str
     command: str
@@ -77,27 +82,31 @@ class Report:
     stages: dict[str, float]
     check_seconds: float
     frames_per_second: float
-    upkeep: dict[str, Upkeep]
+    upkeep: dict[str, UpkeepRecord]
 
 
 class Stages:
-    """Seconds per part of the job."""
+    """Seconds of each part of the job."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def timed(self, name: str, start: float) -> float:
+        """Adds the seconds since ``start`` to a part, and returns the time now."""
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - start
         return now
 
 
-def prepare(job: Job) -> tuple[VideoInfo, Tensor]:
-    """The video's data and the labels [H, W]. Raises VideoError or MaskError, or ValueError where they do not fit."""
+def prepare(job: DemoJob) -> tuple[VideoInfo, Tensor]:
+    """The video's data and the labels [H, W].
+
+    Raises VideoError, MaskError, or ValueError where the parts of the job do not fit one another.
+    """
     info = probe(job.video)
     labels = read_object_mask(job.mask)
     height, width = labels.shape
-    # A mask may be smaller than the video, which is then worked on at its size. The shape must be the same, to a pixel.
+    # A mask may have another size than the video, but must have its aspect ratio, to a pixel.
     off = max(abs(width - info.width * height / info.height), abs(height - info.height * width / info.width))
     if off > 1.0 or min(height, width) < _SMALLEST:
         raise MaskError(
@@ -113,15 +122,17 @@ def prepare(job: Job) -> tuple[VideoInfo, Tensor]:
     if job.out.exists() and not job.out.is_dir():
         raise ValueError(f"{job.out}: is a file; --out wants a folder")
     products = {(job.out / name).resolve() for name in _PRODUCTS}
-    for given in (job.video.resolve(), job.mask.resolve()):
-        if products & {given, *given.parents}:
-            raise ValueError(f"{given}: would be overwritten by the results; choose another --out than {job.out}")
+    for file in (job.video.resolve(), job.mask.resolve()):
+        if products & {file, *file.parents}:
+            raise ValueError(f"{file}: would be overwritten by the results; choose another --out than {job.out}")
     return info, labels
 
 
-def run(job: Job, progress: Progress = lambda done, total, ops: None) -> tuple[Report, Totals]:
-    """Does the job. What was in ``job.out`` before is replaced only when all of the new is complete; what the demo did
-    not write stays."""
+def run(job: DemoJob, progress: Progress = lambda done, total, ops: None) -> tuple[DemoReport, ReadTotals]:
+    """Does the job and writes its results to ``job.out``.
+
+    Results of an earlier run are replaced when all new ones are complete. Other files stay.
+    """
     info, labels = prepare(job)
     new = not job.out.exists()
     job.out.mkdir(parents=True, exist_ok=True)
@@ -139,7 +150,7 @@ def run(job: Job, progress: Progress = lambda done, total, ops: None) -> tuple[R
 
 
 def _install(folder: Path, out: Path) -> None:
-    """Moves the finished products to their places. Of the masks there, those of the run that report.json tells go."""
+    """Moves the finished products to ``out``; masks of the run that report.json describes go."""
     (out / "masks").mkdir(exist_ok=True)
     fresh = {mask.name for mask in (folder / "masks").iterdir()}
     for name in _masks_of(out / "report.json") - fresh:
@@ -152,7 +163,7 @@ def _install(folder: Path, out: Path) -> None:
 
 
 def _masks_of(report: Path) -> set[str]:
-    """Names of the masks an earlier run wrote."""
+    """Names of the masks that the run of this report wrote."""
     try:
         earlier = json.loads(report.read_text())
         return {f"{number:05d}.png" for number in range(earlier["first_frame"], earlier["last_frame"] + 1)}
@@ -160,12 +171,14 @@ def _masks_of(report: Path) -> set[str]:
         return set()
 
 
-def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Progress) -> tuple[Report, Totals]:
+def _run(
+    job: DemoJob, info: VideoInfo, labels: Tensor, folder: Path, progress: Progress
+) -> tuple[DemoReport, ReadTotals]:
     height, width = labels.shape
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     total = None if info.frames is None else info.frames - job.start
     (folder / "masks").mkdir()
-    ops = MeasuredOps(job.backend, job.original_every)
+    ops = CheckedFunctions(job.backend, job.original_every)
     memory = Memory(MemoryConfig.from_dict(MEMORY_CONFIG), functions=ops)
     stages = Stages()
     shown = Spread(_SHOWN)
@@ -195,10 +208,10 @@ def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Prog
     if count < 2:
         raise ValueError(f"frame {job.start}: is the last of {job.video}, there is nothing to follow")
     stages.seconds["memory reads"] = ops.read_seconds
-    done = totals(ops.reads)
+    read_totals = totals(ops.reads)
     contact_sheet(shown.chosen()).save(folder / "contact.png")
     wall = time.perf_counter() - began - ops.check_seconds
-    report = Report(
+    report = DemoReport(
         version=__version__,
         command=job.command,
         video=job.video.name,
@@ -210,7 +223,7 @@ def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Prog
         shown=len(shown.chosen()),
         read_backend=ops.read_backend,
         checked_queries=ops.checked_queries,
-        oracle_verdict=f"the largest error used {100 * done.share:.0f} % of what is allowed",
+        oracle_verdict=f"the largest error used {100 * read_totals.share:.0f} % of what is allowed",
         features=FEATURES,
         memory=_describe(memory),
         machine=machine.describe(),
@@ -219,19 +232,19 @@ def _run(job: Job, info: VideoInfo, labels: Tensor, folder: Path, progress: Prog
         frames_per_second=count / wall,
         upkeep=ops.upkeep,
     )
-    (folder / "report.json").write_text(json.dumps(asdict(report) | {"totals": asdict(done)}, indent=2))
+    (folder / "report.json").write_text(json.dumps(asdict(report) | {"totals": asdict(read_totals)}, indent=2))
     write_page(
         folder / "index.html",
         report,
-        done,
+        read_totals,
         folder / "overlay.mp4",
         folder / "contact.png",
-        plots(done.reads, job.start + 1),
+        plots(read_totals.reads, job.start + 1),
     )
-    return report, done
+    return report, read_totals
 
 
-def _numbered(job: Job, size: tuple[int, int], stages: Stages) -> Iterator[tuple[int, Tensor]]:
+def _numbered(job: DemoJob, size: tuple[int, int], stages: Stages) -> Iterator[tuple[int, Tensor]]:
     frames = read_frames(job.video, size, job.start)
     number = job.start
     while True:

@@ -1,7 +1,8 @@
-"""Following objects by label propagation through XMem's memory: Eq. 1 with descriptors as keys and masks as values.
+"""Label propagation through XMem's memory: Eq. 1 with descriptors as keys and masks as values.
 
-The value of a token is not one number but the patch of each object's mask under its cell, CV = CELL * CELL channels.
-So a readout already says where within the cell the edge runs; the guided filter then moves it to that of the picture.
+The value of a token is the patch of each object's mask under its cell, CV = CELL * CELL channels. A
+readout thus has the course of the edge within a cell. The guided filter moves it to the edge in the
+image.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from .features import CELL, describe, grid_size, shrinkage_of
 from .refine import guided_filter, labels_of
 
-# So small that consolidation and eviction happen within the four seconds of the bundled clip.
+# Limits so low that consolidation and eviction happen within the four seconds of the bundled clip.
 MEMORY_CONFIG = {
     "top_k": 10,
     "mem_every": 5,
@@ -27,8 +28,11 @@ MEMORY_CONFIG = {
 }
 
 
-class FeatureMemory(Protocol):
-    """What the tracker needs of a memory; h, w of the grid, CK key channels, CV value channels, O objects."""
+class PatchMemory(Protocol):
+    """What the tracker needs of a memory.
+
+    h x w the grid; CK, CV the channels of key and value; O objects.
+    """
 
     def add(
         self, key: Tensor, shrinkage: Tensor, value: Tensor, objects: Sequence[int], selection: Tensor | None = None
@@ -42,12 +46,13 @@ class FeatureMemory(Protocol):
 class DemoTracker:
     """Follows the objects of a label mask from its frame on.
 
-    memory: an empty memory, for example ``xmemk.Memory(MemoryConfig(**MEMORY_CONFIG))``. image: the first
-    frame, uint8 [H, W, 3]. mask: its labels, uint8 [H, W], 0 for background and at least one other. mem_every: every
-    how many frames the result is added to the memory.
+    memory: an empty memory, for example ``xmemk.Memory(MemoryConfig(**MEMORY_CONFIG))``.
+    image: the first frame, uint8 [H, W, 3].
+    mask: its labels, uint8 [H, W]; 0 is the background, and there is at least one object.
+    mem_every: the distance in frames between two that are added to the memory.
     """
 
-    def __init__(self, memory: FeatureMemory, image: Tensor, mask: Tensor, mem_every: int = 5) -> None:
+    def __init__(self, memory: PatchMemory, image: Tensor, mask: Tensor, mem_every: int = 5) -> None:
         self.memory = memory
         self.mem_every = mem_every
         self.frame = 0  # frames since the first
@@ -59,7 +64,7 @@ class DemoTracker:
 
     @property
     def objects(self) -> tuple[int, ...]:
-        """The labels followed, ascending."""
+        """The labels that are followed, ascending."""
         return tuple(self.labels.tolist())
 
     def step(self, image: Tensor) -> Tensor:
@@ -76,7 +81,7 @@ class DemoTracker:
         return mask
 
     def _remember(self, key: Tensor, selection: Tensor, mask: Tensor) -> None:
-        # The decided mask, not the soft one: uncertainty that is remembered grows from one memory frame to the next.
+        # The decided mask, not the soft one, whose uncertainty would grow with each memory frame.
         h, w = self._grid
         one_hot = (mask == self.labels[:, None, None]).float()[:, None]
         fine = F.interpolate(one_hot, (h * CELL, w * CELL), mode="area")

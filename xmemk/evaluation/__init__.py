@@ -1,1 +1,1 @@
-"""Evaluation on datasets: their layouts, the run, the judgement, submissions, and the paper's baselines."""
+"""Evaluation on datasets: layouts, the run, metrics, submissions, and the paper's baselines."""

@@ -1,18 +1,24 @@
-"""The folders that video object segmentation datasets come in, read into one form: videos of shots.
+"""The folder layouts of video object segmentation datasets, read into one form: videos of shots.
 
-========== ============================================================================================ ==============
-layout     looked for in the folder                                                                     objects
-========== ============================================================================================ ==============
-davis2017  ImageSets/2017/SPLIT.txt, JPEGImages/480p (or Full-Resolution), Annotations/480p             first annotation
-davis2016  ImageSets/2016 (or 480p)/SPLIT.txt, else as davis2017; all objects are one                   first annotation
-youtube    SPLIT/meta.json, SPLIT/JPEGImages, SPLIT/Annotations, all_frames/SPLIT_all_frames/JPEGImages  join later
-lvos       SPLIT/*_meta.json (or SPLIT under a folder named LVOS), SPLIT/JPEGImages, SPLIT/Annotations  join later
-mose       SPLIT/JPEGImages, SPLIT/Annotations                                                          join later
-long       long_video/JPEGImages, or a folder so named; results of annotated frames only                first annotation
-generic    JPEGImages/VIDEO, Annotations/VIDEO                                                          join later
-========== ============================================================================================ ==============
+==========  =====================================================================  =====
+layout      what the folder has                                                    joins
+==========  =====================================================================  =====
+davis2017   ImageSets/2017/SPLIT.txt, JPEGImages/480p (or Full-Resolution),        no
+            Annotations/480p
+davis2016   ImageSets/2016 (or 480p)/SPLIT.txt, else as davis2017; all objects     no
+            count as one
+youtube     SPLIT/meta.json, SPLIT/JPEGImages, SPLIT/Annotations,                  yes
+            all_frames/SPLIT_all_frames/JPEGImages
+lvos        SPLIT/*_meta.json (or SPLIT in a folder named LVOS),                   yes
+            SPLIT/JPEGImages, SPLIT/Annotations
+mose        SPLIT/JPEGImages, SPLIT/Annotations                                    yes
+long        long_video/JPEGImages, or a folder of that name; only annotated        no
+            frames need results
+generic     JPEGImages/VIDEO, Annotations/VIDEO                                    yes
+==========  =====================================================================  =====
 
-"join later": every object is told to the tracker at its first annotation, and annotations are used for nothing else.
+joins, no: the tracker gets the first annotation of a video. yes: it gets each object at that
+object's first annotation. All other annotations serve as ground truth alone.
 """
 
 from __future__ import annotations
@@ -26,26 +32,32 @@ from ..data.source import IMAGES
 
 LAYOUTS = ("davis2016", "davis2017", "youtube", "lvos", "mose", "long", "generic")
 SPLITS = ("val", "valid", "test", "test-dev", "train")  # in the order in which they are looked for
+_SHOWN = 8  # names that an error lists
 
 
 class DatasetError(ValueError):
-    """A dataset folder that is not what was asked for. The message says what was looked for and what was found."""
+    """A dataset folder that lacks something; the message says what, and what is there instead."""
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One frame of a video as it is played. name: of its result, without suffix. wanted: whether there is to be one."""
+    """One frame of a video in order of play.
+
+    name: of its result, without suffix. has_result: whether a result is to be written.
+    """
 
     name: str
     image: Path
     annotation: Path | None
-    wanted: bool = True
+    has_result: bool = True
 
 
 @dataclass(frozen=True)
 class Video:
-    """joins: objects join at their first annotation; else all are in the first one. merged: all objects are one.
-    labels: those that the dataset says there are, None where it does not say.
+    """One video of a dataset.
+
+    joins: whether objects join at their first annotation; else all are in the video's first one.
+    merged: whether all objects count as one. labels: the objects that the dataset lists, or None.
     """
 
     name: str
@@ -58,7 +70,11 @@ class Video:
 
 @dataclass(frozen=True)
 class Dataset:
-    """rule: how results are judged, see :func:`xmemk.evaluation.metrics.judge`."""
+    """The videos of a split.
+
+    rule: which frames are judged, see :func:`xmemk.evaluation.metrics.judge`. repeat: times each
+    video is played.
+    """
 
     root: Path
     layout: str
@@ -78,11 +94,14 @@ def open_dataset(
     all_frames: bool | None = None,
     resolution: str | None = None,
 ) -> Dataset:
-    """Reads the lists of a dataset; no image is opened.
+    """Reads the lists of a dataset, without opening an image.
 
-    layout: one of LAYOUTS; None recognises it. split: such as "val"; None takes the first of SPLITS there is. videos:
-    only these. repeat: each video is played so many times, back and forth (Sec. 3.1). all_frames: of YouTube-VOS, all
-    frames instead of every fifth; None means where they are there. resolution: of DAVIS, the folder in JPEGImages.
+    layout: one of LAYOUTS; None recognises it.
+    split: such as "val"; None takes the first of SPLITS that exists.
+    videos: the names of the only ones to read.
+    repeat: how often each video is played, back and forth (Sec. 3.1).
+    all_frames: of YouTube-VOS, all frames instead of every fifth; None takes all that exist.
+    resolution: of DAVIS, the folder in JPEGImages.
 
     Raises DatasetError.
     """
@@ -95,21 +114,21 @@ def open_dataset(
         raise DatasetError(f"repeat: wanted at least 1, got {repeat}")
     layout = layout or recognise(root)
     if layout.startswith("davis"):
-        found = _davis(root, layout, split, resolution)
+        dataset = _davis(root, layout, split, resolution)
     elif layout in ("youtube", "lvos", "mose"):
-        found = _by_split(root, layout, split, all_frames)
+        dataset = _by_split(root, layout, split, all_frames)
     else:
-        found = _flat(root, layout)
-    if not found.videos:
-        raise DatasetError(f"{root}: the list of split {found.split!r} names no video")
+        dataset = _flat(root, layout)
+    if not dataset.videos:
+        raise DatasetError(f"{root}: the list of split {dataset.split!r} names no video")
     if videos is not None:
-        found = replace(found, videos=_chosen(found, videos))
-    played = tuple(back_and_forth(video, repeat) for video in found.videos)
-    return replace(found, videos=played, repeat=repeat)
+        dataset = replace(dataset, videos=_chosen(dataset, videos))
+    played = tuple(back_and_forth(video, repeat) for video in dataset.videos)
+    return replace(dataset, videos=played, repeat=repeat)
 
 
 def recognise(root: Path) -> str:
-    """Which layout a folder has. DatasetError where it has none of them."""
+    """The layout of a folder. Raises DatasetError where it has none of LAYOUTS."""
     if any((root / "ImageSets" / "2017").glob("*.txt")):
         return "davis2017"
     if any(path for year in ("2016", "480p") for path in (root / "ImageSets" / year).glob("*.txt")):
@@ -133,9 +152,9 @@ def recognise(root: Path) -> str:
 
 
 def back_and_forth(video: Video, times: int) -> Video:
-    """The video played ``times`` times, forwards and backwards in turn, without showing the frame at a turn twice.
+    """The video played ``times`` times, forwards and backwards in turn.
 
-    Results of the n-th pass are named ``<frame>_x<n>``.
+    The frame at a turn is shown once. Results of the n-th pass are named ``<frame>_x<n>``.
     """
     shots = list(video.shots)
     for number in range(2, times + 1):
@@ -151,10 +170,10 @@ def _davis(root: Path, layout: str, split: str | None, resolution: str | None) -
     sizes = ("480p", "Full-Resolution") if resolution is None else (resolution,)
     size = next((s for s in sizes if (root / "JPEGImages" / s).is_dir()), None)
     if size is None:
-        wanted = " or ".join(f"JPEGImages/{s}" for s in sizes)
-        raise DatasetError(f"{root}: wanted {wanted}, found {_listing(root / 'JPEGImages')}")
+        expected = " or ".join(f"JPEGImages/{s}" for s in sizes)
+        raise DatasetError(f"{root}: wanted {expected}, found {_listing(root / 'JPEGImages')}")
     lines = [line.split() for line in lists[split].read_text().splitlines() if line.strip()]
-    # The first edition's lists have a line per frame, "/JPEGImages/480p/VIDEO/00000.jpg /Annotations/...".
+    # Lists of 2016 have a line for each frame: "/JPEGImages/480p/VIDEO/00000.jpg /Annotations/...".
     names = dict.fromkeys(Path(words[0]).parent.name if "/" in words[0] else words[0] for words in lines)
     videos = _videos(
         root / "JPEGImages" / size, root / "Annotations" / size, names, joins=False, merged=layout == "davis2016"
@@ -194,14 +213,17 @@ def _flat(root: Path, layout: str) -> Dataset:
 def _videos(
     images: Path, annotations: Path, names: Sequence[str] | dict[str, None] | None, *, joins: bool, merged: bool = False
 ) -> tuple[Video, ...]:
-    """One video per folder of images, or those named; checked to have frames, and masks of no other frames."""
+    """One video for each folder of images, or for each of ``names``.
+
+    Raises DatasetError for a video without frames or masks, or with a mask that has no frame.
+    """
     if not annotations.is_dir():
         raise DatasetError(f"{annotations}: wanted a folder of masks, found none")
     if names is None:
         names = sorted(p.name for p in images.iterdir() if p.is_dir())
         if not names:
             raise DatasetError(f"{images}: wanted a folder for each video, found {_listing(images)}")
-    made = []
+    videos = []
     for name in names:
         frames, masks = _files(images / name, IMAGES), _files(annotations / name, (".png",))
         if not frames:
@@ -214,20 +236,20 @@ def _videos(
         if lost:
             raise DatasetError(f"{masks[lost[0]]}: video {name} has no frame {lost[0]}; it has {_range(frames)}")
         shots = tuple(Shot(stem, image, masks.get(stem)) for stem, image in frames.items())
-        made.append(Video(name, images / name, shots, joins, merged))
-    return tuple(made)
+        videos.append(Video(name, images / name, shots, joins, merged))
+    return tuple(videos)
 
 
 def _meta(path: Path) -> dict[str, tuple[frozenset[int], frozenset[str]]]:
-    """Of each video in YouTube-VOS' meta.json: its labels, and the frames to be written."""
+    """Of each video in YouTube-VOS' meta.json: its labels, and the frames that need results."""
     try:
         videos = json.loads(path.read_text())["videos"]
-        made = {}
+        listed = {}
         for name, video in videos.items():
             objects = video["objects"]
             frames = {str(frame) for one in objects.values() for frame in one["frames"]}
-            made[str(name)] = frozenset(int(label) for label in objects), frozenset(frames)
-        return made
+            listed[str(name)] = frozenset(int(label) for label in objects), frozenset(frames)
+        return listed
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DatasetError(
             f'{path}: wanted {{"videos": {{VIDEO: {{"objects": {{LABEL: {{"frames": [...]}}}}}}}}}} ({error!r})'
@@ -241,13 +263,13 @@ def _named(video: Video, labels: frozenset[int], frames: frozenset[str]) -> Vide
     return replace(_only(video, lambda shot: shot.name in frames), labels=labels)
 
 
-def _only(video: Video, wanted: Callable[[Shot], bool]) -> Video:
-    """Results are wanted of these shots alone."""
-    return replace(video, shots=tuple(replace(shot, wanted=wanted(shot)) for shot in video.shots))
+def _only(video: Video, has_result: Callable[[Shot], bool]) -> Video:
+    """The video with results of these shots alone."""
+    return replace(video, shots=tuple(replace(shot, has_result=has_result(shot)) for shot in video.shots))
 
 
 def _split_folders(root: Path) -> list[Path]:
-    """Folders of a split in the root, or the root itself if it is one."""
+    """The folders of splits in the root, or the root itself if it is one."""
     parts = [root / split for split in SPLITS if (root / split / "JPEGImages").is_dir()]
     is_split = root.name in SPLITS or any(root.glob("*meta.json"))
     return parts or ([root] if is_split and (root / "JPEGImages").is_dir() else [])
@@ -260,28 +282,29 @@ def _long_folder(root: Path) -> Path | None:
     return None
 
 
-def _split(split: str | None, there: list[str], wanted: str) -> str:
-    found = [s for s in SPLITS if s in there] + sorted(set(there) - set(SPLITS))
-    if not found or (split is not None and split not in found):
+def _split(split: str | None, existing: list[str], place: str) -> str:
+    """``split``, or the first of SPLITS that exists. ``place``: where splits are, for an error."""
+    splits = [s for s in SPLITS if s in existing] + sorted(set(existing) - set(SPLITS))
+    if not splits or (split is not None and split not in splits):
         raise DatasetError(
-            f"{wanted}: split {split!r} wanted, found {', '.join(found) or 'none'}"
+            f"{place}: split {split!r} wanted, found {', '.join(splits) or 'none'}"
             if split
-            else f"{wanted} wanted, found none"
+            else f"{place} wanted, found none"
         )
-    return split or found[0]
+    return split or splits[0]
 
 
 def _chosen(dataset: Dataset, names: Sequence[str]) -> tuple[Video, ...]:
-    there = {video.name: video for video in dataset.videos}
-    unknown = [name for name in names if name not in there]
+    by_name = {video.name: video for video in dataset.videos}
+    unknown = [name for name in names if name not in by_name]
     if unknown or not names:
-        some = ", ".join(list(there)[:8]) + (", ..." if len(there) > 8 else "")
+        some = _first_names(list(by_name))
         raise DatasetError(f"videos: wanted some of {some}, got {', '.join(unknown) or 'none'}")
-    return tuple(there[name] for name in dict.fromkeys(names))
+    return tuple(by_name[name] for name in dict.fromkeys(names))
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files by stem, in the order of their names."""
+    """The files by stem, in order of name."""
     if not folder.is_dir():
         return {}
     names = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
@@ -294,8 +317,12 @@ def _range(frames: dict[str, Path]) -> str:
 
 
 def _listing(folder: Path) -> str:
-    """What is in a folder, for an error."""
+    """What is in a folder, in the words of an error."""
     if not folder.is_dir():
         return "no such folder"
     names = sorted(p.name for p in folder.iterdir())
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
+    return _first_names(names) or "nothing"
+
+
+def _first_names(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,4 +1,7 @@
-"""J, the region's intersection over union, and F, the agreement of contours, through vos-benchmark's Evaluator."""
+"""The metrics J, intersection over union of regions, and F, agreement of contours.
+
+vos-benchmark's Evaluator computes them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ RULES = ("davis", "all")
 
 @dataclass(frozen=True)
 class Score:
-    """Of one object, in per cent: means over the judged frames."""
+    """J and F of one object in per cent: means over the judged frames."""
 
     video: str
     label: int
@@ -33,8 +36,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Judgement:
-    """scores: of all objects; a whole is the mean over them. frames: how many were judged. unjudged: videos that have
-    no annotation but those the tracker was told.
+    """The scores of a dataset's results.
+
+    scores: of all objects; the score of a dataset is their mean. frames: how many were judged.
+    unjudged: videos whose only annotations are those that the tracker gets.
     """
 
     rule: str
@@ -48,7 +53,7 @@ class Judgement:
 
 
 def mean(scores: tuple[Score, ...]) -> tuple[float, float, float]:
-    """J&F, J and F over objects. ValueError where there are none."""
+    """The means of J&F, J and F over objects. Raises ValueError where there are none."""
     if not scores:
         raise ValueError("scores: wanted at least one object")
     j, f = (sum(getattr(score, name) for score in scores) / len(scores) for name in ("j", "f"))
@@ -60,12 +65,15 @@ def judge(
 ) -> Judgement:
     """Compares ``results/<video>/<frame>.png`` with the dataset's annotations.
 
-    rule: "davis" leaves out the first and the last annotated frame of each video, "all" takes every annotated frame,
-    the given ones among them; None is the layout's own: "davis" for DAVIS and Long-time Video, "all" for others.
+    rule: "davis" leaves out the first and the last annotated frame of each video; "all" takes every
+        annotated frame, including those that the tracker gets; None is the rule of the layout,
+        which is "davis" for DAVIS and Long-time Video and "all" for the others.
 
-    A frame counts for an object from the first judged frame on which it is annotated or predicted. Raises RuntimeError
-    where vos-benchmark is not installed; DatasetError where results are missing, naming them, or nothing can be
-    judged; MaskError for a result that is of another size or has labels that are not annotated anywhere in its video.
+    An object is judged from the first judged frame on in which it is annotated or predicted.
+
+    Raises RuntimeError where vos-benchmark is not installed. Raises DatasetError where results are
+    missing, which it names, or nothing can be judged. Raises MaskError for a result of another
+    size, or with labels that no annotation of its video has.
     """
     rule = dataset.rule if rule is None else rule
     if rule not in RULES:
@@ -89,7 +97,7 @@ def judge(
 
 
 def has_truth(video: Video) -> bool:
-    """Whether a frame is annotated that the tracker is told nothing of."""
+    """Whether the video has an annotation that the tracker does not get."""
     seen: set[int] = set()
     for shot in video.shots:
         if shot.annotation is None:
@@ -108,8 +116,8 @@ def _judged(shots: list[Shot], rule: str) -> list[Shot]:
 
 
 def _video(evaluator: Callable[..., Any], video: Video, annotated: list[Shot], judged: list[Shot], folder: Path) -> Any:
-    machine = evaluator(name=video.name)
-    predicted: dict[int, Path] = {}  # where each label was seen first
+    judging = evaluator(name=video.name)
+    predicted: dict[int, Path] = {}  # the first file with each label
     known: set[int] = set()
     names = {shot.name for shot in judged}
     for shot in annotated:
@@ -125,13 +133,13 @@ def _video(evaluator: Callable[..., Any], video: Video, annotated: list[Shot], j
             raise MaskError(f"{path}: is {result.shape[1]}x{result.shape[0]}, the annotation {width}x{height}")
         for label in _labels(result):
             predicted.setdefault(label, path)
-        machine.feed_frame(result.numpy(), truth.numpy())
+        judging.feed_frame(result.numpy(), truth.numpy())
     unknown = sorted(set(predicted) - known)
     if unknown:
         raise MaskError(
             f"{predicted[unknown[0]]}: has label {unknown[0]}, {video.name} is annotated with {sorted(known)}"
         )
-    j, f = machine.conclude()
+    j, f = judging.conclude()
     return [Score(video.name, int(label), float(j[label]), float(f[label])) for label in sorted(j)]
 
 
@@ -143,17 +151,17 @@ def _labels(mask: Tensor) -> set[int]:
     return set(np.unique(mask.numpy()).tolist()) - {0}
 
 
-def _expect_results(results: Path, wanted: dict[str, list[Shot]]) -> None:
+def _expect_results(results: Path, judged: dict[str, list[Shot]]) -> None:
     if not results.is_dir():
         raise DatasetError(f"{results}: no such folder of results")
-    lost, count = [], 0
-    for name, shots in wanted.items():
+    missing, count = [], 0
+    for name, shots in judged.items():
         count += len(shots)
-        there = {p.stem for p in (results / name).glob("*.png")}
-        lost += [f"{name}/{shot.name}.png" for shot in shots if shot.name not in there]
-    if lost:
-        more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-        raise DatasetError(f"{results}: {len(lost)} of {count} results are missing: {', '.join(lost[:5])}{more}")
+        existing = {p.stem for p in (results / name).glob("*.png")}
+        missing += [f"{name}/{shot.name}.png" for shot in shots if shot.name not in existing]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DatasetError(f"{results}: {len(missing)} of {count} results are missing: {', '.join(missing[:5])}{more}")
 
 
 def _evaluator() -> Callable[..., Any]:
@@ -162,7 +170,7 @@ def _evaluator() -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         raise RuntimeError(f"J and F need {error.name}: pip install 'xmemk[eval]'") from error
     except ImportError as error:
-        # OpenCV with windows needs libraries that servers do not have.
+        # opencv-python needs window libraries that servers do not have.
         raise RuntimeError(
             f"vos-benchmark cannot be loaded ({error}): if that is of OpenCV, pip install opencv-python-headless "
             "in place of opencv-python"

@@ -1,8 +1,9 @@
-"""The paper's baselines as memories of one and the same tracker: what is kept of a video, and how it is read.
+"""The paper's baselines as memories of one tracker: what is kept of a video, and how it is read.
 
-A policy has the form of :class:`xmemk.video.tracker.FeatureMemory`. All but XMem's own are the oracle's stores
-(:class:`xmemk.reference.Memory`) on other stateless functions, so that a baseline differs from XMem in what it is
-named for and in nothing else. The network stays XMem's: the figures of other networks are not reproduced by these.
+A policy is a :class:`xmemk.video.tracker.FeatureMemory`. Except for XMem's own, policies are the
+oracle's stores (:class:`xmemk.reference.Memory`) on other stateless functions, so that a baseline
+differs from XMem only in what it is named for. The network is always XMem's, so the figures of
+other networks are not reproduced.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from ..video.tracker import FeatureMemory
 from .thinned import ThinnedMemory
 
 Segments = Tensor | Sequence[Tensor]
-READ_BYTES = 64 << 20  # how large a block of dot products may be
-SEED = 14159265  # of the random and the k-means prototypes
-ROUNDS = 10  # of Lloyd's algorithm
+READ_BYTES = 64 << 20  # of a block of dot products, at most
+SEED = 14159265  # of random prototypes, and of the first centres of k-means
+ROUNDS = 10  # of Lloyd's algorithm, at most
 
 
 @dataclass(frozen=True)
 class _Ops:
-    """What the stores run on; XMem's own functions where nothing else is said."""
+    """The functions that the stores call, by default XMem's."""
 
     memory_read: Callable[..., Any] = api.memory_read
     consolidate: Callable[..., Any] = api.consolidate
@@ -48,7 +49,10 @@ def read_by_l2(
     top_k: int | None = None,
     return_usage: bool = False,
 ) -> Any:
-    """Eq. 1 with STCN's similarity: the plain negative L2 distance, without shrinkage and selection (Sec. 2.2)."""
+    """Eq. 1 with STCN's similarity, the negative squared L2 distance of Sec. 2.2.
+
+    Shrinkage and selection are ignored.
+    """
     if return_usage:
         return api.memory_read(mk, None, mv, qk, None, top_k=top_k, return_usage=True)
     return api.memory_read(mk, None, mv, qk, None, top_k=top_k)
@@ -64,9 +68,10 @@ def read_by_dot_product(
     top_k: int | None = None,
     return_usage: bool = False,
 ) -> Any:
-    """Eq. 1 with STM's similarity: the softmax of k . q / sqrt(CK), over the ``top_k`` largest or all.
+    """Eq. 1 with STM's similarity k . q / sqrt(CK), over the ``top_k`` largest or all tokens.
 
-    Returns the readout [B, O, CV, Q], and the usage [B, N] if asked for. In blocks of queries.
+    Returns the readout [B, O, CV, Q], with ``return_usage`` also the usage [B, N]. Queries are
+    processed in blocks.
     """
     keys, values = _joined(mk), _joined(mv)
     queries = max(1, READ_BYTES // (4 * keys.shape[0] * keys.shape[2]))
@@ -84,8 +89,9 @@ def read_by_dot_product(
 
 
 def _consolidation(select: Callable[[Tensor, Tensor, int], Tensor], potentiate: bool) -> Callable[..., Any]:
-    """A consolidation whose prototypes are the candidates that ``select(mk, usage, P)`` names, [B, P]; potentiated
-    (Eq. 3), or with the values and shrinkage that they have.
+    """A consolidation whose prototypes are candidates, potentiated by Eq. 3 or as they are.
+
+    select: (mk, usage, P) -> the indices [B, P] of the candidates.
     """
 
     def consolidate(
@@ -103,8 +109,8 @@ def _consolidation(select: Callable[[Tensor, Tensor, int], Tensor], potentiate: 
 def _k_means_consolidation(potentiate: bool) -> Callable[..., Any]:
     """A consolidation whose prototypes are centres of k-means over the candidates' keys.
 
-    With potentiation a centre is a query of Eq. 3, with the mean selection of its cluster. Without, its value and
-    shrinkage are the means of its cluster's.
+    With potentiation, a centre is a query of Eq. 3 with the mean selection of its cluster. Without,
+    its value and shrinkage are the means of its cluster.
     """
 
     def consolidate(
@@ -119,21 +125,21 @@ def _k_means_consolidation(potentiate: bool) -> Callable[..., Any]:
 
 
 def _potentiated(mk: Tensor, ms: Tensor, mv: Tensor, pk: Tensor, pe: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Eq. 3: the shrinkage and the values that prototypes of keys pk gather from all candidates."""
+    """Eq. 3: shrinkage and values of prototypes with keys pk, read from all candidates."""
     ps = api.memory_read(mk, ms, ms[:, None].to(mk.dtype), pk, pe)
     assert isinstance(ps, Tensor)
     return ps[:, 0].to(ms.dtype), api.memory_read(mk, ms, mv, pk, pe)
 
 
 def by_usage(mk: Tensor, usage: Tensor, count: int) -> Tensor:
-    """The ``count`` most used candidates [B, count], as XMem selects them."""
+    """The indices [B, count] of the most used candidates, as XMem selects them."""
     return api.select_prototypes(usage, count)
 
 
 def at_random(mk: Tensor, usage: Tensor | None, count: int) -> Tensor:
-    """``count`` of the N candidates of mk [B, CK, N], any set equally probable -> indices [B, count], ascending.
+    """The indices [B, count] of random candidates of mk [B, CK, N], ascending.
 
-    The same for the same N: a run can be repeated.
+    All sets are equally probable. The choice depends on N alone, so that a run can be repeated.
     """
     generator = torch.Generator().manual_seed(SEED)
     chosen = [torch.randperm(mk.shape[2], generator=generator)[:count].sort().values for _ in range(mk.shape[0])]
@@ -141,9 +147,10 @@ def at_random(mk: Tensor, usage: Tensor | None, count: int) -> Tensor:
 
 
 def k_means(mk: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from random candidates: mk [B, CK, N] -> centres [B, CK, count] in the keys' type, and the
-    cluster of each candidate [B, N]. No cluster is empty: one that loses all candidates takes the one that is farthest
-    from its centre.
+    """Lloyd's algorithm, started from random candidates of mk [B, CK, N].
+
+    Returns the centres [B, CK, count] in the type of the keys, and the cluster [B, N] of each
+    candidate. A cluster that becomes empty takes the candidate that is farthest from its centre.
     """
     keys = mk.float().transpose(1, 2)  # [B, N, CK]
     centres = _picked(mk.float(), at_random(mk, None, count)).transpose(1, 2)
@@ -157,7 +164,7 @@ def k_means(mk: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(keys: Tensor, centres: Tensor) -> Tensor:
-    """keys [B, N, CK], centres [B, P, CK] -> the cluster of each key [B, N], every cluster of at least one."""
+    """keys [B, N, CK], centres [B, P, CK] -> the cluster [B, N] of each key, none of them empty."""
     distance = torch.cdist(keys, centres)
     own, cluster = distance.min(2)
     for b in range(len(cluster)):
@@ -172,7 +179,7 @@ def _nearest(keys: Tensor, centres: Tensor) -> Tensor:
 
 
 def _mean(x: Tensor, cluster: Tensor, count: int) -> Tensor:
-    """The means of x [B, ..., N] over the clusters [B, N], none of which is empty: [B, ..., count]."""
+    """The means [B, ..., count] of x [B, ..., N] over the clusters [B, N], none of them empty."""
     flat = x.flatten(1, -2).float()
     into = cluster[:, None].expand(-1, flat.shape[1], -1)
     total = flat.new_zeros(*flat.shape[:2], count).scatter_add(2, into, flat)
@@ -195,47 +202,52 @@ def _unbounded(config: MemoryConfig, **changes: Any) -> MemoryConfig:
 
 
 def xmem(config: MemoryConfig) -> FeatureMemory:
-    """XMem: "XMem (Ours)" of Table 1 and of Fig. 5."""
+    """XMem: "XMem (Ours)" in Table 1 and Fig. 5."""
     return Memory(config)
 
 
 def no_long_term(config: MemoryConfig) -> FeatureMemory:
-    """XMem whose working memory grows instead of being consolidated: XMem's similarity with STCN's memory.
-
-    Not in :class:`xmemk.Memory`, which grows by blocks of frames: these stores grow by each, as is to be measured.
-    """
+    """XMem with a growing working memory in place of long-term memory, as in STCN."""
+    # The oracle's stores grow frame by frame, as is to be measured; xmemk.Memory grows in blocks.
     return Stores(_unbounded(config), ops=_Ops())
 
 
 def stcn(config: MemoryConfig) -> FeatureMemory:
-    """STCN: every r-th frame is kept, and read by plain L2 similarity. The curve "STCN" of Fig. 5 where r is such that
-    the video's frames fit the GPU."""
+    """STCN: keeps every r-th frame and reads by L2 similarity.
+
+    With an r for which all frames fit the GPU it is the curve "STCN" in Fig. 5.
+    """
     return Stores(_unbounded(config), ops=_Ops(memory_read=read_by_l2))
 
 
 def stcn_subsampled(config: MemoryConfig) -> FeatureMemory:
-    """STCN with at most 50 frames, first, last and evenly thinned between: the row "STCN" of Table 1, which limits
-    how often frames are inserted to that end (Sec. 3.1)."""
+    """STCN with at most 50 frames: the first, the last, and an even choice between them.
+
+    It is the row "STCN" in Table 1, which limits how often frames are inserted (Sec. 3.1).
+    """
     return ThinnedMemory(_unbounded(config), read_by_l2)
 
 
 def stm(config: MemoryConfig) -> FeatureMemory:
-    """STM: at most 50 frames as for STCN, all tokens read by the softmax of dot products: the row "STM" of Table 1."""
+    """STM: at most 50 frames, as for STCN, with all tokens read by the softmax of dot products.
+
+    It is the row "STM" in Table 1.
+    """
     return ThinnedMemory(_unbounded(config, top_k=None), read_by_dot_product)
 
 
 def xmem_plain(config: MemoryConfig) -> FeatureMemory:
-    """XMem without potentiation: prototypes by usage, with the values that they had as candidates."""
+    """XMem without potentiation: prototypes are the most used candidates as they are."""
     return Stores(config, ops=_Ops(consolidate=_consolidation(by_usage, False)))
 
 
 def random_prototypes(config: MemoryConfig) -> FeatureMemory:
-    """XMem with prototypes drawn at random instead of by usage, potentiated by Eq. 3."""
+    """XMem with random candidates as prototypes, potentiated by Eq. 3."""
     return Stores(config, ops=_Ops(consolidate=_consolidation(at_random, True)))
 
 
 def random_plain(config: MemoryConfig) -> FeatureMemory:
-    """Random prototypes with the values that they had as candidates, not potentiated."""
+    """XMem with random candidates as prototypes, without potentiation."""
     return Stores(config, ops=_Ops(consolidate=_consolidation(at_random, False)))
 
 
@@ -245,7 +257,7 @@ def k_means_prototypes(config: MemoryConfig) -> FeatureMemory:
 
 
 def k_means_plain(config: MemoryConfig) -> FeatureMemory:
-    """Centres of k-means with the mean value of their clusters, not potentiated."""
+    """XMem with the centres and mean values of k-means as prototypes, without potentiation."""
     return Stores(config, ops=_Ops(consolidate=_k_means_consolidation(False)))
 
 
@@ -264,7 +276,7 @@ POLICIES: dict[str, Callable[[MemoryConfig], FeatureMemory]] = {
 
 
 def make_memory(policy: str, config: MemoryConfig) -> FeatureMemory:
-    """An empty memory of a policy. ValueError for a name that is none of POLICIES."""
+    """An empty memory of a policy. Raises ValueError for a name that is not in POLICIES."""
     if policy not in POLICIES:
         raise ValueError(f"policy: wanted one of {', '.join(POLICIES)}, got {policy!r}")
     return POLICIES[policy](config)

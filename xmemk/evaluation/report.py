@@ -1,4 +1,4 @@
-"""What a run and its judgement came to, for the table and as JSON."""
+"""The summary of a run and its judgement, as JSON and for the table."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from .run import Cost
 
 
 def summary(costs: Sequence[Cost], judgement: Judgement | None, dataset: Dataset) -> dict[str, Any]:
-    """Figures of every video and of the whole; None for what was not measured.
+    """The figures of each video and of the whole dataset; None for what was not measured.
 
-    jf, j, f: per cent, of the whole the mean over objects. fps: frames over their time. growth: bytes per frame, of the
-    whole the mean over videos that are long enough. peak: bytes, of the whole the largest.
+    jf, j, f: per cent; for the whole, means over objects. fps: frames over their seconds.
+    growth: bytes a frame; for the whole, the mean over videos that are long enough.
+    peak: bytes; for the whole, the largest.
     """
     cost_of = {cost.video: cost for cost in costs}
     rows = []

@@ -1,4 +1,4 @@
-"""A dataset through the tracker: results as masks in ``out/<video>/<frame>.png``, and what each video cost."""
+"""The tracker on a dataset: masks in ``out/<video>/<frame>.png``, and the cost of each video."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ import torch
 from torch import Tensor
 
 from ..data.masks import MaskError, read_colours, read_mask
-from ..data.source import AHEAD, Source, ahead, open_source, read_image
+from ..data.source import AHEAD, FrameSource, ahead, open_source, read_image
 from ..data.video import VideoError
 from ..measure.peak import Peak, resident_bytes
 from ..measure.stopwatch import Stopwatch
-from ..network.network import XMem
+from ..network import XMem
 from ..reference.config import MemoryConfig
-from ..video.segment import scale_of, step_labels, weights_digest, write_labels
+from ..video.labels import scale_of, step_labels, write_labels
+from ..video.resume import weights_digest
 from ..video.tracker import Tracker
 from .layouts import Dataset, DatasetError, Shot, Video
 from .policies import make_memory
 
 GROWTH = (100, 200)  # memory growth is measured between these frames (Sec. 3.1)
-NOTES = ".xmemk"  # the folder in ``out`` for what is not a result
+NOTES = ".xmemk"  # the folder in ``out`` for files that are not results
 
 
 @dataclass(frozen=True)
 class Settings:
-    """policy: a name of :data:`xmemk.evaluation.policies.POLICIES`. size: the shorter side that the network sees, 0 for
-    the video's own. autocast: float16 or bfloat16 for the network.
+    """The settings of a run, on which its results depend.
+
+    policy: a name in :data:`xmemk.evaluation.policies.POLICIES`. size: the shorter side that the
+    network sees, 0 for the video's own. autocast: float16 or bfloat16 for the network, or None.
     """
 
     config: MemoryConfig = field(default_factory=MemoryConfig)
@@ -42,9 +45,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one video. frames: those with an object, which are timed. seconds: resizing and step, see :func:`run`.
+    """The cost of one video.
 
-    growth: bytes per frame between frames 100 and 200, None for a shorter video. peak: bytes.
+    frames: those with an object; only they are timed. seconds: see :func:`run`.
+    growth: bytes a frame between frames 100 and 200, None for a shorter video. peak: bytes.
+    resumed: whether an earlier run did the video.
     """
 
     video: str
@@ -69,17 +74,19 @@ Progress = Callable[[Video, int, Tracker], None]
 def run(
     network: XMem, dataset: Dataset, out: Path, settings: Settings, progress: Progress = lambda *_: None
 ) -> list[Cost]:
-    """Follows the objects of every video and writes the results that the dataset wants.
+    """Follows the objects of every video and writes the results that the dataset needs.
 
-    A video that an earlier run of the same settings finished is not done again. Usage is counted in videos that are
-    long enough to fill long-term memory, as in the released evaluation.
+    A video that an earlier run of the same settings finished is not run again. As in the released
+    evaluation, usage is counted in videos that are long enough to fill long-term memory.
 
-    Time is that of resizing the frame for the network, the tracker's step, resizing its result and taking labels:
-    between events of the GPU, or by the clock on the CPU. Decoding, reading and writing are not in it. Memory is what
-    PyTorch has allocated on the GPU, or the process's resident memory, which also has what the allocator keeps.
+    The seconds of a frame include resizing it for the network, the tracker's step, resizing the
+    result and taking labels; they exclude decoding and writing. They are measured between events of
+    the GPU, or by the clock on a CPU. Memory is what PyTorch has allocated on the GPU, or the
+    resident memory of the process, which includes freed memory that the allocator keeps.
 
-    Raises ValueError where ``out`` has results of other settings or is part of the dataset; DatasetError, MaskError or
-    VideoError for input that does not fit; OSError where a result cannot be written. Videos that are finished stay.
+    Raises ValueError where ``out`` has results of other settings or is part of the dataset;
+    DatasetError, MaskError or VideoError for input that does not fit; OSError where a result cannot
+    be written. The results of finished videos stay.
     """
     settings = replace(settings, config=replace(settings.config, hidden_dim=network.config.hidden_dim))
     make_memory(settings.policy, settings.config)
@@ -96,45 +103,48 @@ def run(
 
 
 def counting_usage(config: MemoryConfig, frames: int) -> MemoryConfig:
-    """The configuration for a video of so many frames: usage in long-term memory is counted where it can overflow."""
+    """The configuration for a video of so many frames.
+
+    It counts usage in long-term memory if long-term memory can overflow.
+    """
     candidates = config.max_mid_term_frames - config.min_mid_term_frames
     overflows = frames / candidates * config.num_prototypes >= config.max_long_term_elements
     return replace(config, enable_long_term_count_usage=config.enable_long_term and overflows)
 
 
 def _follow(network: XMem, video: Video, folder: Path, settings: Settings, progress: Progress) -> Cost:
-    source = open_source(video.folder)  # also tells frames that are missing
+    source = open_source(video.folder)  # raises VideoError where frames are missing
     config = counting_usage(settings.config, len(video.shots))
     tracker = Tracker(network, memory=make_memory(settings.policy, config), autocast=settings.autocast)
-    scale, told, idle = scale_of(source, settings.size), _Told(video), Stopwatch(enabled=False)
+    scale, annotations, idle = scale_of(source, settings.size), _Annotations(video), Stopwatch(enabled=False)
     folder.mkdir(parents=True, exist_ok=True)
-    clock, held, frames = _Clock(tracker.device), {}, 0
+    clock, memory_at, frames = _DeviceClock(tracker.device), {}, 0
     last = len(video.shots) - 1
     peak = Peak(tracker.device)
     with peak:
         for number, (shot, image) in enumerate(ahead(_images(video, source), AHEAD)):
-            mask, objects = told(shot, tracker.objects, image.shape[:2])
+            mask, objects = annotations.new(shot, tracker.objects, image.shape[:2])
             if tracker.objects or objects:
                 with clock:
                     labels = step_labels(tracker, image, mask, objects, scale=scale, end=number == last, watch=idle)
                 frames += 1
             else:
                 labels = torch.zeros(image.shape[:2], dtype=torch.uint8)
-            if shot.wanted:
-                write_labels(folder / f"{shot.name}.png", labels, told.colours)
-            if frames in GROWTH and frames not in held:
-                held[frames] = resident_bytes(tracker.device)
+            if shot.has_result:
+                write_labels(folder / f"{shot.name}.png", labels, annotations.colours)
+            if frames in GROWTH and frames not in memory_at:
+                memory_at[frames] = resident_bytes(tracker.device)
             progress(video, number + 1, tracker)
     if not frames:
         raise DatasetError(f"{video.folder}: no mask of video {video.name} has an object, every pixel is background")
-    start, stop = (held.get(frame) for frame in GROWTH)
+    start, stop = (memory_at.get(frame) for frame in GROWTH)
     growth = None if start is None or stop is None else (stop - start) / (GROWTH[1] - GROWTH[0])
     return Cost(
         video.name, frames, clock.seconds, len(tracker.objects), source.width, source.height, growth, peak.highest
     )
 
 
-def _images(video: Video, source: Source) -> Iterator[tuple[Shot, Tensor]]:
+def _images(video: Video, source: FrameSource) -> Iterator[tuple[Shot, Tensor]]:
     for shot in video.shots:
         image = read_image(shot.image)
         height, width = image.shape[:2]
@@ -143,18 +153,16 @@ def _images(video: Video, source: Source) -> Iterator[tuple[Shot, Tensor]]:
         yield shot, image
 
 
-class _Told:
-    """What the tracker is told of each frame: the first annotation, or of each object its first."""
+class _Annotations:
+    """The annotations that the tracker gets: the first one, or the first of each object."""
 
     def __init__(self, video: Video) -> None:
         self.colours: list[int] | None = None  # of the first annotation
         self._video = video
         self._merged = 0  # the label of all objects as one
 
-    def __call__(
-        self, shot: Shot, known: tuple[int, ...], size: torch.Size
-    ) -> tuple[Tensor | None, tuple[int, ...] | None]:
-        """The mask [H, W] uint8 and the labels it is about; None where there is nothing to tell."""
+    def new(self, shot: Shot, known: tuple[int, ...], size: torch.Size) -> tuple[Tensor | None, tuple[int, ...] | None]:
+        """The mask [H, W] uint8 of the frame's new objects, and their labels; None without any."""
         if shot.annotation is None or (known and not self._video.joins):
             return None, None
         mask = self._read(shot.annotation, size)
@@ -180,8 +188,8 @@ class _Told:
         return mask
 
 
-class _Clock:
-    """``with clock: ...`` adds to ``seconds``: between two events of the GPU, or wall clock time on the CPU."""
+class _DeviceClock:
+    """``with clock: ...`` adds to ``seconds``: time between events of the GPU, or wall time."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = 0.0
@@ -208,21 +216,21 @@ def _note(out: Path, video: Video) -> Path:
 
 
 def _finished(out: Path, video: Video) -> Cost | None:
-    """What a video cost an earlier run, if all its results are there."""
+    """The cost of a video in an earlier run, if all its results exist."""
     try:
-        told = json.loads(_note(out, video).read_text())
-        cost = Cost(**{f.name: told[f.name] for f in fields(Cost)})
+        note = json.loads(_note(out, video).read_text())
+        cost = Cost(**{f.name: note[f.name] for f in fields(Cost)})
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    if told.get("shots") != len(video.shots):
+    if note.get("shots") != len(video.shots):
         return None
-    if not all((out / video.name / f"{shot.name}.png").is_file() for shot in video.shots if shot.wanted):
+    if not all((out / video.name / f"{shot.name}.png").is_file() for shot in video.shots if shot.has_result):
         return None
     return replace(cost, resumed=True)
 
 
 def _described(network: XMem, dataset: Dataset, settings: Settings) -> dict[str, Any]:
-    """All that results depend on, as JSON has it."""
+    """All that results depend on, as JSON values."""
     return {
         "dataset": str(dataset.root.resolve()),
         "layout": dataset.layout,
@@ -238,7 +246,7 @@ def _described(network: XMem, dataset: Dataset, settings: Settings) -> dict[str,
 
 
 def _expect_no_input(dataset: Dataset, out: Path) -> None:
-    """Results must not be written over the images or annotations that they are made from."""
+    """Raises ValueError where results would overwrite images or annotations of the dataset."""
     for video in dataset.videos:
         folder = (out / video.name).resolve()
         inputs = {video.folder.resolve(), *(s.annotation.parent.resolve() for s in video.shots if s.annotation)}
@@ -246,19 +254,23 @@ def _expect_no_input(dataset: Dataset, out: Path) -> None:
             raise ValueError(f"out: wanted a folder for results, got {out}, which has the dataset's own {video.name}")
 
 
-def _check_settings(notes: Path, wanted: dict[str, Any]) -> None:
-    """Results of one folder are of one kind; which videos there are may change from run to run."""
+def _check_settings(notes: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError where the folder has results of other settings, else records these.
+
+    Which videos are run may differ from run to run.
+    """
     file = notes / "settings.json"
     try:
-        there = json.loads(file.read_text())
-        other = [name for name, value in wanted.items() if there[name] != value]
+        recorded = json.loads(file.read_text())
+        different = [name for name, value in settings.items() if recorded[name] != value]
     except FileNotFoundError:
-        _write_json(file, wanted)
+        _write_json(file, settings)
         return
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{file}: damaged; remove it, and the results that are not of this run") from error
-    if other:
-        raise ValueError(f"{notes.parent}: has results of another run ({', '.join(other)} differ); give another --out")
+    if different:
+        names = ", ".join(different)
+        raise ValueError(f"{notes.parent}: has results of another run ({names} differ); give another --out")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A memory of a bounded number of whole frames: the first, the last, and an even choice of those between."""
+"""A memory of a few whole frames: the first, the last, and an even choice between them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FRAMES = 50  # "using 50 memory frames in STM as a baseline" (Sec. 3.1)
 
 
 @dataclass
-class _Bucket:
-    """The frames of the objects that joined together, oldest first."""
+class _FrameGroup:
+    """The frames of a group of objects that joined together, oldest first."""
 
     objects: tuple[int, ...]
     numbers: list[int] = field(default_factory=list)
@@ -30,12 +30,12 @@ class _Bucket:
         self.keys.append(key)
         self.values.append(value)
         if len(self.numbers) > most:
-            leaving = self._most_crowded()
-            for kept in (self.numbers, self.keys, self.values):
-                del kept[leaving]
+            dropped = self._most_crowded()
+            for frames in (self.numbers, self.keys, self.values):
+                del frames[dropped]
 
     def _most_crowded(self) -> int:
-        """Neither the first nor the last: the one whose neighbours are nearest to one another, the oldest of equals."""
+        """The inner frame whose neighbours are closest to each other, the oldest of equals."""
         gaps = [self.numbers[i + 1] - self.numbers[i - 1] for i in range(1, len(self.numbers) - 1)]
         return 1 + gaps.index(min(gaps))
 
@@ -43,8 +43,10 @@ class _Bucket:
 class ThinnedMemory:
     """At most ``frames`` memory frames for each group of objects that joined together.
 
-    read: like :func:`xmemk.memory_read`; it decides on the similarity. Which frame goes when there is one too many
-    depends on their order alone: the one whose neighbours are nearest to one another in time.
+    When there is one too many, the frame is dropped whose neighbours are closest to each other in
+    time. The first and the last always stay.
+
+    read: has the signature of :func:`xmemk.memory_read` and defines the similarity.
     """
 
     def __init__(self, config: MemoryConfig, read: Callable[..., Any], frames: int = FRAMES) -> None:
@@ -54,24 +56,26 @@ class ThinnedMemory:
         self.frames = frames
         self.sensory = Sensory(config.hidden_dim)
         self._read = read
-        self._buckets: list[_Bucket] = []
+        self._groups: list[_FrameGroup] = []
         self._added = 0
 
     @property
     def objects(self) -> tuple[int, ...]:
-        """The labels held, in order of introduction."""
-        return tuple(label for bucket in self._buckets for label in bucket.objects)
+        """The labels in memory, in order of introduction."""
+        return tuple(label for group in self._groups for label in group.objects)
 
     @property
     def numbers(self) -> list[list[int]]:
-        """Of each group of objects, which of the frames that were added are held."""
-        return [list(bucket.numbers) for bucket in self._buckets]
+        """The numbers of the frames in memory, for each group of objects."""
+        return [list(group.numbers) for group in self._groups]
 
     def add(
         self, key: Tensor, shrinkage: Tensor, value: Tensor, objects: Sequence[int], selection: Tensor | None = None
     ) -> None:
-        """One frame: key [B, CK, H, W], value [B, O, CV, H, W] of ``objects``, all that are held and new ones.
-        Shrinkage and selection are not kept. ValueError where the objects do not fit.
+        """Adds one frame.
+
+        key: [B, CK, H, W]. value: [B, O, CV, H, W] of ``objects``, which are all labels in memory
+        and new ones. Shrinkage and selection are ignored. Raises ValueError for other objects.
         """
         labels = check_labels("objects", objects)
         known = self.objects
@@ -79,34 +83,34 @@ class ThinnedMemory:
             raise ValueError(f"objects: wanted {value.shape[1]} labels with all of {list(known)}, got {list(labels)}")
         new = tuple(label for label in labels if label not in known)
         if new:
-            self._buckets.append(_Bucket(new))
+            self._groups.append(_FrameGroup(new))
         row = {label: i for i, label in enumerate(labels)}
         keys = key.flatten(2).clone()
-        for bucket in self._buckets:
-            rows = [row[label] for label in bucket.objects]
-            bucket.add(self._added, keys, value[:, rows].flatten(3), self.frames)
+        for group in self._groups:
+            rows = [row[label] for label in group.objects]
+            group.add(self._added, keys, value[:, rows].flatten(3), self.frames)
         self._added += 1
 
     def read(self, query_key: Tensor, selection: Tensor | None = None) -> Tensor:
-        """query_key [B, CK, H, W] -> readout [B, O, CV, H, W]. RuntimeError where nothing is held."""
-        if not self._buckets:
+        """query_key [B, CK, H, W] -> readout [B, O, CV, H, W]. Raises RuntimeError while empty."""
+        if not self._groups:
             raise RuntimeError("the memory is empty: call add before read")
         qk = query_key.flatten(2)
-        readouts = [self._read(b.keys, None, b.values, qk, None, top_k=self.config.top_k) for b in self._buckets]
+        readouts = [self._read(b.keys, None, b.values, qk, None, top_k=self.config.top_k) for b in self._groups]
         return torch.cat(readouts, 1).unflatten(3, query_key.shape[2:])
 
     def remove(self, objects: Sequence[int]) -> None:
-        """Objects leave. ValueError for a label that is not held."""
+        """Removes objects. Raises ValueError for a label that is not in memory."""
         leaving = check_labels("objects", objects)
         expect_known("objects", leaving, self.objects)
-        for bucket in self._buckets:
-            stay = [row for row, label in enumerate(bucket.objects) if label not in leaving]
-            bucket.objects = tuple(bucket.objects[row] for row in stay)
-            bucket.values = [value[:, stay] for value in bucket.values]
-        self._buckets = [bucket for bucket in self._buckets if bucket.objects]
+        for group in self._groups:
+            stay = [row for row, label in enumerate(group.objects) if label not in leaving]
+            group.objects = tuple(group.objects[row] for row in stay)
+            group.values = [value[:, stay] for value in group.values]
+        self._groups = [group for group in self._groups if group.objects]
         in_sensory = [label for label in leaving if label in self.sensory.objects]
         if in_sensory:
             self.sensory.remove(in_sensory)
 
     def __repr__(self) -> str:
-        return f"ThinnedMemory(objects={list(self.objects)}, frames={[len(b.numbers) for b in self._buckets]})"
+        return f"ThinnedMemory(objects={list(self.objects)}, frames={[len(b.numbers) for b in self._groups]})"

@@ -1,1 +1,1 @@
-"""What figures are measured with: stopwatch, peak of memory, the machine in words."""
+"""How figures are measured: stopwatch, peak of memory, description of the machine."""

@@ -1,4 +1,4 @@
-"""The machine a figure was measured on, in words."""
+"""A description of the machine that figures are measured on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 
 def describe() -> dict[str, str]:
-    """Processor, threads, accelerator if there is one, and versions."""
-    said = {
+    """Processor, threads, system, versions, and the GPU if there is one."""
+    machine = {
         "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
         "cores": str(os.cpu_count()),
@@ -19,8 +19,8 @@ def describe() -> dict[str, str]:
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
     }
     if torch.cuda.is_available():
-        said["GPU"] = torch.cuda.get_device_name()
-    return said
+        machine["GPU"] = torch.cuda.get_device_name()
+    return machine
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""How much more memory a piece of work took at its peak than there was in use when it began."""
+"""The peak of memory in use during a piece of work, above what was in use when it began."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _STATUS = Path("/proc/self/status")
 
 
 class Peak:
-    """A context manager; afterwards ``bytes`` is the peak above the start and ``highest`` the peak itself, None where
-    they cannot be measured.
+    """A context manager that measures the peak of memory in its block.
 
-    On a GPU what PyTorch allocated; on the CPU the process's resident memory, of which Linux keeps the high-water mark.
+    Afterwards ``highest`` is the peak in bytes, and ``bytes`` the peak less what was in use at the
+    start. Both are None where they cannot be measured. On a GPU they count what PyTorch allocated,
+    on the CPU the resident memory of the process, whose high-water mark Linux keeps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,7 +36,7 @@ class Peak:
             return self
         try:
             give_back_free_memory()
-            _CLEAR.write_text("5")  # sets the high-water mark back to what is resident now
+            _CLEAR.write_text("5")  # resets the high-water mark to what is resident now
             self._start = _resident("VmRSS")
         except OSError:
             self._start = None
@@ -52,7 +53,10 @@ class Peak:
 
 
 def resident_bytes(device: torch.device) -> int | None:
-    """In use now: what PyTorch allocated on a GPU, or the process's resident memory; None where that is not told."""
+    """Bytes in use now: PyTorch's allocations on a GPU, the process's resident memory on a CPU.
+
+    None where the system does not report resident memory.
+    """
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     try:
@@ -62,14 +66,17 @@ def resident_bytes(device: torch.device) -> int | None:
 
 
 def give_back_free_memory() -> None:
-    """What was freed before and is kept for reuse would hide what is used again. Only glibc needs to be told."""
+    """Returns freed memory to the system, which otherwise hides the reuse of it from a peak.
+
+    Only glibc keeps such memory.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def _resident(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    if found is None:
-        raise OSError(f"/proc/self/status does not tell {name}")
-    return int(found[1]) * 1024
+    line = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    if line is None:
+        raise OSError(f"/proc/self/status does not report {name}")
+    return int(line[1]) * 1024

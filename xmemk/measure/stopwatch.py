@@ -1,4 +1,4 @@
-"""How long the stages of some repeated work take."""
+"""The time that the stages of repeated work take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 class Stopwatch:
     """``with watch("stage"): ...`` adds to ``seconds["stage"]`` and ``calls["stage"]``.
 
-    Before and after each stage it waits for the GPU, if there is one in use, so that time falls where it is spent.
+    Before and after each stage it waits for the GPU, if one is in use, so that each stage is
+    charged with its own time.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:

@@ -1,10 +1,12 @@
-"""The memory that never grows: XMem's three stores on the public functions, in storage that is allocated once."""
+"""The memory that never grows: XMem's three stores in preallocated storage."""
 
 from .arena import Arena, Prototypes
 from .batch import read_batch
 from .memory import Memory
 from .rules import bytes_needed
-from .sensory import Sensory
+from .sensory import SensoryMemory
 from .spec import Spec
 
-__all__ = ["Arena", "Memory", "Prototypes", "Sensory", "Spec", "bytes_needed", "read_batch"]
+Sensory = SensoryMemory  # the name of version 0.1
+
+__all__ = ["Arena", "Memory", "Prototypes", "Sensory", "SensoryMemory", "Spec", "bytes_needed", "read_batch"]

@@ -1,34 +1,39 @@
-"""The storage of one memory whose objects joined together: preallocated, changed in place, never concatenated.
+"""The storage of objects that joined together: preallocated, written in place, never concatenated.
 
-An arena holds tokens in this order: those of long-term memory, then frames, oldest first (another order of frames is
-the caller's to make, see ``admit``). For each token there is a key, a shrinkage, a use (the mass it received), the
-number of reads there had been when it came, and a value per object; frames also have a selection. All of it is stored
-token-major and handed to the stateless functions as views.
+An arena holds tokens in this order: long-term memory, then frames, oldest first (``admit`` can
+insert a frame elsewhere). Each token has a key, a shrinkage, a use (the mass it received), the
+number of reads at its birth, and a value per object. Tokens of frames also have a selection. All of
+it is stored token-major and handed to the stateless functions as views.
 
-An arena has no rules. It offers steps, and a memory's rules are what is composed of them:
+An arena knows no rules. It offers steps, and the rules of a memory compose them:
 
-    slot = arena.stage(key, shrinkage, selection, value)  a frame is written to a free slot, still out of sight
+    slot = arena.stage(key, shrinkage, selection, value)  a frame is written to a free slot, unseen
     arena.admit(slot)                                     becomes the last frame; ``at=0`` the first
-    arena.release(first, last)                            frames leave: FIFO, or candidates now that they are prototypes
-    readout, usage = arena.read(qk, qe, top_k=k)          Eq. 1 over all tokens; nothing is recorded
-    arena.record(usage)                                   one read more, and this mass for each token
-    index = arena.survivors(keep)                         of long-term memory exactly ``keep`` stay, by usage (LFU)
-    prototypes = arena.prototypes(arena.frames[1:6], P)   selection and potentiation, Eq. 3, over some frames
-    arena.keep(index); arena.remember(prototypes)         eviction and what takes its place
-    arena.values = arena.without(rows)                    only the other objects from here on
+    arena.release(first, last)                            frames leave: FIFO, or after consolidation
+    readout, usage = arena.read(queries, top_k=k)         Eq. 1 over all tokens; records nothing
+    arena.record(usage)                                   counts one read and its mass per token
+    index = arena.survivors(keep)                         LFU eviction: ``keep`` tokens stay
+    prototypes = arena.prototypes(arena.frames[1:6], P)   selection and potentiation (Eq. 3)
+    arena.keep(index); arena.remember(prototypes)         eviction, then the new prototypes
+    arena.values = arena.without(rows)                    drops the values of some objects
 
-``stage``, ``read``, ``survivors``, ``prototypes`` and ``without`` change nothing that can be seen, and are where an
-operation may fail; the other steps only move data between buffers that exist (``keep`` takes its scratch, a megabyte,
-before it moves anything). So a memory that first computes and then commits is changed by a call wholly or not at all.
+**Compute, then commit.** ``stage``, ``read``, ``survivors``, ``prototypes`` and ``without`` change
+nothing that can be seen, and only they can fail. The other steps move data between buffers that
+exist; ``keep`` allocates its scratch, one megabyte, before it moves anything. A memory that first
+computes and then commits is therefore changed by a call completely or not at all.
 
-Batch elements select and evict each for itself: ``index`` is [B, n], and prototypes are those of each element. Frames
-that must stay (the first, permanent ones) are those that the caller does not name in ``release`` and ``prototypes``.
+**Batch.** Each batch element selects and evicts for itself: ``index`` is [B, n], and prototypes are
+those of each element.
 
-The number of reads a token has been part of, its life, is reads - birth + 1e-7: nothing is counted up per frame, and a
-token nothing has read yet has usage 0 / 1e-7 = 0.
+**Permanent frames.** Frames that must stay (the first one, permanent ones) are those that the
+caller does not name in ``release`` and ``prototypes``.
 
-Frames and long-term tokens have their place from the start (``nbytes``, a fixed number) unless more frames come than
-``Spec.frames``: then blocks of frames are added, each twice the last up to 256 MB, and what is there stays where it is.
+**Life.** A token has been part of reads - birth reads. Its life is that number plus 1e-7, so a
+token that was never read has usage 0 / 1e-7 = 0. Nothing is counted up per frame.
+
+**Growth.** Frames and long-term tokens have their place from the start (``nbytes`` is fixed). Only
+where more frames come than ``Spec.frames``, blocks of frames are added, each twice the last up to
+256 MB. Existing blocks stay where they are.
 """
 
 from __future__ import annotations
@@ -39,6 +44,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..inputs import MemoryInputs, QueryInputs
 from .bank import Bank, add_block, place
 from .functions import PUBLIC
 from .graph import Captures, ReadGraph
@@ -51,7 +57,7 @@ LIFE_OF_A_NEW_TOKEN = 1e-7
 
 
 class Prototypes(NamedTuple):
-    """What a consolidation makes of its candidates."""
+    """The result of a consolidation."""
 
     key: Tensor  # [B, CK, P]
     shrinkage: Tensor  # [B, 1, P]
@@ -59,9 +65,9 @@ class Prototypes(NamedTuple):
 
 
 class Arena:
-    """The tokens of some objects, on the public functions or what takes their place; see the head of this file.
+    """The tokens of some objects; see the head of this file.
 
-    graphs: reads are captured and replayed where that can be done (graph.py); None for no graphs.
+    functions: the stateless functions to run on. graphs: captures of reads (:mod:`.graph`) or None.
     """
 
     def __init__(self, spec: Spec, functions: Any = PUBLIC, graphs: Captures | None = None) -> None:
@@ -113,9 +119,10 @@ class Arena:
     # Frames
 
     def stage(self, key: Tensor, shrinkage: Tensor, selection: Tensor | None, value: Tensor) -> Slot:
-        """Writes a frame to the slot that is to be admitted next.
+        """Writes a frame to a free slot and returns the slot, for :meth:`admit` to make visible.
 
-        key [B, CK, HW], shrinkage [B, 1, HW], selection as key or None, value [B, O, CV, HW], in types that convert.
+        key [B, CK, HW], shrinkage [B, 1, HW], selection as key or None, value [B, O, CV, HW], of
+        types that convert to the stored ones.
         """
         slot = place(self.table, list(self.banks.values()))
         run = self.table.run(slot)
@@ -130,39 +137,39 @@ class Arena:
         return slot
 
     def admit(self, slot: Slot, at: int | None = None) -> None:
-        """A staged frame becomes part of the memory, as the last frame or before the ``at``-th."""
+        """Makes a staged frame part of the memory: the last frame, or the ``at``-th."""
         self.frames.insert(len(self.frames) if at is None else at, slot)
 
     def release(self, first: int, last: int) -> None:
-        """Frames first to last - 1 leave, and their slots are free."""
+        """Removes frames first to last - 1 and frees their slots."""
         del self.frames[first:last]
 
     # Reading
 
     def read(
         self,
-        qk: Tensor,
-        qe: Tensor | None,
+        queries: QueryInputs,
         *,
         top_k: int | None,
         return_usage: bool = True,
         backend: str = "auto",
     ) -> tuple[Tensor, Tensor | None]:
-        """Eq. 1 over all tokens: readout [B, O, CV, Q] and, where wanted, usage [B, N] for :meth:`record`."""
+        """Eq. 1 over all tokens: readout [B, O, CV, Q], usage [B, N] for :meth:`record` or None."""
         runs = self.table.runs()
+        options: dict[str, Any] = {"top_k": top_k, "return_usage": return_usage, "backend": backend}
         if self.graph is not None:
-            replayed = self.graph.read(self, runs, qk, qe, top_k=top_k, return_usage=return_usage, backend=backend)
+            replayed = self.graph.read(self, runs, queries, **options)
             if replayed is not None:
                 return replayed
-        mk, ms = self.keys(runs)
-        return self.values.read(mk, ms, runs, qk, qe, top_k=top_k, return_usage=return_usage, backend=backend)
+        return self.values.read(self.keys(runs), runs, queries, **options)
 
-    def keys(self, runs: Sequence[Run]) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys [B, CK, n] and shrinkage [B, 1, n] of each run, views."""
-        return [self.key.view(run) for run in runs], [self.shrinkage.rows(run)[:, None] for run in runs]
+    def keys(self, runs: Sequence[Run]) -> MemoryInputs:
+        """Keys [B, CK, n] and shrinkage [B, 1, n] of each run as views, without values."""
+        shrinkage = [self.shrinkage.rows(run)[:, None] for run in runs]
+        return MemoryInputs([self.key.view(run) for run in runs], shrinkage, [])
 
     def record(self, usage: Tensor) -> None:
-        """One read more, in which the tokens in order received the mass ``usage`` [B, N]."""
+        """Counts one read, in which the tokens, in order, received the mass ``usage`` [B, N]."""
         at = 0
         with torch.no_grad():
             for run in self.table.runs():
@@ -172,7 +179,7 @@ class Arena:
         self.reads += 1
 
     def usage(self, runs: Sequence[Run]) -> Tensor:
-        """[B, n] mass per read, "normalized by the duration" in memory (Sec. 2.3)."""
+        """[B, n] mass per read: use "normalized by the duration" in memory (Sec. 2.3)."""
         number = self.spec.number
         parts = [
             self.use.rows(run) / ((self.reads - self.birth.rows(run)).to(number) + LIFE_OF_A_NEW_TOKEN) for run in runs
@@ -180,29 +187,31 @@ class Arena:
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def pick(self, bank: Bank, runs: Sequence[Run], index: Tensor) -> Tensor:
-        """[B, C, n]: of a bank the tokens index [B, n] of those in ``runs``, which are all of one block."""
-        place = torch.cat([torch.arange(run.start, run.stop, device=index.device) for run in runs])
-        rows = place[index].unsqueeze(2).expand(-1, -1, *bank.channels)
+        """[B, C, n]: the tokens ``index`` [B, n] of a bank, counted in ``runs`` of one block."""
+        position = torch.cat([torch.arange(run.start, run.stop, device=index.device) for run in runs])
+        rows = position[index].unsqueeze(2).expand(-1, -1, *bank.channels)
         return bank.blocks[runs[0].block].gather(1, rows).transpose(1, 2)
 
     # Long-term memory
 
     def prototypes(self, frames: Sequence[Slot], count: int, *, backend: str = "auto") -> Prototypes:
-        """The ``count`` most used tokens of these frames (staged ones too), potentiated by Eq. 3 over all of them."""
+        """The ``count`` most used tokens of some frames, staged ones included.
+
+        They are potentiated by Eq. 3 over all tokens of these frames.
+        """
         runs = self.table.runs(frames)
-        mk, ms = self.keys(runs)
         me = None if self.selection is None else [self.selection.view(run) for run in runs]
         with torch.no_grad():
             usage = self.usage(runs)
-            return Prototypes(*self.values.consolidate(mk, ms, me, runs, usage, count, backend=backend))
+            return Prototypes(*self.values.consolidate(self.keys(runs), me, runs, usage, count, backend=backend))
 
     def survivors(self, keep: int, *, backend: str = "auto") -> Tensor:
-        """The long-term tokens [B, keep] int64 that least-frequently-used eviction leaves, ascending."""
+        """The long-term tokens [B, keep] int64 that stay after LFU eviction, ascending."""
         index: Tensor = self.functions.evict_lfu(self.long_term_usage(), keep, backend=backend)
         return index
 
     def long_term_usage(self) -> Tensor:
-        """[B, L] mass per read of long-term tokens. RuntimeError where it is not counted."""
+        """[B, L] mass per read of long-term tokens. RuntimeError where usage is not counted."""
         if not self.spec.count_long_term:
             raise RuntimeError(
                 "long-term memory is full and usage was not counted, so nothing can be evicted: "
@@ -212,13 +221,19 @@ class Arena:
             return self.usage([Run(LONG_TERM, 0, self.long_term)])
 
     def scratch(self, tokens: int, ascending: bool = True, others: Sequence[Values] = ()) -> Tensor:
-        """What :meth:`keep` of so many tokens, also of ``others``, which share these keys, moves them with."""
+        """The uint8 buffer with which :meth:`keep` moves so many tokens.
+
+        others: further values that share these keys and move with them.
+        """
         banks = [*self.banks.values(), *(bank for values in others for bank in values.banks)]
         size = max(bank.moving_bytes(tokens, ascending) for bank in banks)
         return torch.empty(size, dtype=torch.uint8, device=self.spec.device)
 
     def keep(self, index: Tensor, *, ascending: bool = True, scratch: Tensor | None = None) -> None:
-        """Of long-term memory these tokens [B, n] stay, in this order; another than ascending takes more scratch."""
+        """Keeps these long-term tokens [B, n], in this order.
+
+        Ascending order takes less scratch.
+        """
         scratch = self.scratch(index.shape[1], ascending) if scratch is None else scratch
         with torch.no_grad():
             for bank in self.banks.values():
@@ -226,7 +241,7 @@ class Arena:
         self.table.long = index.shape[1]
 
     def remember(self, prototypes: Prototypes) -> None:
-        """Prototypes become the last long-term tokens. ValueError where there is no room for them."""
+        """Appends prototypes to long-term memory. ValueError where there is no room for them."""
         count = prototypes.key.shape[2]
         if self.long_term + count > self.spec.long_term:
             raise ValueError(f"prototypes: wanted at most {self.spec.long_term - self.long_term}, got {count}")
@@ -242,7 +257,7 @@ class Arena:
     # Objects
 
     def without(self, rows: Sequence[int]) -> Values:
-        """The values of all objects but these rows, copied, so that the old banks can go."""
+        """The values of all objects but these rows, copied so that the old banks can be freed."""
         stay = [row for row in range(self.values.spec.objects) if row not in rows]
         with torch.no_grad():
             return self.values.of(stay, self.table.runs())

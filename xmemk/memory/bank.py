@@ -1,4 +1,4 @@
-"""Preallocated storage for one number or row of channels per token, in blocks that never move."""
+"""Preallocated storage of one number or row of channels per token, in blocks that never move."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from .table import LONG_TERM, Run, Slot, Table
 
-MOVED_BYTES = 1 << 20  # of rows that are on their way at a time when long-term memory is compacted
-LARGEST_BLOCK = 256 << 20  # bytes of frames that are added at a time, or one frame
+MOVED_BYTES = 1 << 20  # moved at a time when long-term memory is compacted
+LARGEST_BLOCK = 256 << 20  # bytes of an added block of frames, unless one frame is larger
 
 
 class Bank:
-    """[B, tokens, *channels] per block: token-major, so that a view with tokens last has channel stride 1.
+    """Blocks [B, tokens, *channels]: token-major, so a view with tokens last has channel stride 1.
 
-    Block 0 is long-term memory, the others hold frames. What was never written is uninitialised; only tokens that a
-    table names are ever looked at.
+    Block 0 is long-term memory, the others hold frames. Rows that were never written are
+    uninitialised; only tokens that a table names are read.
     """
 
     def __init__(self, batch: int, channels: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
@@ -25,46 +25,49 @@ class Bank:
         self.blocks: list[Tensor] = []
 
     def empty(self, tokens: int) -> Tensor:
-        """A new block. Never an inference tensor: those could not be written to outside of inference mode."""
+        """A new block.
+
+        Never an inference tensor, which could not be written to outside of inference mode.
+        """
         with torch.inference_mode(False):
             return torch.empty(self.batch, tokens, *self.channels, dtype=self.dtype, device=self.device)
 
     def rows(self, run: Run) -> Tensor:
-        """[B, n, *channels] of a run, a view."""
+        """[B, n, *channels] of a run, as a view."""
         return self.blocks[run.block][:, run.start : run.stop]
 
     def view(self, run: Run) -> Tensor:
-        """[B, *channels, n] of a run, a view: as the stateless functions take it."""
+        """[B, *channels, n] of a run, as a view: the form that the stateless functions take."""
         return self.rows(run).movedim(1, -1)
 
-    def keep(self, index: Tensor, moving: Tensor, ascending: bool) -> None:
-        """Long-term token i becomes what token index[b, i] was. ``moving``: uint8 scratch of :meth:`moving_bytes`.
+    def keep(self, index: Tensor, scratch: Tensor, ascending: bool) -> None:
+        """Moves long-term token index[b, i] to place i. ``scratch``: :meth:`moving_bytes` of uint8.
 
-        In chunks from the front where ``index`` [B, n] ascends: then index[b, i] >= i, and nothing is read after it
-        was written over.
+        Where ``index`` [B, n] ascends, rows move in chunks from the front. Then index[b, i] >= i,
+        so no row is read after it was overwritten.
         """
         block = self.blocks[LONG_TERM]
         n = index.shape[1]
         if n == 0 or block.numel() == 0:
             return
-        bytes_of = block.view(self.batch, block.shape[1], -1).view(torch.uint8)
-        row = bytes_of.shape[2]
-        step = max(1, moving.numel() // row) if ascending else n
+        block_bytes = block.view(self.batch, block.shape[1], -1).view(torch.uint8)
+        row = block_bytes.shape[2]
+        step = max(1, scratch.numel() // row) if ascending else n
         for b in range(self.batch):
             for i in range(0, n, step):
                 j = min(i + step, n)
-                chunk = moving[: (j - i) * row].view(j - i, row)
-                torch.index_select(bytes_of[b], 0, index[b, i:j], out=chunk)
-                bytes_of[b, i:j].copy_(chunk)
+                chunk = scratch[: (j - i) * row].view(j - i, row)
+                torch.index_select(block_bytes[b], 0, index[b, i:j], out=chunk)
+                block_bytes[b, i:j].copy_(chunk)
 
     def moving_bytes(self, tokens: int, ascending: bool) -> int:
-        """Scratch that :meth:`keep` of so many tokens needs."""
+        """Bytes of scratch that :meth:`keep` of so many tokens needs."""
         row = self.row_bytes
         return max(row, min(MOVED_BYTES, tokens * row)) if ascending else tokens * row
 
     @property
     def row_bytes(self) -> int:
-        """Of one token of one batch element."""
+        """Bytes of one token of one batch element."""
         count = self.dtype.itemsize
         for c in self.channels:
             count *= c
@@ -76,14 +79,14 @@ class Bank:
 
 
 def add_block(banks: Iterable[Bank], tokens: int) -> None:
-    """A block more for all of them, or an error and none."""
+    """Adds a block to every bank, or raises and adds none."""
     pairs = [(bank, bank.empty(tokens)) for bank in banks]
     for bank, block in pairs:
         bank.blocks.append(block)
 
 
 def place(table: Table, banks: Sequence[Bank]) -> Slot:
-    """The slot for the next frame; where all are taken, the banks get a block of frames more."""
+    """The slot for the next frame. Where all are taken, a block of frames is added to the banks."""
     slot = table.free()
     if slot is None:
         frame_bytes = sum(bank.row_bytes * bank.batch for bank in banks) * table.frame

@@ -1,4 +1,7 @@
-"""What a memory accepts. Every error names the argument, what was wanted and what came."""
+"""What a memory accepts. Every error names the argument, what was wanted and what came.
+
+Twin of :mod:`xmemk.reference.checks`: the product and its oracle share no code.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ def expect_tensor(
     dtypes: tuple[torch.dtype, ...] | None = None,
     device: torch.device | None = None,
 ) -> None:
-    """TypeError for anything but a floating tensor of these types, ValueError for another shape or device."""
+    """TypeError for anything but a floating tensor of these types.
+
+    ValueError for another shape or device.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: wanted a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
@@ -36,13 +42,13 @@ def expect_tensor(
 
 
 def expect_finite(name: str, x: Tensor | None, largest: float = math.inf) -> None:
-    """ValueError for NaN, Inf or what is larger: once stored it would be read again with every frame.
+    """ValueError for NaN, Inf, or a magnitude above ``largest``. Waits for the device.
 
-    Waits for the device.
+    Such a number, once stored, would be read again with every frame.
     """
     if x is None or x.numel() == 0:
         return
-    # One pass, in the order in which x lies, and both are NaN where any number is.
+    # One pass in memory order. Both extremes are NaN where any number is.
     stride = x.stride()
     x = x.detach().permute(sorted(range(x.dim()), key=lambda axis: -stride[axis]))
     low, high = (float(number) for number in x.aminmax())
@@ -54,7 +60,10 @@ def expect_finite(name: str, x: Tensor | None, largest: float = math.inf) -> Non
 
 
 def check_labels(name: str, objects: Sequence[int]) -> tuple[int, ...]:
-    """Labels as a tuple. TypeError for what is no whole number, ValueError for none, one below 1, or one twice."""
+    """Labels as a tuple.
+
+    TypeError for anything but whole numbers; ValueError for none, one below 1, or one twice.
+    """
     if isinstance(objects, (str, bytes)) or not isinstance(objects, Sequence):
         raise TypeError(f"{name}: wanted a sequence of labels, got {type(objects).__name__}")
     for label in objects:
@@ -71,14 +80,14 @@ def check_labels(name: str, objects: Sequence[int]) -> tuple[int, ...]:
 
 
 def expect_known(name: str, labels: Sequence[int], known: Sequence[int]) -> None:
-    """ValueError for a label that is not among those held."""
+    """ValueError for a label that is not among the known ones."""
     if not set(labels) <= set(known):
         raise ValueError(f"{name}: wanted labels among {list(known)}, got {list(labels)}")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What the first frame fixed for all later ones."""
+class FrameLayout:
+    """Sizes, types and device, which the first frame fixes for all later ones."""
 
     batch: int
     key_channels: int
@@ -91,8 +100,8 @@ class Layout:
     has_selection: bool
 
     @classmethod
-    def of(cls, key: Tensor, value: Tensor, selection: Tensor | None) -> Layout:
-        """From a first frame, whose own consistency :meth:`check_add` then checks."""
+    def of(cls, key: Tensor, value: Tensor, selection: Tensor | None) -> FrameLayout:
+        """Of a first frame, whose consistency :meth:`check_add` then checks."""
         expect_tensor("key", key, ndim=4)
         expect_tensor("value", value, ndim=5)
         for name, axis in (("B", 0), ("CK", 1), ("H", 2), ("W", 3)):
@@ -119,7 +128,7 @@ class Layout:
         finite: bool,
         largest_value: float = math.inf,
     ) -> None:
-        """One memory frame: shapes, types, device and, where asked for, finite numbers."""
+        """Checks a memory frame: shapes, types, device and, with ``finite``, its numbers."""
         self._check_key("key", key)
         frame = (self.height, self.width)
         dtypes = (self.key_dtype, torch.float32)
@@ -130,8 +139,8 @@ class Layout:
         shape = (self.batch, len(objects), self.value_channels, *frame)
         expect_tensor("value", value, shape=shape, dtypes=(self.value_dtype,), device=self.device)
         if (selection is not None) != self.has_selection:
-            wanted, came = ("one", "None") if self.has_selection else ("None", "one")
-            raise ValueError(f"selection: wanted {wanted}, as with the first frame, got {came}")
+            first, this = ("one", "None") if self.has_selection else ("None", "one")
+            raise ValueError(f"selection: wanted {first}, as with the first frame, got {this}")
         if selection is not None:
             self._check_key("selection", selection)
         if finite:
@@ -141,7 +150,7 @@ class Layout:
             expect_finite("selection", selection)
 
     def check_read(self, query_key: Tensor, selection: Tensor | None, *, finite: bool) -> None:
-        """One query: shapes, types, device and, where asked for, finite numbers."""
+        """Checks a query: shapes, types, device and, with ``finite``, its numbers."""
         self._check_key("query_key", query_key)
         if finite:
             expect_finite("query_key", query_key)

@@ -1,8 +1,8 @@
-"""Groups of objects, each with its own keys: ``groups="exact"``.
+"""Groups of objects with separate keys: ``groups="exact"``.
 
-Objects that join at the same frame share a bucket, and a bucket is a whole memory of its own, in an arena of its own.
-It starts with the frame at which its objects joined, keeps that frame as the paper keeps the first, and counts,
-consolidates and evicts by itself.
+Objects that join at the same frame share a bucket. A bucket is a complete memory in an arena of its
+own: it starts with the frame at which its objects joined, keeps that frame as the paper keeps the
+first, and counts, consolidates and evicts independently.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..inputs import QueryInputs
 from .arena import Arena, Prototypes
-from .rules import Frame, Rules, objects_of
+from .rules import FrameTokens, MemoryRules, objects_of
 from .spec import Spec
 from .table import Slot
 
 
 @dataclass
-class Change:
-    """What a memory frame will do to a bucket: computed, but not yet done."""
+class BucketChange:
+    """What a memory frame does to a bucket: computed, not yet committed."""
 
     slot: Slot
     prototypes: Prototypes | None = None
@@ -29,32 +30,32 @@ class Change:
     scratch: Tensor | None = None
 
 
-class Bucket:
-    """The memory of the objects that joined at one frame; ``spec`` where its room is another than the rules give."""
+class ExactBucket:
+    """The memory of the objects that joined at one frame. ``spec`` replaces that of the rules."""
 
-    def __init__(self, rules: Rules, objects: tuple[int, ...], spec: Spec | None = None) -> None:
+    def __init__(self, rules: MemoryRules, objects: tuple[int, ...], spec: Spec | None = None) -> None:
         self.objects = objects
         self.arena = Arena(spec or rules.spec(len(objects)), rules.functions, rules.graphs)
         self.consolidations = 0
         self.evictions = 0
 
-    def prepare(self, rules: Rules, frame: Frame, value: Tensor) -> Change:
-        """A frame and its values [B, O, CV, HW]: all that can fail."""
+    def prepare(self, rules: MemoryRules, frame: FrameTokens, value: Tensor) -> BucketChange:
+        """Computes what a frame with values [B, O, CV, HW] changes: everything that can fail."""
         arena, backend = self.arena, rules.backend
-        change = Change(arena.stage(*frame, value))
+        change = BucketChange(arena.stage(*frame, value))
         frames = [*arena.frames, change.slot]
         if not rules.is_full(len(frames)):
             return change
         keep = rules.long_term_before_prototypes
-        if arena.long_term > keep:  # Sec. 2.3, removing obsolete features: room is made for P prototypes
+        if arena.long_term > keep:  # Sec. 2.3, removing obsolete features: makes room for P prototypes
             change.survivors = arena.survivors(keep, backend=backend)
             change.scratch = arena.scratch(keep)
         candidates = frames[rules.candidates(len(frames))]
         change.prototypes = arena.prototypes(candidates, rules.prototypes(len(candidates)), backend=backend)
         return change
 
-    def commit(self, rules: Rules, change: Change) -> None:
-        """Does what was prepared."""
+    def commit(self, rules: MemoryRules, change: BucketChange) -> None:
+        """Applies a prepared change."""
         arena = self.arena
         if change.survivors is not None:
             arena.keep(change.survivors, scratch=change.scratch)
@@ -67,12 +68,12 @@ class Bucket:
             self.consolidations += 1
 
 
-class ExactGroups:
+class SeparateGroups:
     """All buckets, in the order in which their objects joined."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: MemoryRules) -> None:
         self.rules = rules
-        self.buckets: list[Bucket] = []
+        self.buckets: list[ExactBucket] = []
         self.gone = (0, 0)  # consolidations and evictions of buckets that have left
 
     @property
@@ -99,12 +100,12 @@ class ExactGroups:
     def nbytes(self) -> int:
         return sum(bucket.arena.nbytes for bucket in self.buckets)
 
-    def add(self, frame: Frame, value: Tensor, objects: tuple[int, ...]) -> None:
-        """A memory frame for every bucket, and a new bucket for objects that were not there before."""
+    def add(self, frame: FrameTokens, value: Tensor, objects: tuple[int, ...]) -> None:
+        """Adds a memory frame to every bucket, and a new bucket for objects that join now."""
         row = {label: i for i, label in enumerate(objects)}
         known = set(self.objects)
         new = tuple(label for label in objects if label not in known)
-        buckets = [*self.buckets, *([Bucket(self.rules, new)] if new else [])]
+        buckets = [*self.buckets, *([ExactBucket(self.rules, new)] if new else [])]
         changes = [
             b.prepare(self.rules, frame, objects_of(value, [row[label] for label in b.objects])) for b in buckets
         ]
@@ -112,27 +113,21 @@ class ExactGroups:
             bucket.commit(self.rules, change)
         self.buckets = buckets
 
-    def read(self, qk: Tensor, qe: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
+    def read(self, queries: QueryInputs) -> tuple[Tensor, list[Tensor | None]]:
         """The readout [B, O, CV, Q] of all buckets, and their usage for :meth:`record`."""
-        config = self.rules.config
-        results = [
-            bucket.arena.read(
-                qk, qe, top_k=config.top_k, return_usage=config.enable_long_term, backend=self.rules.backend
-            )
-            for bucket in self.buckets
-        ]
+        results = [bucket.arena.read(queries, **self.rules.read_options) for bucket in self.buckets]
         readouts = [readout for readout, _ in results]
         return readouts[0] if len(readouts) == 1 else torch.cat(readouts, 1), [usage for _, usage in results]
 
     def record(self, usages: Sequence[Tensor | None]) -> None:
-        """A read that gave these tokens this mass."""
+        """Counts a read, per bucket with the mass that its tokens received."""
         for bucket, usage in zip(self.buckets, usages):
             if usage is not None:
                 bucket.arena.record(usage)
 
     def remove(self, leaving: set[int]) -> None:
-        """Less these objects. A bucket goes with its last object."""
-        stay: list[Bucket] = []
+        """Removes objects. A bucket is removed with its last object."""
+        stay: list[ExactBucket] = []
         shrunk = []
         gone = self.gone
         for bucket in self.buckets:

@@ -10,10 +10,10 @@ from .. import api, backends
 
 
 class PublicFunctions:
-    """Those of :mod:`xmemk.api`, in an object that, unlike a module, can be copied and pickled with what holds it.
+    """The functions of :mod:`xmemk.api` as an object that can be copied and pickled with a memory.
 
-    Whoever names a backend for a memory means its reads: of upkeep, what that backend has no kernel for is left to
-    "auto". All else is served by the backend that was named, or refused.
+    A backend named for a memory serves its reads and consolidations, or refuses. Selection and
+    eviction are left to "auto" where that backend has no kernel for them.
     """
 
     def __getattr__(self, name: str) -> Any:

@@ -1,202 +1,98 @@
-"""The top-k read of an arena as a CUDA graph: captured once, replayed while the memory grows, shrinks and moves.
+"""The top-k read of an arena as a CUDA graph: captured once, replayed while the memory changes.
 
-A read of a few thousand queries takes a GPU less time than launching it takes the host. A replay is one launch, but it
-reads the same places every time, while the tokens of a memory change with every memory frame. So the graph reads the
-arena's storage, which stays where it is, and a table on the device says which tokens of it are held, in which order
-(``xmemk.kernels.sized``). The table is written when that changes. Queries are copied into buffers, results out of them.
+Why. A GPU takes less time for a read of a few thousand queries than the host takes to launch it. A
+replay is one launch.
 
-A read of a new kind (another type or stride of the query, other storage since objects left) is made without a graph,
-which compiles what is to be compiled; the second one of that kind is captured. What the graph cannot do, the arena does
-as if there were none: reads of all tokens, of so few that they are not grouped, with gradients, of values of 8 bits, of
-more than four runs or blocks of frames added to the first, and those that are themselves being captured. Where a
-capture fails, the memory says so once, and reads without graphs from then on.
+How. A replay reads the same addresses every time, while the tokens of a memory change with every
+memory frame. The graph therefore reads the arena's storage, which never moves, and a table on the
+device that says which of its tokens are held, and in which order (``xmemk.kernels.sized``). The
+table is written when that changes. Queries are copied into buffers, results out of them.
 
-An arena has one set of buffers: reads from two streams need a synchronization between them.
+When. The first read of a new kind (another type or stride of the query, other storage after objects
+left) runs without a graph and compiles the kernels. The second read of that kind is captured. These
+reads never use a graph:
+
+* reads of all tokens, and of so few tokens that they are not grouped;
+* reads with gradients, and reads that are themselves being captured or compiled;
+* reads of values of 8 bits;
+* reads of more than four runs, or of blocks of frames beyond the first.
+
+Where a capture fails, the memory warns once and reads without graphs from then on.
+
+An arena has one set of buffers: reads from two streams need a synchronisation between them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import api, ops
+from ..inputs import MemoryInputs, QueryInputs
+from . import cuda_graphs
+from .bank import Bank
+from .cuda_graphs import GraphDevice, Result, Segment
 from .table import LONG_TERM, Run
 from .values import Values
-
-if TYPE_CHECKING:
-    from .arena import Arena
 
 SEGMENTS = 4  # long-term memory, and frames in at most three runs
 FRAMES = 1  # the first block of frames
 
-Segment = tuple[int, int, int]  # tokens held, the first of them in the keys' storage, and in the values'
-Result = tuple[Tensor, Tensor | None]
 
+class Storage(Protocol):
+    """What a graph reads of an arena."""
 
-class Graphs(Protocol):
-    """What a :class:`ReadGraph` needs of a device: a read whose sizes are on it, and graphs."""
+    key: Bank
+    shrinkage: Bank
+    values: Values
 
-    def ready(self, like: Tensor) -> bool:
-        """Whether a read could be captured or replayed now; asked at every read."""
-
-    def serves(self, qk: Tensor, qe: Tensor | None, mv: Tensor, top_k: int, backend: str) -> bool:
-        """Whether ``backend`` would make such a read as :meth:`read` does; asked once for each kind."""
-
-    def fits(self, tokens: int, top_k: int) -> bool:
-        """Whether :meth:`read` can read so many tokens."""
-
-    def table(self, like: Tensor) -> Tensor:
-        """A new table on the device."""
-
-    def place(self, table: Tensor, segments: Sequence[Segment]) -> None:
-        """Writes which tokens are held; reads started before see what was there then."""
-
-    def read(
-        self,
-        mk: list[Tensor],
-        ms: list[Tensor],
-        mv: list[Tensor],
-        table: Tensor,
-        capacity: int,
-        qk: Tensor,
-        qe: Tensor | None,
-        top_k: int,
-        return_usage: bool,
-    ) -> Result:
-        """-> readout [B, O, CV, Q], usage [B, capacity] or None, of the segments' tokens that ``table`` names."""
-
-    def capture(self, call: Callable[[], Result], like: Tensor) -> tuple[Result, Callable[[], None]]:
-        """A graph of ``call``: the places of its results, which hold them only after each replay; and the replay."""
-
-
-class CudaGraphs:
-    """Backend "triton" on CUDA."""
-
-    def ready(self, like: Tensor) -> bool:
-        # An installation that cannot run the kernels must not fail here: other backends serve it.
-        if not like.is_cuda or ops.triton_error("cuda", like.device.index) is not None:
-            return False
-        return not torch.cuda.is_current_stream_capturing()
-
-    def serves(self, qk: Tensor, qe: Tensor | None, mv: Tensor, top_k: int, backend: str) -> bool:
-        said = api.explain("memory_read", qk, qk if qe is None else qe, mv, top_k=top_k, backend=backend)
-        return said.chosen == "triton"
-
-    def fits(self, tokens: int, top_k: int) -> bool:
-        found: bool = ops.sized().fits(tokens, top_k)
-        return found
-
-    def table(self, like: Tensor) -> Tensor:
-        table: Tensor = ops.sized().new_table(like)
-        return table
-
-    def place(self, table: Tensor, segments: Sequence[Segment]) -> None:
-        with torch.cuda.device_of(table):
-            ops.sized().write(table, ops.sized().rows(segments))
-
-    def read(
-        self,
-        mk: list[Tensor],
-        ms: list[Tensor],
-        mv: list[Tensor],
-        table: Tensor,
-        capacity: int,
-        qk: Tensor,
-        qe: Tensor | None,
-        top_k: int,
-        return_usage: bool,
-    ) -> Result:
-        with torch.cuda.device_of(qk):
-            result: Result = ops.sized().memory_read(mk, ms, mv, table, capacity, qk, qe, top_k, return_usage)
-        return result
-
-    def capture(self, call: Callable[[], Result], like: Tensor) -> tuple[Result, Callable[[], None]]:
-        """On a stream of its own, in a pool of its own; other threads may use CUDA meanwhile."""
-        with torch.cuda.device_of(like):
-            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    result = call()
-                except BaseException:
-                    with contextlib.suppress(RuntimeError):  # what it says then is a consequence
-                        _end(graph, like)
-                    raise
-                _end(graph, like)
-            torch.cuda.current_stream().wait_stream(stream)
-        return result, graph.replay
-
-
-_UNENDED: list[torch.cuda.CUDAGraph] = []
-
-
-def _end(graph: torch.cuda.CUDAGraph, like: Tensor) -> None:
-    try:
-        graph.capture_end()
-    except RuntimeError:
-        _UNENDED.append(graph)  # the allocator goes on to ask it which streams it captures: it must not go
-        with contextlib.suppress(RuntimeError):
-            _free_generator(like)
-        raise
-
-
-def _free_generator(like: Tensor) -> None:
-    """Where torch's random generator knows one capture at a time (that of 2.13 knows each), it takes the failed one to
-    go on, and raises when asked for numbers; one that succeeds ends that.
-    """
-    with torch.cuda.stream(torch.cuda.Stream()):
-        graph = torch.cuda.CUDAGraph()
-        _UNENDED.append(graph)
-        graph.capture_begin(capture_error_mode="thread_local")
-        like.new_zeros(1)  # torch warns of a graph of nothing
-        graph.capture_end()
-        _UNENDED.remove(graph)
-
-
-CUDA = CudaGraphs()
+    def keys(self, runs: Sequence[Run]) -> MemoryInputs:
+        """See :meth:`.arena.Arena.keys`."""
 
 
 @dataclass
 class Captures:
-    """The graphs of one memory, of all its arenas."""
+    """The graphs of all arenas of one memory.
 
-    graphs: Graphs
+    given_up: whether a capture has failed, after which none is tried again.
+    """
+
+    graphs: GraphDevice = field(default_factory=lambda: cuda_graphs.CUDA)
     given_up: bool = False
 
     def give_up(self, error: Exception) -> None:
-        """No more of them, since this came of one; said once."""
+        """Ends the use of graphs because of this error, with one warning per memory."""
         if not self.given_up:
             lines = str(error).splitlines()
-            why = type(error).__name__ + (f": {lines[0]}" if lines else "")
-            said = f"cuda_graphs: this memory reads without them from now on, {why}"
-            warnings.warn(said, RuntimeWarning, _callers_level())
+            reason = type(error).__name__ + (f": {lines[0]}" if lines else "")
+            message = f"cuda_graphs: this memory reads without them from now on, {reason}"
+            warnings.warn(message, RuntimeWarning, _callers_level())
         self.given_up = True
 
 
 def _callers_level() -> int:
     """The stacklevel with which a warning names the line that called this package."""
     frame, level = sys._getframe(1), 1
-    ours = (__name__.partition(".")[0], "torch")  # whose decorators lie between our functions
+    ours = (__name__.partition(".")[0], "torch")  # torch's decorators lie between our functions
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
         frame, level = frame.f_back, level + 1
     return level
 
 
 class ReadGraph:
-    """The graph of one arena. Copies, pickles and files of a memory go without it, and make their own."""
+    """The graph of one arena.
+
+    It is left out of copies, pickles and files, which capture their own.
+    """
 
     def __init__(self, captures: Captures) -> None:
         self.captures = captures
-        self._reading: _Reading | None = None
+        self._reading: _RepeatedRead | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"captures": self.captures, "_reading": None}
@@ -208,87 +104,90 @@ class ReadGraph:
 
     def read(
         self,
-        arena: Arena,
+        storage: Storage,
         runs: Sequence[Run],
-        qk: Tensor,
-        qe: Tensor | None,
+        queries: QueryInputs,
         *,
         top_k: int | None,
         return_usage: bool,
         backend: str,
     ) -> Result | None:
-        """As :meth:`.arena.Arena.read`; None for a read that is not for a graph. Results are the caller's to keep."""
+        """As :meth:`.arena.Arena.read`; None for a read that no graph serves.
+
+        The caller owns the result.
+        """
         graphs = self.captures.graphs
-        if self.captures.given_up or top_k is None or type(arena.values) is not Values or not graphs.ready(qk):
+        if self.captures.given_up or top_k is None or type(storage.values) is not Values:
             return None
-        if torch.is_grad_enabled() and (qk.requires_grad or (qe is not None and qe.requires_grad)):
+        if not graphs.ready(queries.qk):
+            return None
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in queries):
             return None
         if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
             return None
         segments = _segments(runs)
-        if segments is None or not graphs.fits(arena.tokens, top_k):
+        if segments is None or not graphs.fits(sum(run.tokens for run in runs), top_k):
             return None
-        banks = (arena.key, arena.shrinkage, arena.values.bank)
-        places = tuple((block.data_ptr(), block.shape) for bank in banks for block in bank.blocks[: FRAMES + 1])
-        of_qe = None if qe is None else (qe.shape, qe.stride())
-        kind = (qk.dtype, qk.shape, qk.stride(), of_qe, top_k, return_usage, backend, places)
+        banks = (storage.key, storage.shrinkage, storage.values.bank)
+        addresses = tuple((block.data_ptr(), block.shape) for bank in banks for block in bank.blocks[: FRAMES + 1])
+        forms = tuple(None if x is None else (x.dtype, x.shape, x.stride()) for x in queries)
+        kind = (forms, top_k, return_usage, backend, addresses)
         if self._reading is None or self._reading.kind != kind:
-            if not graphs.serves(qk, qe, arena.values.bank.blocks[FRAMES], top_k, backend):
+            if not graphs.serves(queries, storage.values.bank.blocks[FRAMES], top_k, backend):
                 return None
-            self._reading = None  # its memory is free for the next one
+            self._reading = None  # frees its memory for the next one
         try:
             if self._reading is None:
-                self._reading = _Reading(graphs, kind, arena, qk, qe, top_k, return_usage)
+                self._reading = _RepeatedRead(graphs, kind, storage, queries, top_k, return_usage)
             with torch.inference_mode(False), torch.no_grad():
-                readout, usage = self._reading(qk, qe, segments)
-        except Exception as error:  # CUDA's, its allocator's, Triton's; what is wrong with any such read, the next says
+                readout, usage = self._reading(queries, segments)
+        except Exception as error:  # of CUDA, its allocator, or Triton
+            # An error of the read itself, graph or not, is raised by the read that follows without
+            # one.
             self._reading = None
             self.captures.give_up(error)
             return None
-        return readout.to(arena.spec.value_dtype), usage
+        return readout.to(storage.values.spec.value_dtype), usage
 
 
-class _Reading:
-    """Reads of one kind, from one storage."""
+class _RepeatedRead:
+    """Reads of one kind from one storage: the first as it is, the second captured, then replays."""
 
     def __init__(
         self,
-        graphs: Graphs,
+        graphs: GraphDevice,
         kind: tuple[Any, ...],
-        arena: Arena,
-        qk: Tensor,
-        qe: Tensor | None,
+        storage: Storage,
+        queries: QueryInputs,
         top_k: int,
         return_usage: bool,
     ) -> None:
         self.graphs = graphs
         self.kind = kind
-        # Tensors made in inference mode could not be written to outside of it. Strides are kept: they decide how sums
-        # are made, and results are those of a read without a graph to the bit.
+        # Outside of inference mode, because inference tensors cannot be written to later. Strides
+        # are kept: they decide the order of sums, and results must equal those without a graph bit
+        # for bit.
         with torch.inference_mode(False):
-            self.qk = torch.empty_like(qk, requires_grad=False)
-            self.qe = None if qe is None else torch.empty_like(qe, requires_grad=False)
-            self.table = graphs.table(qk)
-        self.placed: tuple[Segment, ...] | None = None
-        storage = _storage(arena)
-        buffers = (self.qk, self.qe)
-        capacity = sum(block.shape[1] for block in arena.key.blocks[: FRAMES + 1])
-        table = self.table
-        self.call: Callable[[], Result] | None = lambda: graphs.read(
-            *storage, table, capacity, *buffers, top_k, return_usage
-        )
+            buffers = [None if x is None else torch.empty_like(x, requires_grad=False) for x in queries]
+            self.table = graphs.table(queries.qk)
+        assert buffers[0] is not None
+        self.queries = QueryInputs(buffers[0], buffers[1])
+        self.segments_on_device: tuple[Segment, ...] | None = None
+        capacity = sum(block.shape[1] for block in storage.key.blocks[: FRAMES + 1])
+        arguments = (_whole_blocks(storage), self.table, capacity, self.queries, top_k, return_usage)
+        self.call: Callable[[], Result] | None = lambda: graphs.read(*arguments)
         self.result: Result | None = None
         self.replay: Callable[[], None] | None = None
         self.compiled = False
 
-    def __call__(self, qk: Tensor, qe: Tensor | None, segments: tuple[Segment, ...]) -> Result:
-        self.qk.copy_(qk)
-        if self.qe is not None and qe is not None:
-            self.qe.copy_(qe)
-        if self.placed != segments:
+    def __call__(self, queries: QueryInputs, segments: tuple[Segment, ...]) -> Result:
+        for buffer, x in zip(self.queries, queries):
+            if buffer is not None and x is not None:
+                buffer.copy_(x)
+        if self.segments_on_device != segments:
             self.graphs.place(self.table, segments)
-            self.placed = segments
-        tokens = sum(held for held, _, _ in segments)
+            self.segments_on_device = segments
+        tokens = sum(count for count, _, _ in segments)
         if not self.compiled:
             assert self.call is not None
             readout, usage = self.call()
@@ -296,17 +195,20 @@ class _Reading:
             return readout, None if usage is None else usage[:, :tokens]
         if self.replay is None:
             assert self.call is not None
-            self.result, self.replay = self.graphs.capture(self.call, self.qk)
+            self.result, self.replay = self.graphs.capture(self.call, self.queries.qk)
             self.call = None
         self.replay()
         assert self.result is not None
         readout, usage = self.result
-        # Copies: the next replay writes where these are.
+        # Copies, because the next replay overwrites these buffers.
         return readout.clone(), None if usage is None else usage[:, :tokens].clone()
 
 
 def _segments(runs: Sequence[Run]) -> tuple[Segment, ...] | None:
-    """The runs as SEGMENTS segments, of which the first is long-term memory's; None where they are others."""
+    """The runs as SEGMENTS segments, long-term memory first.
+
+    None where they do not fit into these.
+    """
     long_term = [run for run in runs if run.block == LONG_TERM]
     frames = [run for run in runs if run.block == FRAMES]
     if len(long_term) + len(frames) < len(runs) or len(long_term) > 1 or len(frames) >= SEGMENTS:
@@ -318,9 +220,11 @@ def _segments(runs: Sequence[Run]) -> tuple[Segment, ...] | None:
     return first, *rest, *[(0, 0, 0)] * (SEGMENTS - 1 - len(rest))
 
 
-def _storage(arena: Arena) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Whole blocks as segments; in the place of a long-term memory without room, which is never read, frames."""
-    first = LONG_TERM if arena.key.blocks[LONG_TERM].shape[1] > 0 else FRAMES
-    runs = [Run(b, 0, arena.key.blocks[b].shape[1]) for b in (first, *[FRAMES] * (SEGMENTS - 1))]
-    mk, ms = arena.keys(runs)
-    return mk, ms, arena.values.segments(runs)
+def _whole_blocks(storage: Storage) -> MemoryInputs:
+    """Whole blocks as segments.
+
+    Frames stand in for a long-term memory without room, which is never read.
+    """
+    first = LONG_TERM if storage.key.blocks[LONG_TERM].shape[1] > 0 else FRAMES
+    runs = [Run(b, 0, storage.key.blocks[b].shape[1]) for b in (first, *[FRAMES] * (SEGMENTS - 1))]
+    return storage.keys(runs)._replace(mv=storage.values.segments(runs))

@@ -1,4 +1,4 @@
-"""When the three stores change (Sec. 2.3), counted in frames, and how much room that takes."""
+"""When the three stores change (Sec. 2.3), counted in frames, and how much room they need."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ import torch
 from torch import Tensor
 
 from ..reference.config import MemoryConfig
-from .checks import Layout
+from .checks import FrameLayout
 from .functions import PUBLIC
 from .graph import Captures
 from .spec import Spec
 
 
-class Frame(NamedTuple):
-    """A memory frame as tokens: key [B, CK, HW], shrinkage [B, 1, HW], selection [B, CK, HW] or None."""
+class FrameTokens(NamedTuple):
+    """A memory frame as tokens."""
 
-    key: Tensor
-    shrinkage: Tensor
-    selection: Tensor | None
+    key: Tensor  # [B, CK, HW]
+    shrinkage: Tensor  # [B, 1, HW]
+    selection: Tensor | None  # [B, CK, HW]
 
 
 @dataclass(frozen=True)
-class Rules:
-    """The configuration's rules for frames of a known size."""
+class MemoryRules:
+    """The rules of a configuration for frames of a known size."""
 
     config: MemoryConfig
-    layout: Layout
+    layout: FrameLayout
     backend: str
     functions: Any = PUBLIC
     graphs: Captures | None = None
 
     def spec(self, objects: int) -> Spec:
-        """The room that these objects need, however long the video is; without long-term memory, for a start."""
+        """The room for so many objects.
+
+        It suffices however long the video is. Without long-term memory it is the room at the start.
+        """
         config, layout = self.config, self.layout
         return Spec(
             batch=layout.batch,
@@ -58,25 +61,31 @@ class Rules:
         return self.config.enable_long_term and frames >= self.config.max_mid_term_frames
 
     def candidates(self, frames: int) -> slice:
-        """Which of so many frames in working memory are the candidates of a consolidation.
+        """The candidates of a consolidation among so many frames in working memory.
 
-        "The first frame (with user-provided ground-truth) and the most recent T_min - 1 memory frames will be kept"
-        (Sec. 2.3), so that T_min frames remain.
+        "The first frame (with user-provided ground-truth) and the most recent T_min - 1 memory
+        frames will be kept" (Sec. 2.3), so that T_min frames remain.
         """
         return slice(1, frames - (self.config.min_mid_term_frames - 1))
 
     def prototypes(self, frames: int) -> int:
-        """P, or all tokens of so many candidate frames where they are fewer."""
+        """P, or the number of tokens of so many candidate frames where that is smaller."""
         return min(self.config.num_prototypes, frames * self.layout.frame)
 
     @property
+    def read_options(self) -> dict[str, Any]:
+        """Options of a read that is to be recorded: top_k, return_usage, backend."""
+        config = self.config
+        return {"top_k": config.top_k, "return_usage": config.enable_long_term, "backend": self.backend}
+
+    @property
     def long_term_before_prototypes(self) -> int:
-        """The most tokens long-term memory may hold when P prototypes are about to be appended."""
+        """The most long-term tokens there may be before P prototypes are appended."""
         return self.config.max_long_term_elements - self.config.num_prototypes
 
 
 def objects_of(value: Tensor, rows: Sequence[int]) -> Tensor:
-    """These objects of value [B, O, ...]: a view where they lie side by side."""
+    """The rows of value [B, O, ...] of some objects: a view where the rows are adjacent."""
     first = rows[0]
     if list(rows) == list(range(first, first + len(rows))):
         return value[:, first : first + len(rows)]
@@ -94,14 +103,14 @@ def bytes_needed(
     dtype: torch.dtype = torch.float32,
     batch: int = 1,
 ) -> int:
-    """What :attr:`Memory.nbytes` will be, however long the video is.
+    """:attr:`Memory.nbytes` of a video, however long it is; without long-term memory, at its start.
 
-    height, width: of the frames of tokens, a sixteenth of the picture's in XMem. objects: how many join at each frame
-    at which some join, (3, 1) for three and later a fourth. dtype: of keys and values. With groups="xmem" later
-    objects cost their values alone. Without long-term memory it is what one starts with.
+    height, width: of a frame in tokens, a sixteenth of the picture's in XMem. objects: how many
+    objects join at each frame where any join, such as (3, 1) for three and later a fourth. dtype:
+    of keys and values. With groups="xmem" later objects need room for their values alone.
     """
-    layout = Layout(batch, key_channels, value_channels, height, width, dtype, dtype, torch.device("cpu"), True)
-    rules = Rules(config, layout, "auto")
+    layout = FrameLayout(batch, key_channels, value_channels, height, width, dtype, dtype, torch.device("cpu"), True)
+    rules = MemoryRules(config, layout, "auto")
     specs = [rules.spec(count) for count in objects]
     shared = rules.spec(0).nbytes if config.groups == "xmem" else 0
     return sum(spec.nbytes for spec in specs) - shared * max(0, len(specs) - 1)

@@ -1,8 +1,8 @@
-"""Values kept in 8 bits: codes with a float32 scale for each token, object and group of channels.
+"""Values of 8 bits: codes with a float32 scale for each token, object and group of channels.
 
-Keys, shrinkage and usage stay as they are, so that what is read is chosen as without it; only the values that are read
-are rounded. A read of k tokens widens the k rows it selects. Reads over all tokens, and consolidation, widen the values
-a few channels at a time.
+Only values are rounded. Keys, shrinkage and usage are exact, so a read selects the same tokens as
+one of unrounded values. A top-k read widens the k rows it selects. Reads over all tokens, and
+consolidation, widen the values a few channels at a time.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..inputs import MemoryInputs, QueryInputs
 from .bank import Bank
 from .spec import LARGEST_CODE, Spec
 from .table import Run
 from .values import Values
 
-_WIDENED_BYTES = 64 << 20  # of values at a time, where all of them are read
+_WIDENED_BYTES = 64 << 20  # widened at a time, where all values are read
 
 
 class ScaledValues(Values):
-    """Banks of codes [B, tokens, O, CV] in ``spec.stored_value_dtype`` and of scales [B, tokens, O, G]."""
+    """Banks of codes [B, tokens, O, CV] and, for G groups of channels, scales [B, tokens, O, G]."""
 
     def __init__(self, spec: Spec, functions: Any) -> None:
         super().__init__(spec, functions)
@@ -33,11 +34,12 @@ class ScaledValues(Values):
         self.banks.append(self.scale)
 
     def write(self, run: Run, value: Tensor) -> None:
-        """value [B, O, CV, n] becomes that of the run's tokens, rounded."""
+        """Stores value [B, O, CV, n], rounded, for the tokens of the run."""
         x = F.pad(value.permute(0, 3, 1, 2).float(), (0, self.groups * self.group - value.shape[2]))
         x = x.unflatten(3, (self.groups, self.group))
         largest = LARGEST_CODE[self.bank.dtype]
-        # No smaller than a normal number, so that the division below is one; values that small are 0.
+        # At least the smallest normal number, so that nothing is divided by 0; smaller values
+        # become 0.
         scale = (x.abs().amax(4) / largest).clamp_min(torch.finfo(torch.float32).tiny)
         code = (x / scale.unsqueeze(4)).flatten(3)[..., : value.shape[2]].clamp(-largest, largest)
         if self.bank.dtype == torch.int8:
@@ -47,40 +49,36 @@ class ScaledValues(Values):
 
     def read(
         self,
-        mk: list[Tensor],
-        ms: list[Tensor],
+        keys: MemoryInputs,
         runs: Sequence[Run],
-        qk: Tensor,
-        qe: Tensor | None,
+        queries: QueryInputs,
         *,
         top_k: int | None,
         return_usage: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Values.read`."""
-        usage: Tensor | None = None
         if top_k is not None and top_k < sum(run.tokens for run in runs):
-            affinity = self.functions.affinity_topk(
-                mk, ms, qk, qe, top_k=top_k, return_usage=return_usage, backend=backend
+            weight, index, *usages = self.functions.affinity_topk(
+                keys.mk, keys.ms, *queries, top_k=top_k, return_usage=return_usage, backend=backend
             )
             scales = [self.scale.view(run) for run in runs]
-            readout = self.functions.readout_topk(
-                self.segments(runs), affinity[0], affinity[1], scale=scales, backend=backend
-            )
-            return readout.to(self.spec.value_dtype), affinity[2] if len(affinity) == 3 else None
+            readout = self.functions.readout_topk(self.segments(runs), weight, index, scale=scales, backend=backend)
+            return readout.to(self.spec.value_dtype), usages[0] if usages else None
+        usage: Tensor | None = None
         parts = []
-        for values in self._widened(runs):
+        for mv in self._widened(runs):
+            memory = keys._replace(mv=mv)
             if return_usage and usage is None:
-                part, usage = self.functions.memory_read(mk, ms, values, qk, qe, return_usage=True, backend=backend)
+                part, usage = self.functions.memory_read(*memory, *queries, return_usage=True, backend=backend)
             else:
-                part = self.functions.memory_read(mk, ms, values, qk, qe, backend=backend)
+                part = self.functions.memory_read(*memory, *queries, backend=backend)
             parts.append(part.to(self.spec.value_dtype))
         return torch.cat(parts, 2) if len(parts) > 1 else parts[0], usage
 
     def consolidate(
         self,
-        mk: list[Tensor],
-        ms: list[Tensor],
+        keys: MemoryInputs,
         me: list[Tensor] | None,
         runs: Sequence[Run],
         usage: Tensor,
@@ -89,12 +87,15 @@ class ScaledValues(Values):
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Values.consolidate`."""
-        parts = [self.functions.consolidate(mk, ms, me, v, usage, count, backend=backend) for v in self._widened(runs)]
+        mk, ms, _ = keys
+        parts = [
+            self.functions.consolidate(mk, ms, me, mv, usage, count, backend=backend) for mv in self._widened(runs)
+        ]
         pk, ps, _ = parts[0]
         return pk, ps, torch.cat([pv for _, _, pv in parts], 2)
 
     def _widened(self, runs: Sequence[Run]) -> Iterator[list[Tensor]]:
-        """float32 values of some channels, [B, O, c, n] of each run; channels after channels."""
+        """float32 values [B, O, c, n] of each run, c channels at a time."""
         spec = self.spec
         tokens = sum(run.tokens for run in runs)
         groups = max(1, _WIDENED_BYTES // (4 * spec.batch * tokens * spec.objects * self.group))
@@ -109,5 +110,5 @@ class ScaledValues(Values):
 
 
 def values_for(spec: Spec, functions: Any) -> Values:
-    """Banks of the kind that ``spec.stored_value_dtype`` asks for."""
+    """Values as ``spec.stored_value_dtype`` asks for them."""
     return (ScaledValues if spec.stored_value_dtype in LARGEST_CODE else Values)(spec, functions)

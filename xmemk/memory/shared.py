@@ -1,12 +1,13 @@
 """Groups of objects over shared keys, as the released code keeps them: ``groups="xmem"``.
 
-The first group and the keys are an arena. A group that joined later has values alone, in a table of its own: V of them,
-which belong to the *last* V tokens (last of long-term memory, last of working memory). So its runs and those of the
-keys are laid side by side for a read. :mod:`xmemk.reference.groups_xmem` says what the rules are and which of them are
-defects; they are the same here, to the letter.
+The first group and the keys are an arena. A later group has values alone, in a table of its own.
+Its V values belong to the *last* V tokens: last of long-term memory, last of working memory. For a
+read, its runs and those of the keys are therefore cut at each other's ends.
+:mod:`xmemk.reference.groups_xmem` states the rules and which of them are defects. They are the same
+here, to the letter.
 
-An eviction and the prototypes of later groups depend on the numbers (what ties goes, what is not valid is left out), so
-that on a GPU these steps wait for the device, once per consolidation.
+How many tokens survive an eviction, and which prototypes a later group has, depends on the numbers.
+On a GPU these steps wait for the device, once per consolidation.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..inputs import QueryInputs
 from .arena import Arena, Prototypes
 from .bank import add_block, place
-from .rules import Frame, Rules, objects_of
+from .rules import FrameTokens, MemoryRules, objects_of
 from .scaled import values_for
 from .spec import Spec
 from .table import LONG_TERM, Run, Slot, Table, last, side_by_side
 
 
-class Late:
-    """The values of a group that joined after the first; ``spec`` where its room is another than the rules give."""
+class LateGroup:
+    """The values of a group that joined after the first. ``spec`` replaces that of the rules."""
 
-    def __init__(self, rules: Rules, objects: tuple[int, ...], spec: Spec | None = None) -> None:
+    def __init__(self, rules: MemoryRules, objects: tuple[int, ...], spec: Spec | None = None) -> None:
         spec = spec or rules.spec(len(objects))
         self.objects = objects
         self.table = Table(spec.frame, spec.frames)
@@ -52,8 +54,8 @@ class Late:
 
 
 @dataclass
-class Change:
-    """What a memory frame will do: computed, but not yet done. Lists have an entry per later group."""
+class SharedChange:
+    """What a memory frame does: computed, not committed. Lists have an entry per later group."""
 
     slot: Slot
     late_slots: list[Slot]
@@ -65,13 +67,16 @@ class Change:
 
 
 class SharedGroups:
-    """Working and long-term memory with shared keys. The batch is 1: which values are missing differs within one."""
+    """Working and long-term memory with shared keys.
 
-    def __init__(self, rules: Rules) -> None:
+    The batch is 1, because batch elements would lack different values.
+    """
+
+    def __init__(self, rules: MemoryRules) -> None:
         self.rules = rules
         self.first: tuple[int, ...] = ()
         self.arena: Arena | None = None
-        self.late: list[Late] = []
+        self.late: list[LateGroup] = []
         self.consolidations = 0
         self.evictions = 0
 
@@ -92,8 +97,11 @@ class SharedGroups:
         own = 0 if self.arena is None else self.arena.nbytes
         return own + sum(bank.nbytes for group in self.late for bank in group.values.banks)
 
-    def add(self, frame: Frame, value: Tensor, objects: tuple[int, ...]) -> None:
-        """A memory frame; objects that were not there before become a group. ValueError if out of ascending order."""
+    def add(self, frame: FrameTokens, value: Tensor, objects: tuple[int, ...]) -> None:
+        """Adds a memory frame. Objects that join now become a group.
+
+        ValueError for labels out of ascending order.
+        """
         row = {label: i for i, label in enumerate(objects)}
         known = set(self.objects)
         new = tuple(label for label in objects if label not in known)
@@ -111,19 +119,19 @@ class SharedGroups:
         if arena is None:
             first, arena = new, Arena(self.rules.spec(len(new)), self.rules.functions, self.rules.graphs)
         elif new:
-            late.append(Late(self.rules, new))
-        change = Change(arena.stage(*frame, values_of(first)), [g.stage(values_of(g.objects)) for g in late])
+            late.append(LateGroup(self.rules, new))
+        change = SharedChange(arena.stage(*frame, values_of(first)), [g.stage(values_of(g.objects)) for g in late])
         if self.rules.is_full(len(arena.frames) + 1):
             self._evict(arena, late, change)
             self._consolidate(arena, late, change)
         self.first, self.arena, self.late = first, arena, late
         self._commit(arena, change)
 
-    def read(self, qk: Tensor, qe: Tensor | None) -> tuple[Tensor, list[Tensor | None]]:
-        """The readout [1, O, CV, Q] of all groups, and the first group's usage for :meth:`record`."""
+    def read(self, queries: QueryInputs) -> tuple[Tensor, list[Tensor | None]]:
+        """The readout [1, O, CV, Q] of all groups; the first group's usage for :meth:`record`."""
         assert self.arena is not None
-        config, arena, backend = self.rules.config, self.arena, self.rules.backend
-        readout, usage = arena.read(qk, qe, top_k=config.top_k, return_usage=config.enable_long_term, backend=backend)
+        arena, options = self.arena, self.rules.read_options
+        readout, usage = arena.read(queries, **options)
         readouts = [readout]
         for group in self.late:
             table = group.table
@@ -131,28 +139,30 @@ class SharedGroups:
             of_keys = last([Run(LONG_TERM, 0, arena.long_term)], table.long)
             of_keys += last(arena.table.runs(arena.frames), working)
             of_keys, of_values = side_by_side(of_keys, table.runs())
-            mk, ms = arena.keys(of_keys)
             readout, _ = group.values.read(
-                mk, ms, of_values, qk, qe, top_k=config.top_k, return_usage=False, backend=backend
+                arena.keys(of_keys), of_values, queries, **{**options, "return_usage": False}
             )
             readouts.append(readout)
         return readouts[0] if len(readouts) == 1 else torch.cat(readouts, 1), [usage]
 
     def record(self, usages: Sequence[Tensor | None]) -> None:
-        """A read that gave these tokens this mass."""
+        """Counts a read with the mass that the tokens received."""
         for usage in usages:
             if usage is not None and self.arena is not None:
                 self.arena.record(usage)
 
     def remove(self, leaving: set[int]) -> None:
-        """RuntimeError: the released code cannot, since usage and prototypes are those of the first group."""
+        """RuntimeError: all groups share the usage and prototypes of the first."""
         raise RuntimeError(
             f'objects {sorted(leaving)} cannot leave: with groups="xmem" all groups share the keys, usage and '
             'prototypes of the first; use groups="exact"'
         )
 
-    def _evict(self, arena: Arena, late: Sequence[Late], change: Change) -> None:
-        """Only usage strictly above that of the last one to go survives, and nothing where all are equal."""
+    def _evict(self, arena: Arena, late: Sequence[LateGroup], change: SharedChange) -> None:
+        """Keeps only tokens with usage strictly above that of the last token to go.
+
+        Where all usage is equal, none stays.
+        """
         surplus = arena.long_term - self.rules.long_term_before_prototypes
         if surplus <= 0:
             return
@@ -162,8 +172,8 @@ class SharedGroups:
         change.late_survivors = [survives[survives.shape[0] - g.table.long :].nonzero().T for g in late]
         change.scratch = arena.scratch(change.survivors.shape[1], others=[group.values for group in late])
 
-    def _consolidate(self, arena: Arena, late: Sequence[Late], change: Change) -> None:
-        """Prototypes by the first group's usage; potentiation (Eq. 3) for each group over what it has."""
+    def _consolidate(self, arena: Arena, late: Sequence[LateGroup], change: SharedChange) -> None:
+        """Prototypes by the first group's usage, potentiated (Eq. 3) over each group's values."""
         rules, backend = self.rules, self.rules.backend
         frames = [*arena.frames, change.slot]
         candidates = frames[rules.candidates(len(frames))]
@@ -183,15 +193,19 @@ class SharedGroups:
                 change.late_values.append(None)
                 continue
             of_keys, of_values = side_by_side(last(runs, tokens), group.table.runs(mine))
-            mk, ms = arena.keys(of_keys)
             qk = change.prototypes.key.index_select(2, valid)
-            qe = None if pe is None else pe.index_select(2, valid)
+            queries = QueryInputs(qk, None if pe is None else pe.index_select(2, valid))
             with torch.no_grad():
-                value, _ = group.values.read(mk, ms, of_values, qk, qe, top_k=None, return_usage=False, backend=backend)
+                value, _ = group.values.read(
+                    arena.keys(of_keys), of_values, queries, top_k=None, return_usage=False, backend=backend
+                )
             change.late_values.append(value)
 
     def _contribution(self, frames: list[Slot], working: int) -> list[Slot]:
-        """The candidates of a group that has values of these frames, ``working`` being those of the keys."""
+        """The candidates of a group that has values of ``frames``.
+
+        working: number of frames that have keys.
+        """
         if len(frames) == working or len(frames) > self._one_above_minimum:
             return frames[self.rules.candidates(len(frames))]
         return []
@@ -200,7 +214,7 @@ class SharedGroups:
     def _one_above_minimum(self) -> int:
         return self.rules.config.min_mid_term_frames + 1
 
-    def _commit(self, arena: Arena, change: Change) -> None:
+    def _commit(self, arena: Arena, change: SharedChange) -> None:
         if change.survivors is not None and change.scratch is not None:
             arena.keep(change.survivors, scratch=change.scratch)
             for group, survivors in zip(self.late, change.late_survivors):

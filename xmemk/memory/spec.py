@@ -1,4 +1,4 @@
-"""What the storage of a memory is made for."""
+"""Sizes and types that the storage of a memory is made for."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-SCALE_GROUP = 128  # channels of a value of 8 bits that share a scale
+SCALE_GROUP = 128  # channels of an 8-bit value that share a scale
 LARGEST_CODE = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What an arena is for: sizes, types, and how much it holds."""
+    """The sizes, types and room of an arena."""
 
     batch: int
     frame: int  # tokens per frame, HW
@@ -20,13 +20,13 @@ class Spec:
     value_channels: int
     objects: int
     key_dtype: torch.dtype
-    value_dtype: torch.dtype  # of the values given, and of readouts
+    value_dtype: torch.dtype  # of values as they come, and of readouts
     device: torch.device
     frames: int  # room for frames
     long_term: int = 0  # room for long-term tokens
     has_selection: bool = True
-    stored_value_dtype: torch.dtype | None = None  # None: as given; int8 and float8_e4m3fn come with scales
-    count_long_term: bool = True  # whether long-term tokens have a use, without which none can be evicted
+    stored_value_dtype: torch.dtype | None = None  # None: value_dtype; int8 and float8_e4m3fn have scales
+    count_long_term: bool = True  # usage of long-term tokens, which eviction needs
 
     @property
     def number(self) -> torch.dtype:
@@ -37,8 +37,8 @@ class Spec:
     def nbytes(self) -> int:
         """Bytes of an arena before it grows.
 
-        For each of ``long_term`` + ``frames`` * HW tokens a key, shrinkage, use, the read at which it came (8 bytes)
-        and a value per object; for each token of a frame also a selection.
+        Each of ``long_term`` + ``frames`` * HW tokens has a key, a shrinkage, a use, a birth (8
+        bytes) and a value per object. Each token of a frame also has a selection.
         """
         in_frames = self.frames * self.frame
         key = self.key_channels * self.key_dtype.itemsize
@@ -50,5 +50,5 @@ class Spec:
 
     @property
     def value_scales(self) -> int:
-        """Scales per value: one for each started group of SCALE_GROUP channels, for values of 8 bits."""
+        """Scales per value: one per started group of SCALE_GROUP channels, 0 unless of 8 bits."""
         return -(-self.value_channels // SCALE_GROUP) if self.stored_value_dtype in LARGEST_CODE else 0

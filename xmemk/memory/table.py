@@ -1,4 +1,4 @@
-"""Where the tokens of a memory lie, and in which order they are read: positions only, no tensors."""
+"""Where the tokens of a memory lie, and the order in which they are read: positions, no tensors."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ class Slot(NamedTuple):
 
 
 class Table:
-    """The order of the tokens: ``long`` tokens of long-term memory, then those of ``frames``, oldest first.
+    """The order of the tokens: ``long`` long-term tokens, then those of ``frames``, oldest first.
 
-    frame: tokens per frame. slots: how many frames the first block holds. Frames keep their slot for as long as they
-    stay; one that leaves frees it. A new frame gets the slot after the last frame's where that is free, so that a
-    memory that drops its oldest frames goes round, and its frames form two or three runs.
+    frame: tokens per frame. slots: frames that the first block holds.
+
+    A frame keeps its slot until it leaves. A new frame gets the slot after the last frame's where
+    that is free. A memory that drops its oldest frames is therefore a ring, and its frames form two
+    or three runs.
     """
 
     def __init__(self, frame: int, slots: int) -> None:
@@ -46,7 +48,7 @@ class Table:
         return self.long + len(self.frames) * self.frame
 
     def free(self) -> Slot | None:
-        """The slot for the next frame; None where all are taken."""
+        """The slot for the next frame; None where all slots are taken."""
         taken = set(self.frames)
         if self.frames:
             after = Slot(self.frames[-1].block, self.frames[-1].slot + 1)
@@ -54,15 +56,15 @@ class Table:
                 return after
         if sum(self.slots) == len(self.frames):
             return None
-        every = (Slot(b + 1, s) for b, slots in enumerate(self.slots) for s in range(slots))
-        return next(slot for slot in every if slot not in taken)
+        all_slots = (Slot(b + 1, s) for b, slots in enumerate(self.slots) for s in range(slots))
+        return next(slot for slot in all_slots if slot not in taken)
 
     def run(self, slot: Slot) -> Run:
         """The tokens of one frame."""
         return Run(slot.block, slot.slot * self.frame, (slot.slot + 1) * self.frame)
 
     def runs(self, frames: Sequence[Slot] | None = None) -> list[Run]:
-        """The tokens of these frames in order, as few runs as they form; all tokens where no frames are named."""
+        """The tokens of these frames, in order, in as few runs as possible; all tokens for None."""
         runs = [Run(LONG_TERM, 0, self.long)] if frames is None and self.long else []
         for slot in self.frames if frames is None else frames:
             new = self.run(slot)
@@ -85,7 +87,7 @@ def last(runs: Sequence[Run], tokens: int) -> list[Run]:
 
 
 def side_by_side(a: Sequence[Run], b: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """Two lists of runs over equally many tokens, cut so that the i-th run of one is as long as that of the other."""
+    """Cuts two lists of runs over equally many tokens so that their i-th runs are equally long."""
     cut_a, cut_b = [], []
     left, right = list(a[::-1]), list(b[::-1])
     while left and right:

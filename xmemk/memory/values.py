@@ -1,4 +1,4 @@
-"""The values of some objects, and what is done with them: written, read, averaged into prototypes."""
+"""The values of some objects: written, read, and averaged into prototypes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ..inputs import MemoryInputs, QueryInputs
 from .bank import Bank
 from .spec import Spec
 from .table import Run
 
 
 class Values:
-    """Banks of values [B, tokens, O, CV], in ``spec.stored_value_dtype``, or as they are given where that is None."""
+    """A bank of values [B, tokens, O, CV] in the type that ``spec`` says."""
 
     def __init__(self, spec: Spec, functions: Any) -> None:
         self.spec = spec
@@ -25,40 +26,36 @@ class Values:
         self.banks = [self.bank]
 
     def write(self, run: Run, value: Tensor) -> None:
-        """value [B, O, CV, n] becomes that of the run's tokens."""
+        """Stores value [B, O, CV, n] for the tokens of the run."""
         self.bank.rows(run).copy_(value.permute(0, 3, 1, 2))
 
     def segments(self, runs: Sequence[Run]) -> list[Tensor]:
-        """[B, O, CV, n] of each run, views."""
+        """[B, O, CV, n] of each run, as views."""
         return [self.bank.view(run) for run in runs]
 
     def read(
         self,
-        mk: list[Tensor],
-        ms: list[Tensor],
+        keys: MemoryInputs,
         runs: Sequence[Run],
-        qk: Tensor,
-        qe: Tensor | None,
+        queries: QueryInputs,
         *,
         top_k: int | None,
         return_usage: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor | None]:
-        """Eq. 1 over the tokens of ``runs``, whose keys and shrinkage are mk and ms: readout [B, O, CV, Q], usage."""
-        mv = self.segments(runs)
-        if return_usage:
-            readout, usage = self.functions.memory_read(
-                mk, ms, mv, qk, qe, top_k=top_k, return_usage=True, backend=backend
-            )
-            return readout.to(self.spec.value_dtype), usage
-        return self.functions.memory_read(mk, ms, mv, qk, qe, top_k=top_k, backend=backend).to(
-            self.spec.value_dtype
-        ), None
+        """Eq. 1 over the tokens of ``runs``: readout [B, O, CV, Q], and usage [B, N] or None.
+
+        keys: keys and shrinkage of these tokens, a segment per run.
+        """
+        memory = keys._replace(mv=self.segments(runs))
+        options: dict[str, Any] = {"return_usage": True} if return_usage else {}
+        result = self.functions.memory_read(*memory, *queries, top_k=top_k, backend=backend, **options)
+        readout, usage = result if return_usage else (result, None)
+        return readout.to(self.spec.value_dtype), usage
 
     def consolidate(
         self,
-        mk: list[Tensor],
-        ms: list[Tensor],
+        keys: MemoryInputs,
         me: list[Tensor] | None,
         runs: Sequence[Run],
         usage: Tensor,
@@ -66,7 +63,11 @@ class Values:
         *,
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the tokens of ``runs``: pk [B, CK, P], ps [B, 1, P], pv [B, O, CV, P]; see :func:`xmemk.consolidate`."""
+        """Prototypes pk [B, CK, P], ps [B, 1, P], pv [B, O, CV, P] of the tokens of ``runs``.
+
+        See :func:`xmemk.consolidate`.
+        """
+        mk, ms, _ = keys
         prototypes: tuple[Tensor, Tensor, Tensor] = self.functions.consolidate(
             mk, ms, me, self.segments(runs), usage, count, backend=backend
         )
@@ -78,7 +79,7 @@ class Values:
             bank.keep(index, scratch, ascending)
 
     def of(self, rows: Sequence[int], runs: Sequence[Run]) -> Values:
-        """Banks of their own for some of the objects, with their values of ``runs``."""
+        """The values of some of the objects at ``runs``, copied into banks of their own."""
         values = type(self)(replace(self.spec, objects=len(rows)), self.functions)
         for new, old in zip(values.banks, self.banks):
             new.blocks = [new.empty(block.shape[1]) for block in old.blocks]

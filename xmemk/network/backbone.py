@@ -1,6 +1,7 @@
-"""The two image encoders' trunks: ResNets without their last stage, under the parameter names of the released files.
+"""The trunks of the two image encoders: ResNets without their last stage.
 
-Batch normalisation always uses its stored statistics, as XMem does in training and inference alike.
+Parameter names are those of the released files. Batch normalisation always uses its stored
+statistics, as XMem does in training and inference alike.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    """3 x 3, padded, with bias where no normalisation follows."""
+    """A padded 3 x 3 convolution with bias, for places where no normalisation follows."""
     return nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1)
 
 
@@ -19,7 +20,7 @@ def _plain(channels_in: int, channels_out: int, size: int, stride: int = 1) -> n
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions around a short cut (ResNet-18 and -34)."""
+    """Two 3 x 3 convolutions beside a shortcut (ResNet-18 and -34)."""
 
     expansion = 1
 
@@ -27,7 +28,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = _plain(channels_in, channels, 3, stride), nn.BatchNorm2d(channels)
         self.conv2, self.bn2 = _plain(channels, channels, 3), nn.BatchNorm2d(channels)
-        self.downsample = _short_cut(channels_in, channels, stride)
+        self.downsample = _shortcut(channels_in, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -36,7 +37,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 (which has the stride), 1 x 1 to four times the channels (ResNet-50)."""
+    """Three convolutions beside a shortcut (ResNet-50): 1 x 1, strided 3 x 3, widening 1 x 1."""
 
     expansion = 4
 
@@ -45,7 +46,7 @@ class Bottleneck(nn.Module):
         self.conv1, self.bn1 = _plain(channels_in, channels, 1), nn.BatchNorm2d(channels)
         self.conv2, self.bn2 = _plain(channels, channels, 3, stride), nn.BatchNorm2d(channels)
         self.conv3, self.bn3 = _plain(channels, 4 * channels, 1), nn.BatchNorm2d(4 * channels)
-        self.downsample = _short_cut(channels_in, 4 * channels, stride)
+        self.downsample = _shortcut(channels_in, 4 * channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -54,7 +55,7 @@ class Bottleneck(nn.Module):
         return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-def _short_cut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
+def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and channels_in == channels_out:
         return None
     return nn.Sequential(_plain(channels_in, channels_out, 1, stride), nn.BatchNorm2d(channels_out))
@@ -63,14 +64,18 @@ def _short_cut(channels_in: int, channels_out: int, stride: int) -> nn.Sequentia
 def stage(
     block: type[BasicBlock] | type[Bottleneck], channels_in: int, channels: int, blocks: int, stride: int
 ) -> nn.Sequential:
-    """``blocks`` blocks in a row, of which the first has the stride; their output has channels * expansion."""
+    """``blocks`` residual blocks; the first has the stride. Output: channels * expansion."""
     channels_out = channels * block.expansion
     first = block(channels_in, channels, stride)
     return nn.Sequential(first, *(block(channels_out, channels, 1) for _ in range(blocks - 1)))
 
 
 class KeyTrunk(nn.Module):
-    """Image [B, 3, H, W] -> f16 [B, 16 w, H/16, W/16], f8 [B, 8 w, ...], f4 [B, 4 w, ...]; ResNet-50 for w = 64."""
+    """The key encoder's trunk; with ``width`` w = 64 and blocks (3, 4, 6) it is ResNet-50.
+
+    Image [B, 3, H, W] -> features at 1/16, 1/8 and 1/4 of its size:
+    f16 [B, 16 w, H/16, W/16], f8 [B, 8 w, H/8, W/8], f4 [B, 4 w, H/4, W/4].
+    """
 
     def __init__(self, width: int, blocks: tuple[int, int, int]) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""Loading a network's parameters: strictly by name and shape, without running code from the file."""
+"""Files of network parameters: read without running code from them, checked by name and shape.
+
+This module knows names and shapes alone; :meth:`xmemk.XMem.from_checkpoint` builds the network.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +16,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .network import NetworkConfig, XMem
+from .config import NetworkConfig
 
 _SHOWN = 3  # names that an error lists
+_VALUE_STEM = "value_encoder.conv1.weight"
+_STEM_CHANNELS = 5  # RGB, the object's mask, the sum of the other objects' masks
 
 
-def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> XMem:
-    """The network whose parameters ``path`` holds, its sizes read from their shapes.
+def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The parameters of a file by name, on the CPU, loaded with ``weights_only``.
 
-    Files made by ``torch.save(network.state_dict(), path)``, as the released ones are; loaded with ``weights_only``. A
-    value encoder of 4 input channels (one object at a time) gets a fifth of zeros.
-    FileNotFoundError where there is no file; ValueError, which names the file and says what is wrong, for any other.
+    A value encoder of 4 input channels, which sees one object at a time, gets a fifth channel of
+    zero weights. Raises FileNotFoundError where there is no file, and ValueError, which names the
+    file, where it is damaged or holds anything but tensors by name.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file")
-    state = _tensors(file)
-    try:
-        config = config_of(state)
-        with torch.device("meta"):
-            network = XMem(config)
-        check(state, network.state_dict())
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    network.load_state_dict(state, strict=True, assign=True)
-    return network.requires_grad_(False).to(device)
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """The file's tensors by name, all in memory of their own; 4 input channels made 5."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of files that are then refused
+            warnings.simplefilter("ignore", UserWarning)  # about files that are refused below
             state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         foreign = re.search(r"Unsupported (?:global|class|operand)[^\n]*?: ?(?:GLOBAL )?([\w.]+)", str(error))
@@ -55,22 +46,23 @@ def _tensors(file: Path) -> dict[str, Tensor]:
             ) from None
         raise ValueError(f"{file}: not a file of parameters, or a damaged one") from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(x, Tensor) for x in state.values()):
-        held = type(state).__name__
+        content = type(state).__name__
         if isinstance(state, Mapping) and state:
             name, x = next((name, x) for name, x in state.items() if not isinstance(x, Tensor))
-            held = f"{name!r}: {type(x).__name__}"
-        raise ValueError(f"{file}: wanted parameters by name, got {held}")
+            content = f"{name!r}: {type(x).__name__}"
+        raise ValueError(f"{file}: wanted parameters by name, got {content}")
     state = {str(name): x for name, x in state.items()}
-    first = state.get("value_encoder.conv1.weight")
-    if first is not None and first.dim() == 4 and first.shape[1] == 4:
-        state["value_encoder.conv1.weight"] = torch.cat(
-            [first, first.new_zeros(first.shape[0], 1, *first.shape[2:])], 1
-        )
+    stem = state.get(_VALUE_STEM)
+    if stem is not None and stem.dim() == 4 and stem.shape[1] == _STEM_CHANNELS - 1:
+        state[_VALUE_STEM] = torch.cat([stem, torch.zeros_like(stem[:, :1])], 1)
     return state
 
 
 def config_of(state: Mapping[str, Tensor]) -> NetworkConfig:
-    """The sizes of the network that has these parameters. ValueError where a name is missing that tells one."""
+    """The sizes of the network that has these parameters, read from their shapes.
+
+    Raises ValueError where a parameter is missing from whose shape a size is read.
+    """
 
     def size(name: str, dim: int = 0) -> int:
         if name not in state or state[name].dim() <= dim:
@@ -78,10 +70,10 @@ def config_of(state: Mapping[str, Tensor]) -> NetworkConfig:
         return state[name].shape[dim]
 
     def blocks(prefix: str) -> int:
-        found = {int(m[1]) for name in state if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))}
-        return max(len(found), 1)
+        numbers = {int(m[1]) for name in state if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))}
+        return max(len(numbers), 1)
 
-    hidden = "decoder.hidden_update.transform.weight"
+    hidden = "decoder.hidden_update.transform.weight"  # its output has three gates
     return NetworkConfig(
         key_dim=size("key_proj.key_proj.weight"),
         value_dim=size("value_encoder.fuser.block2.conv2.weight"),
@@ -93,15 +85,15 @@ def config_of(state: Mapping[str, Tensor]) -> NetworkConfig:
     )
 
 
-def check(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """ValueError for missing and unknown names and for other shapes."""
-    missing = [name for name in wanted if name not in state]
+def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """ValueError where names are missing or unknown, or a shape or kind of type differs."""
+    missing = [name for name in expected if name not in state]
     if missing:
         raise ValueError(f"{len(missing)} parameters are missing: {_some(missing)}")
-    unknown = [name for name in state if name not in wanted]
+    unknown = [name for name in state if name not in expected]
     if unknown:
         raise ValueError(f"{len(unknown)} parameters are not XMem's: {_some(unknown)}")
-    for name, x in wanted.items():
+    for name, x in expected.items():
         if state[name].shape != x.shape:
             raise ValueError(f"{name}: wanted shape {list(x.shape)}, got {list(state[name].shape)}")
         if state[name].is_floating_point() != x.is_floating_point():

@@ -1,53 +1,32 @@
-"""The XMem network (Sec. 2.2 to 2.4 and the appendix): encoders, sensory updates, decoder, aggregation.
+"""The XMem network (Sec. 2.2 to 2.4, appendix): encoders, sensory updates, decoder, aggregation.
 
-Parameter names and shapes are those of the released checkpoints, so that they load strictly. Everything here is plain
-PyTorch and works in whatever type the parameters have, but the aggregation, which needs float32.
-B batch, O objects, H x W the image (multiples of 16), h x w = H/16 x W/16, CK, CV and CH the channels of key, value
-and hidden state.
+Parameter names and shapes are those of the released checkpoints, which therefore load strictly. The
+code is plain PyTorch. It computes in the type of the parameters, except for the aggregation, which
+computes in float32.
+
+Shapes: B batch, O objects; H x W the image, multiples of 16; h x w = H/16 x W/16; CK, CV and CH the
+channels of key, value and hidden state.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import checkpoint
 from .backbone import BasicBlock, KeyTrunk, conv3x3, stage
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    """Sizes; the defaults are those of the released files. ``hidden_dim=0``: no sensory memory.
-
-    width: channels of the first stage of both encoders. key_blocks, value_blocks: blocks of their three stages.
-    decoder_dim: channels of the decoder at 1/8 and 1/4.
-    """
-
-    key_dim: int = 64
-    value_dim: int = 512
-    hidden_dim: int = 64
-    width: int = 64
-    key_blocks: tuple[int, int, int] = (3, 4, 6)
-    value_blocks: tuple[int, int, int] = (2, 2, 2)
-    decoder_dim: int = 256
-
-    def __post_init__(self) -> None:
-        if self.value_dim < 16:
-            raise ValueError(
-                f"value_dim: wanted at least 16, which the channel attention divides by, got {self.value_dim}"
-            )
-        for name in ("key_dim", "width", "decoder_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
-        if self.hidden_dim < 0 or min(*self.key_blocks, *self.value_blocks) < 1:
-            raise ValueError(f"wanted hidden_dim >= 0 and at least one block in each stage, got {self}")
+from .config import NetworkConfig
+from .tuned import tuned
 
 
 class XMem(nn.Module):
-    """The network. It is made in evaluation mode; ``train()`` leaves the batch normalisations as they are."""
+    """The XMem network, in evaluation mode when made.
+
+    ``train()`` leaves the batch normalisations in evaluation mode.
+    """
 
     def __init__(self, config: NetworkConfig | None = None) -> None:
         super().__init__()
@@ -60,17 +39,41 @@ class XMem(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> XMem:
-        """The network of an official file (``XMem.pth``, its stages, the one without sensory memory) or of one saved
-        from here; see :func:`xmemk.network.checkpoint.load`, which also says what is wrong with any other."""
-        from .checkpoint import load
+        """The network whose parameters ``path`` holds; its sizes are read from their shapes.
 
-        return load(path, device)
+        ``path`` is a released file (``XMem.pth``, one of its training stages, the one without
+        sensory memory), or one written by ``torch.save(network.state_dict(), path)``. No code in
+        the file is run. A value encoder of 4 input channels, which sees one object at a time, gets
+        a fifth channel of zero weights. The parameters need no gradient.
+
+        Raises FileNotFoundError where there is no file, and ValueError, which names the file and
+        the fault, where it does not hold exactly the parameters of an XMem network.
+        """
+        state = checkpoint.read(path)
+        try:
+            config = checkpoint.config_of(state)
+            with torch.device("meta"):
+                network = cls(config)
+            checkpoint.check(state, network.state_dict())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        network.load_state_dict(state, strict=True, assign=True)
+        return network.requires_grad_(False).to(device)
 
     def tuned(self, *, compile: bool = False) -> XMem:
-        """A copy for inference alone, equal to rounding and faster: see :func:`xmemk.network.tuned.tuned`."""
-        from .tuned import tuned
+        """A copy for inference alone: equal up to rounding, and faster.
 
-        return tuned(self, compile=compile)
+        Each normalisation is folded into the convolution before it, and weights are stored
+        channels-last. The copy can neither be trained nor saved for :meth:`from_checkpoint`.
+
+        compile: also compiles the three stages with torch.compile. That takes a minute at the first
+        frames, again for another image size, and once more when the number of objects changes.
+        """
+        copied = tuned(self)
+        if compile:
+            for stage_name in ("encode_key", "encode_value", "segment"):
+                setattr(copied, stage_name, torch.compile(getattr(copied, stage_name)))
+        return copied
 
     def train(self, mode: bool = True) -> XMem:
         super().train(mode)
@@ -82,8 +85,13 @@ class XMem(nn.Module):
     def encode_key(
         self, image: Tensor, *, need_shrinkage: bool = True, need_selection: bool = True
     ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, Tensor, Tensor]]:
-        """image [B, 3, H, W], normalised -> key [B, CK, h, w], shrinkage [B, 1, h, w] (>= 1) and selection
-        [B, CK, h, w] (0 to 1) where needed, else None; features at 1/16, 1/8 and 1/4.
+        """The memory key or query of an image, and its features (Sec. 2.2).
+
+        image: [B, 3, H, W], normalised.
+
+        Returns key [B, CK, h, w]; shrinkage [B, 1, h, w], at least 1; selection [B, CK, h, w],
+        between 0 and 1; and the features at 1/16, 1/8 and 1/4 of the image's size. Shrinkage and
+        selection are None where they are not needed.
         """
         features = self.key_encoder(image)
         key, shrinkage, selection = self.key_proj(features[0], need_shrinkage, need_selection)
@@ -92,8 +100,13 @@ class XMem(nn.Module):
     def encode_value(
         self, image: Tensor, f16: Tensor, hidden: Tensor | None, masks: Tensor, *, deep_update: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """image [B, 3, H, W], f16, hidden [B, O, CH, h, w], masks [B, O, H, W] of probabilities -> value
-        [B, O, CV, h, w] and the hidden state, renewed from the value where ``deep_update`` (Sec. 2.4).
+        """The memory value of a frame (Sec. 2.2).
+
+        image: [B, 3, H, W], normalised. f16: its features at 1/16. hidden: [B, O, CH, h, w], or
+        None. masks: probabilities [B, O, H, W]. deep_update: whether the hidden state is updated
+        from the value (Sec. 2.4).
+
+        Returns value [B, O, CV, h, w] and the hidden state.
         """
         others = masks.sum(1, keepdim=True) - masks
         return self.value_encoder(image, f16, hidden, torch.stack([masks, others], 2), deep_update)
@@ -107,10 +120,13 @@ class XMem(nn.Module):
         selector: Tensor | None = None,
         update_hidden: bool = True,
     ) -> tuple[Tensor | None, Tensor]:
-        """features of :meth:`encode_key`, readout [B, O, CV, h, w], hidden [B, O, CH, h, w] -> the hidden state after
-        this frame (None unless ``update_hidden``), probabilities [B, 1 + O, H, W], background first.
+        """The masks of a frame (Sec. 2.4).
 
-        selector [B, O]: objects that are not there (0) get probability 0.
+        features: those of :meth:`encode_key`. readout: [B, O, CV, h, w]. hidden: [B, O, CH, h, w],
+        or None. selector: [B, O]; an object whose entry is 0 gets probability 0.
+
+        Returns the hidden state after this frame, or None unless ``update_hidden``; and the
+        probabilities [B, 1 + O, H, W] float32, background first.
         """
         hidden, logits = self.decoder(features, readout, hidden, update_hidden)
         probability = torch.sigmoid(logits.float())
@@ -120,9 +136,10 @@ class XMem(nn.Module):
 
 
 def aggregate(probability: Tensor) -> Tensor:
-    """Soft aggregation: p [B, O, H, W] of each object by itself -> [B, 1 + O, H, W] that sum to 1, in float32.
+    """Soft aggregation: independent probabilities [B, O, H, W] -> [B, 1 + O, H, W] that sum to 1.
 
-    The background is what no object claims; odds p / (1 - p) are normalised over all.
+    The background has probability prod(1 - p) over the objects. The odds p / (1 - p) of background
+    and objects are normalised to 1. The computation and its result are float32.
     """
     p = probability.float()
     p = torch.cat([(1 - p).prod(1, keepdim=True), p], 1).clamp(1e-7, 1 - 1e-7)
@@ -130,7 +147,7 @@ def aggregate(probability: Tensor) -> Tensor:
 
 
 class KeyProjection(nn.Module):
-    """Key, shrinkage s = x^2 + 1 and selection e = sigmoid(x) from the features at 1/16 (Sec. 2.2)."""
+    """Key, shrinkage s = x^2 + 1 and selection e = sigmoid(x) from features at 1/16 (Sec. 2.2)."""
 
     def __init__(self, channels_in: int, key_dim: int) -> None:
         super().__init__()
@@ -149,7 +166,7 @@ class KeyProjection(nn.Module):
 
 
 class ValueEncoder(nn.Module):
-    """ResNet-18 over image, the object's mask and the sum of all others', fused with f16; the deep update."""
+    """ResNet-18 on image, mask and sum of the other masks, fused with f16; the deep update."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -176,7 +193,7 @@ class ValueEncoder(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """conv(relu(conv(relu(x)))) around a short cut, which is a convolution where the channels change."""
+    """conv(relu(conv(relu(x)))) beside a shortcut: a convolution where the channels change."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -189,8 +206,9 @@ class ResidualBlock(nn.Module):
         return y + (x if self.downsample is None else self.downsample(x))
 
     def shared(self, x: Tensor, g: Tensor) -> Tensor:
-        """:meth:`forward` of x [B, C, h, w], joined to each object's g [B, O, C', h, w], as [B O, *, h, w]; the
-        convolutions' part of x, which all objects share, is computed once.
+        """:meth:`forward` of x [B, C, h, w] joined to each g [B, O, C', h, w] -> [B O, *, h, w].
+
+        All objects share x, so the convolutions of x are computed once.
         """
         assert self.downsample is not None
         y = self.conv2(torch.relu(_conv_shared(self.conv1, torch.relu(x), torch.relu(g))))
@@ -198,15 +216,16 @@ class ResidualBlock(nn.Module):
 
 
 def _conv_shared(conv: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
-    """The convolution of [x, g] along channels, by linearity: x's share of the weights, plus each object's."""
-    ours, theirs = conv.weight.split([x.shape[1], g.shape[2]], 1)
-    y = F.conv2d(g.flatten(0, 1), theirs, None, conv.stride, conv.padding).unflatten(0, g.shape[:2])
-    return (y + F.conv2d(x, ours, conv.bias, conv.stride, conv.padding).unsqueeze(1)).flatten(0, 1)
+    """conv([x, g]) of channels joined, computed by linearity as conv_x(x) + conv_g(g)."""
+    weight_x, weight_g = conv.weight.split([x.shape[1], g.shape[2]], 1)
+    y = F.conv2d(g.flatten(0, 1), weight_g, None, conv.stride, conv.padding).unflatten(0, g.shape[:2])
+    return (y + F.conv2d(x, weight_x, conv.bias, conv.stride, conv.padding).unsqueeze(1)).flatten(0, 1)
 
 
 class Fusion(nn.Module):
-    """Features of the image, shared by all objects, with those of each object: [B, C, h, w], [B, O, C', h, w] ->
-    [B, O, CV, h, w].
+    """Fuses image features, which all objects share, with the features of each object.
+
+    [B, C, h, w], [B, O, C', h, w] -> [B, O, CV, h, w].
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -222,7 +241,7 @@ class Fusion(nn.Module):
 
 
 class CBAM(nn.Module):
-    """Convolutional block attention (Woo et al., ECCV 2018): a gate per channel, then one per place."""
+    """Convolutional block attention (Woo et al., ECCV 2018): gates of channels, then of pixels."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -255,8 +274,9 @@ class SpatialGate(nn.Module):
 
 
 def _gru(transform: nn.Conv2d, g: Tensor, hidden: Tensor) -> Tensor:
-    """h' = f h (1 - u) + u n (Sec. 2.4; n does not see the forget gate f). g [B, O, *, h, w], hidden [B, O, CH, h,
-    w].
+    """The gated update h' = f h (1 - u) + u n of Sec. 2.4, in which n does not depend on f.
+
+    g: [B, O, *, h, w]. hidden: [B, O, CH, h, w].
     """
     b, o = hidden.shape[:2]
     f, u, n = transform(torch.cat([g, hidden], 2).flatten(0, 1)).unflatten(0, (b, o)).chunk(3, 2)
@@ -265,7 +285,7 @@ def _gru(transform: nn.Conv2d, g: Tensor, hidden: Tensor) -> Tensor:
 
 
 class HiddenReinforcer(nn.Module):
-    """The deep update: the hidden state renewed from the value of a memory frame."""
+    """The deep update of the hidden state, from the value of a memory frame (Sec. 2.4)."""
 
     def __init__(self, value_dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -277,7 +297,7 @@ class HiddenReinforcer(nn.Module):
 
 
 class HiddenUpdater(nn.Module):
-    """The update of every frame: from the decoder's features at all its scales."""
+    """The update of the hidden state at every frame, from the decoder's features at all scales."""
 
     def __init__(self, value_dim: int, decoder_dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -288,7 +308,7 @@ class HiddenUpdater(nn.Module):
         nn.init.xavier_normal_(self.transform.weight)
 
     def forward(self, g16: Tensor, g8: Tensor, g4: Tensor, hidden: Tensor) -> Tensor:
-        """g16, g8, g4 [B O, *, ...], g4 with the logits; hidden [B, O, CH, h, w]."""
+        """g16, g8, g4: [B O, *, ...]; g4 includes the logits. hidden: [B, O, CH, h, w]."""
         g8 = F.interpolate(g8, scale_factor=1 / 2, mode="area")
         g4 = F.interpolate(g4, scale_factor=1 / 4, mode="area")
         g = self.g16_conv(g16) + self.g8_conv(g8) + self.g4_conv(g4)
@@ -296,7 +316,7 @@ class HiddenUpdater(nn.Module):
 
 
 class UpsampleBlock(nn.Module):
-    """Twice the size, plus what the image's features at that size add."""
+    """Doubles the size and adds the image's features of that size."""
 
     def __init__(self, skip_dim: int, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -312,7 +332,7 @@ class UpsampleBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Readout and hidden state to a logit per pixel and object, with the image's features on the way (Sec. 2.4)."""
+    """From readout, hidden state and image features to a logit per pixel and object (Sec. 2.4)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()

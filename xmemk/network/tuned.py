@@ -1,39 +1,33 @@
-"""A network made ready for inference: the same function to rounding, in less time."""
+"""Preparing a network for inference: the same function up to rounding, in less time."""
 
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from .network import XMem
+Network = TypeVar("Network", bound=nn.Module)
 
 
-def tuned(network: XMem, *, compile: bool = False) -> XMem:
-    """A copy of the network whose normalisations are folded into the convolutions before them, in channels-last.
+def tuned(network: Network) -> Network:
+    """A copy with every batch normalisation folded into its convolution, weights channels-last.
 
-    compile: its three stages by torch.compile, which takes a minute at the first frames and again where the size or,
-    once, the number of objects changes.
-
-    The copy computes what the network does but for rounding; it cannot be trained, nor saved for ``from_checkpoint``.
+    The copy computes the same function up to rounding. It can neither be trained nor saved for
+    :meth:`xmemk.XMem.from_checkpoint`.
     """
-    made = copy.deepcopy(network).requires_grad_(False)
-    for module in list(made.modules()):
+    copied = copy.deepcopy(network).requires_grad_(False)
+    for module in list(copied.modules()):
         _fold_children(module)
-    for convolution in [module for module in made.modules() if isinstance(module, nn.Conv2d)]:
+    for convolution in [module for module in copied.modules() if isinstance(module, nn.Conv2d)]:
         weight = convolution.weight.contiguous(memory_format=torch.channels_last)
         convolution.weight = nn.Parameter(weight, requires_grad=False)
-    if compile:
-        for stage in ("encode_key", "encode_value", "segment"):
-            setattr(made, stage, torch.compile(getattr(made, stage)))
-    return made
+    return copied
 
 
 def _fold_children(module: nn.Module) -> None:
-    """Each normalisation that directly follows a convolution of this module goes into it: ``bn1`` into ``conv1``, and
-    the second part of a short cut into its first.
-    """
+    """Folds ``bn<i>`` of the module into its ``conv<i>``, and part 1 of a shortcut into part 0."""
     children = dict(module.named_children())
     for name, child in children.items():
         if isinstance(child, nn.BatchNorm2d):
@@ -45,13 +39,16 @@ def _fold_children(module: nn.Module) -> None:
 
 
 def folded(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> nn.Conv2d:
-    """One convolution that does what the two do with stored statistics, its weights computed in float64."""
+    """One convolution equal to ``normalisation(convolution(x))`` with stored statistics.
+
+    Its weights are computed in float64 and rounded once.
+    """
     mean, variance = normalisation.running_mean, normalisation.running_var
     assert mean is not None and variance is not None and convolution.bias is None
     scale = normalisation.weight.double() / (variance.double() + normalisation.eps).sqrt()
     weight = convolution.weight.double() * scale[:, None, None, None]
     bias = normalisation.bias.double() - mean.double() * scale
-    made = copy.deepcopy(convolution)
-    made.weight = nn.Parameter(weight.to(convolution.weight.dtype), requires_grad=False)
-    made.bias = nn.Parameter(bias.to(convolution.weight.dtype), requires_grad=False)
-    return made
+    merged = copy.deepcopy(convolution)
+    merged.weight = nn.Parameter(weight.to(convolution.weight.dtype), requires_grad=False)
+    merged.bias = nn.Parameter(bias.to(convolution.weight.dtype), requires_grad=False)
+    return merged

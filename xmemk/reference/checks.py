@@ -1,4 +1,7 @@
-"""What the oracle's memory accepts. Every error names the argument, what was wanted and what came."""
+"""What the oracle's memory accepts. Every error names the argument, what was wanted and what came.
+
+Twin of :mod:`xmemk.memory.checks`: the oracle and the product share no code.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ def expect_tensor(
     dtypes: tuple[torch.dtype, ...] | None = None,
     device: torch.device | None = None,
 ) -> None:
-    """TypeError for anything but a floating tensor of these types, ValueError for another shape or device."""
+    """TypeError for anything but a floating tensor of these types.
+
+    ValueError for another shape or device.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: wanted a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
@@ -35,14 +41,17 @@ def expect_tensor(
 
 
 def expect_finite(name: str, x: Tensor | None) -> None:
-    """ValueError for NaN or Inf: once stored they would be read again with every frame."""
+    """ValueError for NaN or Inf, which, once stored, would be read again with every frame."""
     if x is not None and not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"{name}: wanted finite numbers, got {bad} of {x.numel()} that are NaN or Inf")
 
 
 def check_labels(name: str, objects: Sequence[int]) -> tuple[int, ...]:
-    """Labels as a tuple. TypeError for what is no whole number, ValueError for none, one below 1, or one twice."""
+    """Labels as a tuple.
+
+    TypeError for anything but whole numbers; ValueError for none, one below 1, or one twice.
+    """
     if isinstance(objects, (str, bytes)) or not isinstance(objects, Sequence):
         raise TypeError(f"{name}: wanted a sequence of labels, got {type(objects).__name__}")
     for label in objects:
@@ -59,14 +68,14 @@ def check_labels(name: str, objects: Sequence[int]) -> tuple[int, ...]:
 
 
 def expect_known(name: str, labels: Sequence[int], known: Sequence[int]) -> None:
-    """ValueError for a label that is not among those held."""
+    """ValueError for a label that is not among the known ones."""
     if not set(labels) <= set(known):
         raise ValueError(f"{name}: wanted labels among {list(known)}, got {list(labels)}")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the first frame fixed for all later ones."""
+    """Sizes, types and device, which the first frame fixes for all later ones."""
 
     batch: int
     key_channels: int
@@ -80,7 +89,7 @@ class Layout:
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor, selection: Tensor | None) -> Layout:
-        """From a first frame, whose own consistency :meth:`check_add` then checks."""
+        """Of a first frame, whose consistency :meth:`check_add` then checks."""
         expect_tensor("key", key, ndim=4)
         expect_tensor("value", value, ndim=5)
         for name, axis in (("B", 0), ("CK", 1), ("H", 2), ("W", 3)):
@@ -94,7 +103,7 @@ class Layout:
     def check_add(
         self, key: Tensor, shrinkage: Tensor, value: Tensor, objects: tuple[int, ...], selection: Tensor | None
     ) -> None:
-        """One memory frame: shapes, types, device, finite numbers."""
+        """Checks a memory frame: shapes, types, device, finite numbers."""
         self._check_key("key", key)
         frame = (self.height, self.width)
         dtypes = (self.key_dtype, torch.float32)
@@ -105,15 +114,15 @@ class Layout:
         shape = (self.batch, len(objects), self.value_channels, *frame)
         expect_tensor("value", value, shape=shape, dtypes=(self.value_dtype,), device=self.device)
         if (selection is not None) != self.has_selection:
-            wanted, came = ("one", "None") if self.has_selection else ("None", "one")
-            raise ValueError(f"selection: wanted {wanted}, as with the first frame, got {came}")
+            first, this = ("one", "None") if self.has_selection else ("None", "one")
+            raise ValueError(f"selection: wanted {first}, as with the first frame, got {this}")
         if selection is not None:
             self._check_key("selection", selection)
         for name, x in (("key", key), ("shrinkage", shrinkage), ("value", value), ("selection", selection)):
             expect_finite(name, x)
 
     def check_read(self, query_key: Tensor, selection: Tensor | None) -> None:
-        """One query: shapes, types, device, finite numbers."""
+        """Checks a query: shapes, types, device, finite numbers."""
         self._check_key("query_key", query_key)
         expect_finite("query_key", query_key)
         if selection is not None:

@@ -13,22 +13,27 @@ VALUE_DTYPES = ("float16", "bfloat16", "int8", "float8_e4m3fn")
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """How much the three memory stores hold and when they change (Sec. 2.3 and 2.4). Raises ValueError or TypeError.
+    """The sizes of the three memory stores, and when they change (Sec. 2.3 and 2.4).
 
-    top_k: how many tokens a query reads, at least 1; None reads them all.
-    mem_every: r, a memory frame every r-th frame. deep_update_every: the same for the deep update of the sensory
-        memory; negative means on every memory frame. Both are for the frame loop, the stores do not count frames.
-    max_mid_term_frames, min_mid_term_frames: T_max and T_min, the frames in working memory before and after a
-        consolidation; 1 <= T_min < T_max.
+    top_k: how many tokens a query reads, at least 1; None for all.
+    mem_every: r, a memory frame every r-th frame, for the frame loop.
+    deep_update_every: the same for the deep update of the sensory memory; negative for every memory
+        frame.
+    max_mid_term_frames, min_mid_term_frames: T_max and T_min, the frames in working memory before
+        and after a consolidation; 1 <= T_min < T_max.
     num_prototypes: P, the tokens that one consolidation adds to long-term memory.
-    max_long_term_elements: the most tokens long-term memory may hold, at least P: room for P is made first.
+    max_long_term_elements: the most long-term tokens, at least P, since room for P is made first.
     enable_long_term: without it working memory grows without end, and no usage is counted.
-    enable_long_term_count_usage: without it nothing can be evicted, and reaching the maximum is an error.
+    enable_long_term_count_usage: without it nothing can be evicted, and reaching the maximum is an
+        error.
     hidden_dim: channels of the sensory memory; 0 for a network that has none.
-    groups: how objects that appear later are kept. "exact": each with the keys of its own frames. "xmem": the
-        released code's bookkeeping, see :mod:`xmemk.reference.groups_xmem`.
-    value_dtype: what :class:`xmemk.Memory` stores values in: None for the type they come in, "float16", "bfloat16", or
-        8 bits with scales, "int8" or "float8_e4m3fn". The oracle keeps them as they come.
+    groups: how objects that join later are kept. "exact": each with the keys of its own frames.
+        "xmem": as the released code does, see :mod:`xmemk.reference.groups_xmem`.
+    value_dtype: the type in which :class:`xmemk.Memory` stores values: None for the type they come
+        in, "float16", "bfloat16", or 8 bits with scales, "int8" or "float8_e4m3fn". The oracle
+        keeps them as they come.
+
+    Raises ValueError or TypeError for numbers out of these ranges.
     """
 
     top_k: int | None = 30
@@ -70,12 +75,12 @@ class MemoryConfig:
         if self.groups not in GROUPS:
             raise ValueError(f"groups: wanted one of {', '.join(map(repr, GROUPS))}, got {self.groups!r}")
         if self.value_dtype not in (None, *VALUE_DTYPES):
-            wanted = ", ".join(map(repr, VALUE_DTYPES))
-            raise ValueError(f"value_dtype: wanted None or one of {wanted}, got {self.value_dtype!r}")
+            names = ", ".join(map(repr, VALUE_DTYPES))
+            raise ValueError(f"value_dtype: wanted None or one of {names}, got {self.value_dtype!r}")
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> MemoryConfig:
-        """From XMem's own dictionary. Keys that are not ours (``key_dim``, ``size``, ...) are ignored."""
+        """From XMem's own dictionary. Unknown keys (``key_dim``, ``size``, ...) are ignored."""
         if not isinstance(config, Mapping):
             raise TypeError(f"config: wanted a mapping, got {type(config).__name__}")
         return cls(**{field.name: config[field.name] for field in fields(cls) if field.name in config})
@@ -87,4 +92,4 @@ class MemoryConfig:
             raise TypeError(f"{name}: wanted {wanted}, got {value!r}")
         if at_least is not None and value < at_least:
             raise ValueError(f"{name}: wanted {wanted}, got {value!r}")
-        object.__setattr__(self, name, int(value))  # NumPy's whole numbers are welcome, and plain ones from here on
+        object.__setattr__(self, name, int(value))  # whole numbers of NumPy become plain ones

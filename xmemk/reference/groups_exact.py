@@ -1,9 +1,9 @@
-"""Groups of objects, each with its own keys: ``groups="exact"``.
+"""Groups of objects with separate keys: ``groups="exact"``. Twin of :mod:`xmemk.memory.exact`.
 
-Objects that join at the same frame share a bucket, and a bucket is a whole memory of its own: it starts with the frame
-at which its objects joined, keeps that frame as the paper keeps the first, and counts, consolidates and evicts by
-itself. So every value is always read against the key it came with, and an object is remembered in the same way
-whether or not other objects were there before it.
+Objects that join at the same frame share a bucket. A bucket is a complete memory: it starts with
+the frame at which its objects joined, keeps that frame as the paper keeps the first, and counts,
+consolidates and evicts independently. Every value is therefore read against its own key, and an
+object is remembered in the same way whether or not other objects were there before it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class Bucket:
     evictions: int = 0
 
     def read(self, rules: Rules, qk: Tensor, qe: Tensor | None) -> tuple[Tensor, Bucket]:
-        """Eq. 1 over long-term and working memory: the readout [B, O, CV, Q], and the bucket with usage recorded."""
+        """Eq. 1 over long-term and working memory.
+
+        Returns the readout [B, O, CV, Q] and the bucket with usage recorded.
+        """
         stores, values = [self.working], [self.working_value]
         if self.long_term is not None and self.long_term_value is not None:
             stores, values = [self.long_term, self.working], [self.long_term_value, self.working_value]
@@ -38,13 +41,13 @@ class Bucket:
         return readout, replace(self, working=working, long_term=long_term[0] if long_term else None)
 
     def add(self, rules: Rules, frame: Store, value: Tensor) -> Bucket:
-        """One more memory frame and its values [B, O, CV, HW]; consolidates where that fills working memory."""
+        """Adds a memory frame with values [B, O, CV, HW]; consolidates a full working memory."""
         working = self.working.followed_by(frame)
         bucket = replace(self, working=working, working_value=torch.cat([self.working_value, value], -1))
         return bucket._evict(rules)._consolidate(rules) if rules.is_full(working) else bucket
 
     def without(self, leaving: set[int]) -> Bucket | None:
-        """The bucket less these objects; None where none is left."""
+        """The bucket without these objects; None where none is left."""
         stay = [row for row, label in enumerate(self.objects) if label not in leaving]
         if not stay:
             return None
@@ -56,7 +59,7 @@ class Bucket:
         )
 
     def _evict(self, rules: Rules) -> Bucket:
-        """Sec. 2.3, removing obsolete features: the least frequently used make room for the next prototypes."""
+        """Sec. 2.3, removing obsolete features: LFU eviction makes room for the next prototypes."""
         keep = rules.long_term_before_prototypes
         if self.long_term is None or self.long_term_value is None or self.long_term.size <= keep:
             return self
@@ -69,7 +72,7 @@ class Bucket:
         )
 
     def _consolidate(self, rules: Rules) -> Bucket:
-        """Sec. 2.3: candidates become prototypes by selection and potentiation (Eq. 3), and leave working memory."""
+        """Sec. 2.3: candidates leave working memory and become prototypes (selection, Eq. 3)."""
         start, stop = rules.candidates(self.working.size)
         candidates = self.working.each(lambda x: x[..., start:stop])
         pk, ps, long_term_value = rules.ops.consolidate(
@@ -123,7 +126,7 @@ class ExactGroups:
         return self.gone[1] + sum(bucket.evictions for bucket in self.buckets)
 
     def add(self, frame: Store, value: Tensor, objects: tuple[int, ...]) -> ExactGroups:
-        """A memory frame for every bucket, and a new bucket for objects that were not there before."""
+        """Adds a memory frame to every bucket, and a new bucket for objects that join now."""
         row = {label: i for i, label in enumerate(objects)}
         buckets = [b.add(self.rules, frame, value[:, [row[label] for label in b.objects]]) for b in self.buckets]
         known = set(self.objects)
@@ -139,7 +142,7 @@ class ExactGroups:
         return readout, replace(self, buckets=tuple(bucket for _, bucket in results))
 
     def remove(self, leaving: set[int]) -> ExactGroups:
-        """Less these objects. A bucket goes with its last object."""
+        """Removes objects. A bucket is removed with its last object."""
         pairs = [(bucket, bucket.without(leaving)) for bucket in self.buckets]
         ended = [before for before, after in pairs if after is None]
         gone = (

@@ -1,19 +1,19 @@
 """Groups of objects over shared keys, as the released code keeps them: ``groups="xmem"``.
 
-All groups share one row of keys, and a group that joined later owns the *last* of them: V values belong to the last V
-tokens. With one group this is the paper. With several it is what published numbers were made with, and it has defects
-that are kept here on purpose, so that results can be reproduced:
+Twin of :mod:`xmemk.memory.shared`. All groups share one sequence of keys. The V values of a later
+group belong to the *last* V keys. With one group this is the paper. With several groups it is how
+published numbers were computed. Its defects are kept on purpose, so that results can be reproduced:
 
-* A later group's joining frame, kept by a consolidation, is from then on read against the key of the video's first
-  frame (it is then as long as the keys, so that "the last V" are all of them).
-* A later group of exactly T_min + 1 frames loses a frame without having it consolidated: a group is trimmed from
-  T_min + 1 frames on, but contributes candidates only above that.
-* Where only some of the prototypes are valid for a later group, their values are stored without gaps, and later read
-  against the last keys of the batch, which are those of other prototypes.
-* Only the first group's reads count as usage.
+* A consolidation keeps a later group's joining frame. That group then has as many values as there
+  are keys, so its joining frame is read against the key of the video's first frame.
+* A later group of exactly T_min + 1 frames loses one without consolidating it: groups are trimmed
+  from T_min + 1 frames on, but contribute candidates only above that.
+* Where only some prototypes are valid for a later group, their values are stored without gaps. They
+  are then read against the last keys of the batch, which belong to other prototypes.
+* Only the reads of the first group count as usage.
 
-Two things differ: eviction works with several groups, and a long-term memory exactly at its limit evicts nothing,
-where the released code stops with an error in both cases.
+Two things differ, where the released code stops with an error: eviction works with several groups,
+and a long-term memory exactly at its limit evicts nothing.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ from .stores import Rules, Store, last, outside, pick, record
 
 @dataclass(frozen=True)
 class XMemGroups:
-    """Working and long-term memory with shared keys. The batch is 1: which values are missing differs within one."""
+    """Working and long-term memory with shared keys.
+
+    The batch is 1, because batch elements would lack different values.
+    """
 
     rules: Rules
     groups: tuple[tuple[int, ...], ...] = ()  # labels, by the frame at which they joined
     working: Store | None = None
     working_values: tuple[Tensor, ...] = ()  # per group [1, O, CV, V], V <= N
-    long_term: Store | None = None  # None until the first consolidation; empty is not None
+    long_term: Store | None = None  # None until the first consolidation; may be empty after
     long_term_values: tuple[Tensor, ...] = ()  # per group [1, O, CV, V], V = 0 for a group without any
     consolidations: int = 0
     evictions: int = 0
@@ -52,7 +55,10 @@ class XMemGroups:
         return 0 if self.long_term is None else self.long_term.size
 
     def add(self, frame: Store, value: Tensor, objects: tuple[int, ...]) -> XMemGroups:
-        """A memory frame; objects that were not there before become a group. ValueError if out of ascending order."""
+        """Adds a memory frame. Objects that join now become a group.
+
+        ValueError for labels out of ascending order.
+        """
         row = {label: i for i, label in enumerate(objects)}
         known = set(self.objects)
         new = tuple(label for label in objects if label not in known)
@@ -79,7 +85,10 @@ class XMemGroups:
         return memory._evict()._consolidate(working) if self.rules.is_full(working) else memory
 
     def read(self, qk: Tensor, qe: Tensor | None) -> tuple[Tensor, XMemGroups]:
-        """The readout [1, O, CV, Q] of all groups, and the groups with the first group's usage recorded."""
+        """The readout [1, O, CV, Q] of all groups, and the groups with usage recorded.
+
+        Usage is that of the first group.
+        """
         stores = [store for store in (self.long_term, self.working) if store is not None]
         readouts, usage = [], None
         for g, working_value in enumerate(self.working_values):
@@ -92,17 +101,17 @@ class XMemGroups:
         return torch.cat(readouts, 1), replace(self, working=working, long_term=long_term[0] if long_term else None)
 
     def remove(self, leaving: set[int]) -> XMemGroups:
-        """RuntimeError: the released code cannot, since usage and prototypes are those of the first group."""
+        """RuntimeError: all groups share the usage and prototypes of the first."""
         raise RuntimeError(
             f'objects {sorted(leaving)} cannot leave: with groups="xmem" all groups share the keys, usage and '
             'prototypes of the first; use groups="exact"'
         )
 
     def _evict(self) -> XMemGroups:
-        """Sec. 2.3, removing obsolete features: only usage strictly above that of the last one to go survives.
+        """Sec. 2.3, removing obsolete features: keeps usage strictly above the last token's to go.
 
-        So all that tie with it go too, prototypes not read yet among them; if all are equal nothing is left.
-        A NaN is above nothing and goes as well.
+        All tokens that tie with it are evicted, too, prototypes that were not read yet among them.
+        If all usage is equal, no token stays. A NaN is above nothing and is evicted.
         """
         surplus = self.long_term_size - self.rules.long_term_before_prototypes
         if self.long_term is None or surplus <= 0:
@@ -117,7 +126,7 @@ class XMemGroups:
         )
 
     def _consolidate(self, working: Store) -> XMemGroups:
-        """Sec. 2.3: prototypes by the first group's usage; potentiation (Eq. 3) for each group over what it has."""
+        """Sec. 2.3: prototypes by the first group's usage, potentiated (Eq. 3) over own values."""
         ops, values = self.rules.ops, self.working_values
         start, stop = self.rules.candidates(working.size)
         candidates = working.each(lambda x: x[..., start:stop])
@@ -142,7 +151,7 @@ class XMemGroups:
         )
 
     def _contribution(self, value: Tensor) -> Tensor:
-        """The candidates' values that a group has: those of the last tokens among the candidates, or none."""
+        """A group's values of candidates: those of the last tokens among them, or none."""
         v = value.shape[-1]
         start, stop = self.rules.candidates(v)
         if v == self.working_size or v > self._one_above_minimum:
@@ -150,7 +159,7 @@ class XMemGroups:
         return value[..., :0]
 
     def _trimmed(self, value: Tensor) -> Tensor:
-        """A group's values after consolidation; a short group keeps all of them."""
+        """A group's values after consolidation. A short group keeps all of them."""
         v = value.shape[-1]
         return outside(value, *self.rules.candidates(v)) if v >= self._one_above_minimum else value
 
@@ -159,7 +168,7 @@ class XMemGroups:
         return (self.rules.config.min_mid_term_frames + 1) * self.rules.frame
 
     def _potentiate(self, candidates: Store, value: Tensor, index: Tensor, pk: Tensor, pe: Tensor | None) -> Tensor:
-        """Eq. 3 for one group: prototypes it has no value for are left out, and the softmax is over what it has."""
+        """Eq. 3 for one group over its own values, for the prototypes that it has a value for."""
         v = value.shape[-1]
         valid = index >= candidates.size - v
         if not valid.any():

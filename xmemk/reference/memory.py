@@ -1,8 +1,9 @@
-"""XMem's feature memory with its three stores: sensory, working, long-term (Sec. 2.3 and 2.4), in plain PyTorch.
+"""XMem's memory with its three stores (sensory, working, long-term; Sec. 2.3, 2.4), plain PyTorch.
 
-``memory.add`` takes a memory frame into working memory. When that holds T_max frames, all but the first and the most
-recent T_min - 1 become P prototypes in long-term memory (prototype selection by usage, potentiation by Eq. 3); and when
-long-term memory would exceed its maximum, its least frequently used tokens are evicted first. ``memory.read`` reads
+``memory.add`` puts a memory frame into working memory. When that holds T_max frames, it is
+consolidated: all but the first and the most recent T_min - 1 frames become P prototypes in
+long-term memory (prototype selection by usage, potentiation by Eq. 3). Where long-term memory would
+exceed its maximum, its least frequently used tokens are evicted first. ``memory.read`` reads
 long-term and working memory as one (Eq. 1 and 2) and records how much each token was used.
 """
 
@@ -24,13 +25,14 @@ from .stores import Ops, Rules, Store
 class Memory:
     """The three stores of one video, or of a batch of videos that add and read at the same time.
 
-    config: sizes and rules. ops: the stateless functions to run on, any object with ``memory_read``,
-    ``select_prototypes``, ``consolidate`` and ``evict_lfu`` in the signatures of :mod:`xmemk.reference`. Stores are
-    handed over as lists of segments, long-term first, never concatenated.
+    config: sizes and rules.
+    ops: an object with the stateless functions to run on: ``memory_read``, ``select_prototypes``,
+        ``consolidate`` and ``evict_lfu`` with the signatures of :mod:`xmemk.reference`. Stores are
+        passed as lists of segments, long-term first, never concatenated.
 
-    The first ``add`` fixes B, the channels, H and W, the types and the device. Keys, selections and queries have one
-    floating type, values may have another; shrinkage and usage are float32, or float64 with float64 keys.
-    A call that raises has changed nothing.
+    The first ``add`` fixes B, the channels, H and W, the types and the device. Keys, selections and
+    queries have one floating type, values may have another. Shrinkage and usage are float32, or
+    float64 with float64 keys. A call that raises has changed nothing.
     """
 
     def __init__(self, config: MemoryConfig | None = None, *, ops: Ops = reference_ops) -> None:
@@ -50,14 +52,15 @@ class Memory:
         objects: Sequence[int],
         selection: Tensor | None = None,
     ) -> None:
-        """Takes one memory frame; consolidates, and evicts before that, where the rules of Sec. 2.3 say so.
+        """Adds a memory frame; evicts and consolidates where the rules of Sec. 2.3 say so.
 
-        key [B, CK, H, W]; shrinkage [B, 1, H, W] in the key's type or float32; value [B, O, CV, H, W], row i of which
-        belongs to ``objects[i]``; objects: the labels, from 1, of all objects held and of those that join now (with
-        groups="xmem" in ascending order); selection [B, CK, H, W], on every frame or on none, for potentiation.
+        key [B, CK, H, W]. shrinkage [B, 1, H, W], in the key's type or float32. value
+        [B, O, CV, H, W], whose row i belongs to ``objects[i]``. objects: the labels, from 1, of all
+        objects in the memory and of those that join now (with groups="xmem" in ascending order).
+        selection [B, CK, H, W], on every frame or on none, for potentiation.
 
-        Raises ValueError or TypeError for input that does not fit, NaN and Inf included; RuntimeError when long-term
-        memory is full and usage is not counted.
+        Raises ValueError or TypeError for input that does not fit, NaN and Inf included, and
+        RuntimeError when long-term memory is full and usage is not counted.
         """
         labels = check_labels("objects", objects)
         layout = Layout.of(key, value, selection) if self._layout is None else self._layout
@@ -66,7 +69,7 @@ class Memory:
         layout.check_add(key, shrinkage, value, labels, selection)
         if not set(self.objects) <= set(labels):
             raise ValueError(f"objects: wanted all that are held, {list(self.objects)}, got {list(labels)}")
-        # Copies, so that a caller who reuses its buffers does not write into the memory.
+        # Copies, so that a caller that reuses its buffers does not write into the memory.
         frame = Store.new(
             key.flatten(2).clone(),
             shrinkage.flatten(2).clone(),
@@ -78,13 +81,14 @@ class Memory:
         self._layout = layout
 
     def read(self, query_key: Tensor, selection: Tensor | None = None) -> Tensor:
-        """Reads the memory (Eq. 1) for every token of a frame, and records what was used.
+        """Reads the memory (Eq. 1) for every token of a frame, and records usage.
 
-        query_key [B, CK, H, W], selection [B, CK, H, W] or None (all ones). Returns [B, O, CV, H, W] in the values'
-        type, objects in the order of :attr:`objects`. Every read adds 1 to the life of each token that was read
-        over, and to its use the mass it received.
+        query_key [B, CK, H, W], selection [B, CK, H, W] or None (all ones). Returns
+        [B, O, CV, H, W] in the values' type, objects in the order of :attr:`objects`. Every read
+        adds 1 to the life of each token it covers, and the mass that it received to its use.
 
-        Raises RuntimeError when there is nothing to read, ValueError or TypeError for a query that does not fit.
+        Raises RuntimeError when there is nothing to read, ValueError or TypeError for a query that
+        does not fit.
         """
         if self._layout is None or self._groups is None:
             raise RuntimeError("the memory is empty: call add before read")
@@ -96,11 +100,12 @@ class Memory:
         return readout.unflatten(3, query_key.shape[2:])
 
     def remove(self, objects: Sequence[int]) -> None:
-        """Objects leave, with their values and their sensory rows; the last of a bucket takes its keys along.
+        """Removes objects with their values and sensory rows, the last of a bucket with its keys.
 
-        The others are read as before. A label that left may join again as a new object. ValueError for one that is
-        not held. RuntimeError with groups="xmem": there all groups share the first one's keys and usage, and no
-        result of the released code exists to compare with.
+        Reads of the other objects do not change. A removed label may join again as a new object.
+        ValueError for a label that is not in the memory. RuntimeError with groups="xmem", where all
+        groups share the keys and usage of the first, and the released code has no result to compare
+        with.
         """
         leaving = check_labels("objects", objects)
         expect_known("objects", leaving, self.objects)
@@ -112,32 +117,32 @@ class Memory:
 
     @property
     def objects(self) -> tuple[int, ...]:
-        """The labels held, in order of introduction: by the add that brought them, then as given there."""
+        """The labels of the objects in the memory, in the order in which ``add`` brought them."""
         return () if self._groups is None else self._groups.objects
 
     @property
     def working_size(self) -> int:
-        """Tokens in working memory; with groups="exact" those of all buckets together."""
+        """Tokens in working memory; with groups="exact" the sum over buckets."""
         return 0 if self._groups is None else self._groups.working_size
 
     @property
     def long_term_size(self) -> int:
-        """Tokens in long-term memory; with groups="exact" those of all buckets together."""
+        """Tokens in long-term memory; with groups="exact" the sum over buckets."""
         return 0 if self._groups is None else self._groups.long_term_size
 
     @property
     def consolidations(self) -> int:
-        """How often working memory was consolidated; with groups="exact" each bucket counts."""
+        """Consolidations of working memory; with groups="exact" the sum over buckets."""
         return 0 if self._groups is None else self._groups.consolidations
 
     @property
     def evictions(self) -> int:
-        """How often tokens were evicted from long-term memory; with groups="exact" each bucket counts."""
+        """Evictions from long-term memory; with groups="exact" the sum over buckets."""
         return 0 if self._groups is None else self._groups.evictions
 
     @property
     def groups(self) -> ExactGroups | XMemGroups | None:
-        """The stores themselves, for looking and testing; None before the first add."""
+        """The stores, for inspection and tests; None before the first add."""
         return self._groups
 
     def __repr__(self) -> str:

@@ -1,14 +1,17 @@
-"""The oracle's stateless functions: the paper's formulas in the plainest PyTorch that states them.
+"""The oracle's stateless functions: the paper's formulas in plain PyTorch.
 
-Same names and signatures as the public functions, less ``backend``. Arithmetic runs in the dtype of the keys, so
-float64 inputs give the float64 truth that every backend is measured against. Differentiable by plain autograd.
-Shapes: B batch, O objects, CK key channels, CV value channels, N memory tokens, Q query tokens, P prototypes.
+They have the names and signatures of the public functions, without ``backend``. Arithmetic runs in
+the dtype of the keys, so float64 inputs give the float64 truth that every backend is measured
+against. Differentiable by plain autograd. Shapes: B batch, O objects, CK key channels, CV value
+channels, N memory tokens, Q query tokens, P prototypes.
 
 Rules where the paper is silent:
 
-* A similarity that is NaN or +inf (a key or shrinkage that is not finite) counts as -inf: that token has weight 0.
+* A similarity that is NaN or +inf (from a key or shrinkage that is not finite) counts as -inf, so
+  that the token has weight 0.
 * A query without any finite similarity reads NaN, and adds nothing to usage.
-* Equal scores at rank k, and equal usage: the lower index is preferred. A NaN usage ranks below every number.
+* Of equal scores at rank k, and of equal usage, the lower index is preferred. A NaN usage ranks
+  below every number.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ OptionalSegments = Tensor | Sequence[Tensor] | None
 
 
 def similarity(mk: Segments, ms: OptionalSegments, qk: Tensor, qe: Tensor | None) -> Tensor:
-    """:func:`xmemk.similarity`: Eq. 2, scaled by 1/sqrt(CK) as in the released code. Returns [B, N, Q]."""
+    """:func:`xmemk.similarity`: Eq. 2, scaled by 1/sqrt(CK) as in the released code.
+
+    Returns [B, N, Q].
+    """
     mk, ms = _joined(mk), _maybe_joined(ms)
     if qe is None:  # Eq. 2 with e = 1: plain L2
         qe = torch.ones_like(qk)
@@ -44,12 +50,15 @@ def affinity_topk(
     top_k: int,
     return_usage: bool = False,
 ) -> tuple[Tensor, ...]:
-    """:func:`xmemk.affinity_topk`: softmax over the k most similar tokens. Returns weight, index [B, Q, min(k, N)]."""
+    """:func:`xmemk.affinity_topk`: softmax over the k most similar tokens.
+
+    Returns weight and index [B, Q, min(k, N)] and, on request, usage [B, N].
+    """
     score = _readable(similarity(mk, ms, qk, qe)).transpose(1, 2)
     n = score.shape[2]
     order = torch.sort(score, dim=2, descending=True, stable=True).indices[:, :, : min(top_k, n)]
     best = score.gather(2, order)
-    # A slot left over because fewer than k tokens can be read repeats the best token, with weight 0.
+    # Where fewer than k tokens can be read, unused slots repeat the best token with weight 0.
     index = torch.where(best == -math.inf, order[:, :, :1], order)
     weight = best.softmax(2)
     if not return_usage:
@@ -80,7 +89,10 @@ def memory_read(
     top_k: int | None = None,
     return_usage: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """:func:`xmemk.memory_read`: F = v W(k, q), Eq. 1, W the softmax of Eq. 2 over all tokens or the k best."""
+    """:func:`xmemk.memory_read`: Eq. 1, F = v W(k, q).
+
+    W is the softmax of Eq. 2 over all tokens or the k best.
+    """
     mk, ms, mv = _joined(mk), _maybe_joined(ms), _joined(mv)
     if mk.shape[2] == 0:
         raise ValueError("mk: the memory is empty (N = 0); there is nothing to read")
@@ -95,8 +107,9 @@ def memory_read(
 
 
 def select_prototypes(usage: Tensor, num_prototypes: int) -> Tensor:
-    """:func:`xmemk.select_prototypes`: the P most used tokens (Sec. 2.3, prototype selection). Returns [B, P]."""
-    # Negated, so that a stable ascending sort puts the most used first, the older of equals first, and NaN last.
+    """:func:`xmemk.select_prototypes`: the P most used tokens [B, P] (Sec. 2.3)."""
+    # The stable ascending sort of the negated usage puts the most used first, the older of equals
+    # first, and NaN last.
     return torch.sort(-usage, dim=1, stable=True).indices[:, :num_prototypes]
 
 
@@ -108,14 +121,18 @@ def consolidate(
     usage: Tensor,
     num_prototypes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`xmemk.consolidate`: prototype selection and potentiation, Sec. 2.3 and Eq. 3. Returns pk, ps, pv."""
+    """:func:`xmemk.consolidate`: prototype selection (Sec. 2.3) and potentiation (Eq. 3).
+
+    Returns pk, ps, pv.
+    """
     index = select_prototypes(usage, num_prototypes)
     row = index[:, None].expand(-1, mk.shape[1], -1)
     pk = mk.gather(2, row)
     pe = None if me is None else me.gather(2, row)
     if ms is None:
         ms = mk.new_ones(mk.shape[0], 1, mk.shape[2])
-    # The shrinkage is potentiated as one more value channel ("updated in the same way as the value", footnote 2).
+    # The shrinkage is potentiated as one more value channel ("updated in the same way as the
+    # value", footnote 2).
     pv = memory_read(mk, ms, mv, pk, pe)
     ps = memory_read(mk, ms, ms[:, None].to(mk.dtype), pk, pe)
     assert isinstance(pv, Tensor) and isinstance(ps, Tensor)
@@ -123,14 +140,14 @@ def consolidate(
 
 
 def evict_lfu(usage: Tensor, keep: int) -> Tensor:
-    """:func:`xmemk.evict_lfu`: the tokens that survive least-frequently-used eviction (Sec. 2.3). Returns [B, keep]."""
-    # As in select_prototypes, but newest first, so that the older of equals goes.
+    """:func:`xmemk.evict_lfu`: the tokens [B, keep] that stay after LFU eviction (Sec. 2.3)."""
+    # As in select_prototypes, but newest first, so that the older of equals is evicted.
     newest_first = torch.sort(-usage.flip(1), dim=1, stable=True).indices[:, :keep]
     return (usage.shape[1] - 1 - newest_first).sort(dim=1).values
 
 
 def _joined(segments: Segments) -> Tensor:
-    """Segments as one tensor; the token axis is the last. The oracle may copy, the backends may not."""
+    """Segments as one tensor. The oracle may copy; the backends may not."""
     return segments if isinstance(segments, Tensor) else torch.cat(list(segments), dim=-1)
 
 
@@ -143,5 +160,5 @@ def _readable(score: Tensor) -> Tensor:
 
 
 def _usage_dtype(usage: Tensor) -> Tensor:
-    """Usage and shrinkage are float32 whatever the rest is; the float64 oracle keeps its digits."""
+    """Usage and shrinkage in their type: float32, or float64 with float64 keys."""
     return usage if usage.dtype == torch.float64 else usage.float()

@@ -1,4 +1,7 @@
-"""The sensory memory: the hidden state of the GRUs, one per object, overwritten every frame (Sec. 2.4)."""
+"""The sensory memory: the GRUs' hidden state per object, overwritten every frame (Sec. 2.4).
+
+Twin of :mod:`xmemk.memory.sensory`: the oracle and the product share no code.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from .checks import check_labels, expect_known, expect_tensor
 
 
 class Sensory:
-    """Per-object hidden state [B, O, CH, H, W], zeros for an object that has just appeared.
+    """Hidden state [B, O, CH, H, W], zeros for an object that has just appeared.
 
     Rows are in the order in which :meth:`create` first saw the labels.
     """
@@ -27,11 +30,12 @@ class Sensory:
         return self._objects
 
     def create(self, objects: Sequence[int], sample_key: Tensor) -> None:
-        """Gives zeros to every label that has no state yet; ``objects`` are all labels, ``sample_key`` [B, *, H, W].
+        """Gives a row of zeros to every label without a state.
 
-        B, H, W and the device are the sample's; the type is float32, or float64 for a float64 sample. Later rows take
-        the type of the state that is held. ValueError or TypeError for bad labels, an object missing that has a
-        state, or another size than before.
+        objects: all labels, those with a state included. sample_key [B, *, H, W] gives B, H, W and
+        the device; the type is float32, or float64 for a float64 sample. Later rows take the type
+        of the existing state. ValueError or TypeError for bad labels, for a label with a state that
+        is missing, or for another size than before.
         """
         labels = check_labels("objects", objects)
         expect_tensor("sample_key", sample_key, ndim=4)
@@ -44,13 +48,14 @@ class Sensory:
             dtype = torch.promote_types(sample_key.dtype, torch.float32)
             hidden = torch.zeros(b, len(new), self.hidden_dim, h, w, dtype=dtype, device=sample_key.device)
         else:
-            held = self._hidden
-            if (b, h, w) != (held.shape[0], *held.shape[3:]) or sample_key.device != held.device:
+            state = self._hidden
+            old_b, _, _, old_h, old_w = state.shape
+            if (b, h, w) != (old_b, old_h, old_w) or sample_key.device != state.device:
                 raise ValueError(
-                    f"sample_key: wanted B, H, W = {held.shape[0]}, {held.shape[3]}, {held.shape[4]} on {held.device} "
+                    f"sample_key: wanted B, H, W = {old_b}, {old_h}, {old_w} on {state.device} "
                     f"as before, got {b}, {h}, {w} on {sample_key.device}"
                 )
-            hidden = torch.cat([held, held.new_zeros(b, len(new), self.hidden_dim, h, w)], 1)
+            hidden = torch.cat([state, state.new_zeros(b, len(new), self.hidden_dim, h, w)], 1)
         self._objects, self._hidden = self._objects + new, hidden
 
     def get(self) -> Tensor:
@@ -60,13 +65,13 @@ class Sensory:
         return self._hidden
 
     def set(self, hidden: Tensor) -> None:
-        """Replaces the state, in shape as it was. Any floating type."""
-        held = self.get()
-        expect_tensor("hidden", hidden, shape=tuple(held.shape), device=held.device)
+        """Replaces the state by one of the same shape and any floating type."""
+        state = self.get()
+        expect_tensor("hidden", hidden, shape=tuple(state.shape), device=state.device)
         self._hidden = hidden
 
     def remove(self, objects: Sequence[int]) -> None:
-        """Drops the rows of these labels. ValueError for one that has none."""
+        """Removes the rows of these labels. ValueError for a label without one."""
         leaving = check_labels("objects", objects)
         expect_known("objects", leaving, self._objects)
         stay = [row for row, label in enumerate(self._objects) if label not in leaving]

@@ -1,7 +1,8 @@
-"""What every store of the feature memory is made of: tokens, how often each was read, and the rules that move them.
+"""The stores of the feature memory: tokens, how often each was read, and the rules that move them.
 
-A store is never changed in place. Every step returns a new one, so that a call that raises has changed nothing.
-Shapes: B batch, O objects, CK key channels, CV value channels, N tokens, Q query tokens, HW tokens per frame.
+A store is never changed in place. Every step returns a new one, so a call that raises has changed
+nothing. Shapes: B batch, O objects, CK key channels, CV value channels, N tokens, Q query tokens,
+HW tokens per frame.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from .config import MemoryConfig
 
-LIFE_OF_A_NEW_TOKEN = 1e-7  # not 0, so that a token that was never read has usage 0 / 1e-7 = 0
+LIFE_OF_A_NEW_TOKEN = 1e-7  # not 0: a token that was never read has usage 0 / 1e-7 = 0
 
 
 class Ops(Protocol):
-    """The stateless functions the stores are built on, with the signatures of :mod:`xmemk.reference.ops`."""
+    """The stateless functions of the stores, with the signatures of :mod:`xmemk.reference.ops`."""
 
     @property
     def memory_read(self) -> Callable[..., Any]: ...
@@ -33,17 +34,20 @@ class Ops(Protocol):
 
 @dataclass(frozen=True)
 class Store:
-    """The tokens of one store, oldest first, all but their values: those are kept beside it, per group of objects."""
+    """The tokens of one store, oldest first, without values, which each group of objects keeps."""
 
     key: Tensor  # [B, CK, N]
     shrinkage: Tensor  # [B, 1, N]
     selection: Tensor | None  # [B, CK, N]; working memory only, for potentiation
-    use: Tensor | None  # [B, N] probability mass received so far; None where usage is not counted
-    life: Tensor | None  # [B, N] number of reads since the token came
+    use: Tensor | None  # [B, N] mass received so far; None where usage is not counted
+    life: Tensor | None  # [B, N] number of reads since the token's birth
 
     @classmethod
     def new(cls, key: Tensor, shrinkage: Tensor, selection: Tensor | None, *, count_usage: bool) -> Store:
-        """Tokens that nothing has read yet. Counters and shrinkage are float32, or float64 with float64 keys."""
+        """Tokens before their first read.
+
+        Counters and shrinkage are float32, or float64 with float64 keys.
+        """
         number = torch.promote_types(key.dtype, torch.float32)
         use = life = None
         if count_usage:
@@ -58,7 +62,10 @@ class Store:
 
     @property
     def usage(self) -> Tensor:
-        """[B, N] mass per read, "normalized by the duration" in memory (Sec. 2.3). RuntimeError if not counted."""
+        """[B, N] mass per read: use "normalized by the duration" in memory (Sec. 2.3).
+
+        RuntimeError where usage is not counted.
+        """
         if self.use is None or self.life is None:
             raise RuntimeError(
                 "long-term memory is full and usage was not counted, so nothing can be evicted: "
@@ -67,18 +74,18 @@ class Store:
         return self.use / self.life
 
     def read_once(self, usage: Tensor) -> Store:
-        """After a read that gave these tokens the mass ``usage`` [B, N]."""
+        """The store after a read in which its tokens received the mass ``usage`` [B, N]."""
         if self.use is None or self.life is None:
             return self
         return replace(self, use=self.use + usage.to(self.use.dtype), life=self.life + 1)
 
     def followed_by(self, other: Store) -> Store:
-        """These tokens, then those of ``other``."""
+        """The tokens of this store, then those of ``other``."""
         ours, theirs = self._fields(), other._fields()
         return Store(*(None if a is None else torch.cat([a, b], -1) for a, b in zip(ours, theirs)))  # type: ignore
 
     def each(self, choose: Callable[[Tensor], Tensor]) -> Store:
-        """The tokens that ``choose`` picks, from every [B, ..., N]."""
+        """The tokens that ``choose`` picks of every [B, ..., N]."""
         return Store(*(None if x is None else choose(x) for x in self._fields()))  # type: ignore[arg-type]
 
     def _fields(self) -> tuple[Tensor | None, ...]:
@@ -87,7 +94,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Rules:
-    """When the stores change, counted in tokens once the size of a frame is known."""
+    """When the stores change, counted in tokens."""
 
     config: MemoryConfig
     ops: Ops
@@ -98,32 +105,33 @@ class Rules:
         return self.config.enable_long_term and working.size >= self.config.max_mid_term_frames * self.frame
 
     def candidates(self, size: int) -> tuple[int, int]:
-        """Of ``size`` tokens in working memory, where the candidates start and stop.
+        """Where the candidates start and stop among ``size`` tokens in working memory.
 
-        "The first frame (with user-provided ground-truth) and the most recent T_min - 1 memory frames will be kept"
-        (Sec. 2.3), so that T_min frames remain.
+        "The first frame (with user-provided ground-truth) and the most recent T_min - 1 memory
+        frames will be kept" (Sec. 2.3), so that T_min frames remain.
         """
         return self.frame, size - (self.config.min_mid_term_frames - 1) * self.frame
 
     def prototypes(self, candidates: int) -> int:
-        """P, or all of the candidates where they are fewer."""
+        """P, or the number of candidates where that is smaller."""
         return min(self.config.num_prototypes, candidates)
 
     @property
     def long_term_before_prototypes(self) -> int:
-        """The most tokens long-term memory may hold when P prototypes are about to be appended."""
+        """The most long-term tokens there may be before P prototypes are appended."""
         return self.config.max_long_term_elements - self.config.num_prototypes
 
     def new_prototypes(self, key: Tensor, shrinkage: Tensor) -> Store:
-        """Prototypes as new tokens for long-term memory. They have no selection, and nothing has read them yet."""
+        """Prototypes as new long-term tokens, without selection, before their first read."""
         return Store.new(key, shrinkage, None, count_usage=self.config.enable_long_term_count_usage)
 
     def read(
         self, stores: Sequence[Store], values: Sequence[Tensor], qk: Tensor, qe: Tensor | None, *, count_usage: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Eq. 1 over several stores as one memory. Values [B, O, CV, V] belong to the last V tokens of their store.
+        """Eq. 1 over several stores as one memory.
 
-        Returns the readout [B, O, CV, Q] and, on request, the usage [B, sum of V].
+        values: [B, O, CV, V] per store, which belong to the last V tokens of that store. Returns
+        the readout [B, O, CV, Q] and the usage [B, sum of V], or None where it is not counted.
         """
         mk = [last(store.key, value.shape[-1]) for store, value in zip(stores, values)]
         ms = [last(store.shrinkage, value.shape[-1]) for store, value in zip(stores, values)]
@@ -135,7 +143,7 @@ class Rules:
 
 
 def record(stores: Sequence[Store], usage: Tensor | None) -> list[Store]:
-    """The stores after a read with this usage [B, sum of N]; None where usage is not counted at all."""
+    """The stores after a read with this usage [B, sum of N], or None where usage is not counted."""
     if usage is None:
         return list(stores)
     parts = usage.split([store.size for store in stores], dim=1)
@@ -143,7 +151,10 @@ def record(stores: Sequence[Store], usage: Tensor | None) -> list[Store]:
 
 
 def last(x: Tensor, n: int) -> Tensor:
-    """The last n tokens of [B, ..., N], as a view; ``x[..., -n:]`` would be all of them for n = 0."""
+    """The last n tokens of [B, ..., N], as a view.
+
+    ``x[..., -n:]`` would be all tokens for n = 0.
+    """
     return x[..., x.shape[-1] - n :]
 
 
@@ -153,6 +164,6 @@ def outside(x: Tensor, start: int, stop: int) -> Tensor:
 
 
 def pick(x: Tensor, index: Tensor) -> Tensor:
-    """The tokens ``index`` [B, n] of [B, ..., N], for each batch element its own."""
+    """The tokens ``index`` [B, n] of [B, ..., N], per batch element."""
     between = (1,) * (x.dim() - 2)
     return x.gather(-1, index.reshape(index.shape[0], *between, -1).expand(*x.shape[:-1], -1))

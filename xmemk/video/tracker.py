@@ -1,4 +1,4 @@
-"""The frame loop (Sec. 2.1 and the released code's rules): image by image in, probabilities per object out."""
+"""The frame loop (Sec. 2.1, with the rules of the released code): images in, probabilities out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..measure.stopwatch import Stopwatch
 from ..memory import Memory
-from ..network.network import XMem, aggregate
+from ..network import XMem, aggregate
 from ..reference.config import MemoryConfig
 
 STRIDE = 16  # an image is padded to a multiple of it
@@ -21,7 +21,10 @@ _STD = (0.229, 0.224, 0.225)
 
 
 class FeatureMemory(Protocol):
-    """What the tracker needs of a memory: :class:`xmemk.Memory`, the oracle's, or a policy of one's own."""
+    """What the tracker needs of a memory.
+
+    :class:`xmemk.Memory` and the oracle's memory have it, and so may a policy of your own.
+    """
 
     config: MemoryConfig
 
@@ -39,14 +42,17 @@ class FeatureMemory(Protocol):
 class Tracker:
     """Follows the objects of one video.
 
-    network: the XMem network, whose device and floating type are used. config: the memory's rules and how often frames
-    are remembered. memory: an empty memory to use instead of a new one made from ``config``. autocast: float16 or
-    bfloat16 for the network's convolutions, None for the network's own type. stopwatch: told how long each stage of a
-    frame takes; waits for the device at each.
+    network: the XMem network; its device and floating type are used.
+    config: the memory's rules, and how often frames are remembered.
+    memory: an empty memory, to use instead of a new one made from ``config``.
+    autocast: float16 or bfloat16 for the network's convolutions, None for the network's type.
+    stopwatch: times the stages of each frame. It waits for the device before and after each.
 
-    >>> tracker = Tracker(XMem.from_checkpoint("XMem.pth"))                                # doctest: +SKIP
-    >>> probability = tracker.step(first_image, mask=labels)                               # doctest: +SKIP
-    >>> for image in images: probability = tracker.step(image)                             # doctest: +SKIP
+    Raises ValueError for arguments that do not fit one another.
+
+    >>> tracker = Tracker(XMem.from_checkpoint("XMem.pth"))  # doctest: +SKIP
+    >>> probability = tracker.step(first_image, mask=labels)  # doctest: +SKIP
+    >>> for image in images: probability = tracker.step(image)  # doctest: +SKIP
     """
 
     def __init__(
@@ -79,43 +85,44 @@ class Tracker:
         self.device, self.dtype = parameter.device, parameter.dtype
         self._mean = torch.tensor(_MEAN, device=self.device).view(3, 1, 1)
         self._std = torch.tensor(_STD, device=self.device).view(3, 1, 1)
-        self._frame = -1  # of the frames since the first with an object
+        self._frame = -1  # the current frame, counted from the first one with an object
         self._last_memory = 0
         self._last_deep = -self.config.deep_update_every
         self._size: tuple[int, int] | None = None
 
     @property
     def objects(self) -> tuple[int, ...]:
-        """The labels followed; row 1 + i of a result belongs to ``objects[i]``."""
+        """The labels that are followed; row 1 + i of a result belongs to ``objects[i]``."""
         return self.memory.objects
 
     @torch.inference_mode()
     def step(
         self, image: Tensor, mask: Tensor | None = None, objects: Sequence[int] | None = None, *, end: bool = False
     ) -> Tensor:
-        """The next frame.
+        """Processes the next frame.
 
-        image: RGB [3, H, W], uint8 or floating in 0 to 1.
-        mask: what is known of this frame: labels [H, W] of an integer type, 0 for background, or one row per object
-            [O, H, W] of probabilities. Objects that it does not speak of are predicted as on any frame.
-        objects: the labels that the mask speaks of: row i of an [O, H, W] mask belongs to ``objects[i]``; of a label
-            mask, by default, all its labels but 0. New ones join. A label that the mask speaks of without a pixel is
-            known to be absent from this frame.
-        end: the last frame: nothing is remembered.
+        image: RGB [3, H, W], uint8, or floating between 0 and 1.
+        mask: the known objects of this frame: labels [H, W] of an integer type, 0 for background;
+            or probabilities [O, H, W], one row for each object. Other objects are predicted.
+        objects: the labels that the mask covers. Row i of an [O, H, W] mask belongs to
+            ``objects[i]``. For a label mask the default is all its labels except 0. New labels
+            join. A label without a pixel in the mask is known to be absent from this frame.
+        end: whether this is the last frame, of which nothing is remembered.
 
-        Returns probabilities [1 + O, H, W] float32 that sum to 1: background, then the objects in the order of
-        :attr:`objects`. Before the first mask, and after all objects have left, background alone.
+        Returns probabilities [1 + O, H, W] float32 that sum to 1: background, then the objects in
+        the order of :attr:`objects`. Before the first mask, and after all objects have left, there
+        is background alone.
 
-        Raises ValueError or TypeError for input that does not fit, or a frame of another size than the first; then
-        nothing has changed.
+        Raises ValueError or TypeError for input that does not fit, or for a frame whose size is not
+        that of the first. The tracker is then unchanged.
         """
         self._check_image(image)
-        given, labels = self._given(mask, objects, image.shape[1:])
+        mask_rows, labels = self._mask_rows(mask, objects, image.shape[1:])
         if not self.objects and not labels:
             return torch.ones(1, *image.shape[1:], device=self.device)
         frame = self._frame + 1
         config = self.config
-        remembered = (frame - self._last_memory >= config.mem_every or given is not None) and not end
+        remembered = (frame - self._last_memory >= config.mem_every or mask_rows is not None) and not end
         in_step = config.deep_update_every < 0
         deep = not end and (remembered if in_step else frame - self._last_deep >= config.deep_update_every)
         shallow = not end and not (in_step and deep)
@@ -139,9 +146,9 @@ class Tracker:
                 hidden, probability = self.network.segment(features, readout, hidden, update_hidden=shallow)
             if hidden is not None:
                 self._keep_hidden(hidden)
-        if given is not None:
+        if mask_rows is not None:
             with self._watch("preparing"):
-                probability = self._merged(probability, pad(given)[0], labels)
+                probability = self._merged(probability, pad(mask_rows)[0], labels)
         assert probability is not None
         followed = (*known, *(label for label in labels if label not in known))
         if remembered:
@@ -151,7 +158,7 @@ class Tracker:
         return unpad(probability[0], padding)
 
     def state(self) -> dict[str, Any]:
-        """Where the loop is, as JSON has it; with the memory, all that a later :meth:`restore` needs."""
+        """The loop's counters as JSON values: with the memory, all that :meth:`restore` needs."""
         return {
             "frame": self._frame,
             "last_memory": self._last_memory,
@@ -160,8 +167,10 @@ class Tracker:
         }
 
     def restore(self, memory: FeatureMemory, state: Mapping[str, Any]) -> None:
-        """Goes on where a tracker of the same network was, with its memory and its :meth:`state`. ValueError for a
-        memory of another configuration."""
+        """Resumes where a tracker of the same network was, from its memory and its :meth:`state`.
+
+        Raises ValueError for a memory of another configuration.
+        """
         if memory.config != self.config:
             raise ValueError(f"memory: wanted the configuration {self.config}, got {memory.config}")
         self.memory = memory
@@ -170,7 +179,7 @@ class Tracker:
         self._size = None if state["size"] is None else (int(state["size"][0]), int(state["size"][1]))
 
     def remove(self, objects: Sequence[int]) -> None:
-        """Objects leave; the others are followed as before. ValueError for a label that is not followed."""
+        """Stops following these objects. Raises ValueError for a label that is not followed."""
         self.memory.remove(objects)
 
     def _check_image(self, image: Tensor) -> None:
@@ -187,10 +196,10 @@ class Tracker:
                 "resize it, or start a new Tracker"
             )
 
-    def _given(
+    def _mask_rows(
         self, mask: Tensor | None, objects: Sequence[int] | None, size: torch.Size
     ) -> tuple[Tensor | None, tuple[int, ...]]:
-        """The mask as rows [O, H, W] float32 on the device, and their labels."""
+        """The mask as rows [O, H, W] float32 on the device, None without objects; its labels."""
         if mask is None:
             if objects is not None:
                 raise ValueError("objects: wanted None without a mask")
@@ -212,24 +221,27 @@ class Tracker:
             return rows, labels
         if mask.is_floating_point() or mask.dtype == torch.bool:
             raise TypeError(f"mask: wanted labels of an integer type, or rows [O, H, W], got {mask.dtype}")
-        found = [int(label) for label in mask.unique() if label != 0]
-        labels = tuple(found) if objects is None else _labels(objects)
-        unknown = sorted(set(found) - set(labels))
+        present = [int(label) for label in mask.unique() if label != 0]
+        labels = tuple(present) if objects is None else _labels(objects)
+        unknown = sorted(set(present) - set(labels))
         if unknown:
             raise ValueError(f"mask: wanted labels among objects = {list(labels)} and 0, got {unknown}")
         if not labels:
             return None, ()
         return torch.stack([mask == label for label in labels]).float(), labels
 
-    def _merged(self, predicted: Tensor | None, given: Tensor, labels: tuple[int, ...]) -> Tensor:
-        """Where the mask has an object, no predicted one is; objects it does not speak of are as predicted."""
+    def _merged(self, predicted: Tensor | None, mask: Tensor, labels: tuple[int, ...]) -> Tensor:
+        """Joins the mask's rows [O, H, W] of ``labels`` with the prediction for the other objects.
+
+        Where the mask has an object, the prediction for the others is 0.
+        """
         known = self.objects
         followed = (*known, *(label for label in labels if label not in known))
-        rows = given.new_zeros(len(followed), *given.shape[1:])
+        rows = mask.new_zeros(len(followed), *mask.shape[1:])
         if predicted is not None:
-            rows[: len(known)] = predicted[0, 1:] * (given.sum(0) <= 0.5)
+            rows[: len(known)] = predicted[0, 1:] * (mask.sum(0) <= 0.5)
         for i, label in enumerate(labels):
-            rows[followed.index(label)] = given[i]
+            rows[followed.index(label)] = mask[i]
         return aggregate(rows[None])
 
     def _remember(
@@ -286,7 +298,10 @@ def _labels(objects: Sequence[int]) -> tuple[int, ...]:
 
 
 def pad(x: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """[..., H, W] -> zeros around it up to multiples of 16, and how many: left, right, above, below."""
+    """Pads [..., H, W] with zeros to multiples of 16.
+
+    Returns the padded tensor, and how much was added: left, right, above, below.
+    """
     height, width = x.shape[-2:]
     more_h, more_w = -height % STRIDE, -width % STRIDE
     padding = (more_w // 2, more_w - more_w // 2, more_h // 2, more_h - more_h // 2)
@@ -294,6 +309,6 @@ def pad(x: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
 
 
 def unpad(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """What :func:`pad` made larger, as it was."""
+    """Undoes :func:`pad`."""
     left, right, above, below = padding
     return x[..., above : x.shape[-2] - below, left : x.shape[-1] - right]

@@ -1,4 +1,4 @@
-"""What is known of DEVA's manager, on a plain memory for each set of objects that joined together."""
+"""What is known of DEVA's manager, over a plain memory per set of objects that joined together."""
 
 import torch
 
@@ -16,16 +16,16 @@ class MemoryManager:
         self.config = config
 
     def match_memory(self, query_key, selection):
-        found = {}
+        readouts = {}
         for objects, memory in self.buckets:
             readout = memory.match_memory(query_key, selection)
-            found |= {obj: readout[row] for row, obj in enumerate(objects) if obj is not None}
-        return found
+            readouts |= {obj: readout[row] for row, obj in enumerate(objects) if obj is not None}
+        return readouts
 
     def add_memory(self, key, shrinkage, value, objects, selection=None):
         self.engaged = True
-        held = [obj for some, _ in self.buckets for obj in some]
-        new = [obj for obj in objects if obj not in held]
+        known = [obj for some, _ in self.buckets for obj in some]
+        new = [obj for obj in objects if obj not in known]
         if new:
             self.buckets.append((new, OneGroup(self.config)))
         for some, memory in self.buckets:
@@ -34,8 +34,8 @@ class MemoryManager:
             memory.add_memory(key, shrinkage, torch.stack(rows, 1), list(range(1, len(some) + 1)), selection)
 
     def purge_except(self, obj_keep_idx):
-        left = [([o if o in obj_keep_idx else None for o in some], memory) for some, memory in self.buckets]
-        self.buckets = [(some, memory) for some, memory in left if any(o is not None for o in some)]
+        remaining = [([o if o in obj_keep_idx else None for o in some], memory) for some, memory in self.buckets]
+        self.buckets = [(some, memory) for some, memory in remaining if any(o is not None for o in some)]
         self.sensory = {obj: x for obj, x in self.sensory.items() if obj in obj_keep_idx}
         self.engaged = bool(self.buckets)
 

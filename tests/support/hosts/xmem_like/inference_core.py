@@ -16,9 +16,9 @@ class InferenceCore:
     def step(self, key, shrinkage, selection, value, objects, memorise):
         """Readouts of all objects so far, [O, CV, H, W], or None on the first frame."""
         self.t += 1
-        found = self.memory.match_memory(key, selection) if self.t else None
+        readouts = self.memory.match_memory(key, selection) if self.t else None
         if memorise:
             self.memory.create_hidden_state(len(objects), key)
             long_term = self.config["enable_long_term"]
             self.memory.add_memory(key, shrinkage, value, objects, selection=selection if long_term else None)
-        return found
+        return readouts
