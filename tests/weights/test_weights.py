@@ -200,6 +200,29 @@ def test_it_is_found_where_xmem_puts_it(server, tmp_path):
     assert weights.find().as_posix() == "saves/XMem.pth"
 
 
+@pytest.mark.parametrize("command", ["segment", "eval"])
+def test_the_commands_find_it(server, tmp_path, capsys, command):
+    """They get as far as reading the file, which here is no network; before it is there, they say how to get it."""
+    pytest.importorskip("av")
+    image = pytest.importorskip("PIL.Image")
+    folders = {"JPEGImages/480p/clip": "jpg", "Annotations/480p/clip": "png"}
+    for folder, kind in folders.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for frame in range(2):
+            image.new("L" if kind == "png" else "RGB", (32, 32), 1).save(tmp_path / folder / f"{frame:05d}.{kind}")
+    (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "2017" / "val.txt").write_text("clip\n")
+    words = {
+        "segment": ["segment", "JPEGImages/480p/clip", "--mask", "Annotations/480p/clip/00000.png"],
+        "eval": ["eval", ".", "--split", "val"],
+    }[command]
+    assert run(words) == 1
+    assert "`xmemk weights` downloads it" in capsys.readouterr().err.replace("\n", " ")
+    fetch(server)
+    assert run(words) == 1
+    assert "xmemk/XMem.pth: not a file of parameters" in capsys.readouterr().err
+
+
 def test_what_is_released():
     assert weights.ADDRESS == "https://github.com/hkchengrex/XMem/releases/download/v1.0"
     for name, release in weights.RELEASES.items():
