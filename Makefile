@@ -72,8 +72,9 @@ bench: $(READY)
 soak: $(READY)
 	$(PY) benchmarks/studies/soak.py
 
+# What is released, into dist/: sdist, CPU wheel, pure wheel; each wheel tried in an environment of its own.
 wheel: $(READY)
-	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	sh tools/wheels.sh "$(PY)"
 
 clean:
 	rm -rf build dist out xmemk/*.so *.egg-info
