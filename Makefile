@@ -19,7 +19,7 @@ C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu 
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test quick bench gpu aot soak sanitize lint format wheel clean
+.PHONY: demo test quick bench gpu aot soak sanitize lint format wheel hub clean
 
 demo: $(READY)
 	$(PY) -m xmemk demo
@@ -75,6 +75,10 @@ soak: $(READY)
 # What is released, into dist/: sdist, CPU wheel, pure wheel; each wheel tried in an environment of its own.
 wheel: $(READY)
 	sh tools/wheels.sh "$(PY)"
+
+# The layout for the Hugging Face Kernel Hub, into build/hub.
+hub: $(READY)
+	$(PY) tools/hub.py build/hub
 
 clean:
 	rm -rf build dist out xmemk/*.so *.egg-info
