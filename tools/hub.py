@@ -1,6 +1,6 @@
 """Writes xmemk as a repository of the Hugging Face Kernel Hub: hub.py [FOLDER], by default build/hub
 
-    build.toml, torch-ext/, csrc/        what kernel-builder compiles for CPU and CUDA
+    build.toml, torch-ext/, csrc/        for kernel-builder, for CPU and CUDA; it has not been tried with them
     build/torch-cpu, torch-cuda          the Python and Triton part, which needs no compiler, for each backend
     build/torch-universal                the same for versions of `kernels` before backends had names
     README.md                            the kernel card, with the figures of benchmarks/results
@@ -134,8 +134,9 @@ readout, usage = xmemk.memory_read(mk, ms, mv, qk, qe, top_k=30, return_usage=Tr
 ```
 
 `xmemk.layers.MemoryRead` takes the place of a layer under `kernelize`. On NVIDIA GPUs of compute capability 8.0 and
-newer the Triton kernels serve, elsewhere plain PyTorch in blocks, and the C++ kernels where they were built.
-Every backend is held to a float64 oracle.
+newer the Triton kernels serve, elsewhere plain PyTorch in blocks. Every backend is held to a float64 oracle.
+The figures below are of the C++ kernels, which `pip install` builds; their sources and a `build.toml` are here, but no
+build of them by kernel-builder has been tried.
 
 {figures}
 """

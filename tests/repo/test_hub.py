@@ -64,7 +64,7 @@ def test_the_layout(hub):
     assert all((hub / path).exists() for path in listed)
     card = (hub / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: kernels\n")
-    assert "Medians of" in card and "memory read" in card
+    assert "Medians of" in card and "memory_read" in card
 
 
 def test_no_module_names_the_package(hub):
