@@ -19,7 +19,7 @@ C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu 
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test quick bench gpu aot soak sanitize lint format wheel hub clean
+.PHONY: demo test quick bench gpu aot soak sanitize lint format wheel hub docs clean
 
 demo: $(READY)
 	$(PY) -m xmemk demo
@@ -80,6 +80,10 @@ wheel: $(READY)
 hub: $(READY)
 	$(PY) tools/hub.py build/hub
 
+# The documentation site, into build/site; a warning is an error.
+docs: $(STATE)/.xmemk-docs
+	$(PY) -m mkdocs build --strict
+
 clean:
 	rm -rf build dist out xmemk/*.so *.egg-info
 
@@ -91,4 +95,8 @@ $(READY): $(SOURCES) constraints.txt tools/setup.sh
 
 $(STATE)/.xmemk-lint: $(READY)
 	sh tools/setup.sh "$(PYTHON)" "$(VENV)" lint "$(PIP_ARGS)"
+	touch $@
+
+$(STATE)/.xmemk-docs: $(READY)
+	sh tools/setup.sh "$(PYTHON)" "$(VENV)" docs "$(PIP_ARGS)"
 	touch $@

@@ -62,7 +62,9 @@ def test_benchmark_of_upkeep(tiny_run, tmp_path, op):
 def test_an_op_whose_tests_are_red_is_refused_and_the_others_go_on(tiny_run, tmp_path, monkeypatch):
     from xmemk.benchmarks.harness import op_tests
 
-    monkeypatch.setattr(op_tests, "check", lambda ops, *_: ({"evict_lfu": True}, {"select_prototypes": ["test_select.py::test_it"]}))
+    monkeypatch.setattr(
+        op_tests, "check", lambda ops, *_: ({"evict_lfu": True}, {"select_prototypes": ["test_select.py::test_it"]})
+    )
     code, results = gpu_suite(tiny_run, tmp_path, "--op", "select_prototypes", "evict_lfu")
     assert code == 1
     select, evict = results
