@@ -19,7 +19,7 @@ C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu 
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test quick bench gpu aot soak sanitize lint format wheel clean
+.PHONY: demo test quick bench gpu aot soak sanitize lint format wheel hub docs clean
 
 demo: $(READY)
 	$(PY) -m xmemk demo
@@ -73,8 +73,17 @@ bench: $(READY)
 soak: $(READY)
 	$(PY) benchmarks/studies/soak.py
 
+# What is released, into dist/: sdist, CPU wheel, pure wheel; each wheel tried in an environment of its own.
 wheel: $(READY)
-	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	sh tools/wheels.sh "$(PY)"
+
+# The layout for the Hugging Face Kernel Hub, into build/hub.
+hub: $(READY)
+	$(PY) tools/hub.py build/hub
+
+# The documentation site, into build/site; a warning is an error.
+docs: $(STATE)/.xmemk-docs
+	$(PY) -m mkdocs build --strict
 
 clean:
 	rm -rf build dist out xmemk/*.so *.egg-info
@@ -87,4 +96,8 @@ $(READY): $(SOURCES) constraints.txt tools/setup.sh
 
 $(STATE)/.xmemk-lint: $(READY)
 	sh tools/setup.sh "$(PYTHON)" "$(VENV)" lint "$(PIP_ARGS)"
+	touch $@
+
+$(STATE)/.xmemk-docs: $(READY)
+	sh tools/setup.sh "$(PYTHON)" "$(VENV)" docs "$(PIP_ARGS)"
 	touch $@

@@ -30,4 +30,8 @@ fi
 if [ "$extra" = dev ]; then
     echo "building and installing xmemk (a minute)"
     "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --no-index -e .
+    # setuptools installs an import hook, since kernels/ and benchmarks/ lie outside of xmemk/. Type checkers and
+    # editors look for a folder instead.
+    "$python" -c 'import pathlib, sysconfig
+pathlib.Path(sysconfig.get_path("purelib"), "xmemk_source.pth").write_text(f"{pathlib.Path.cwd()}\n")'
 fi

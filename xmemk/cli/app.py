@@ -15,6 +15,7 @@ from .doctor import doctor
 from .eval import evaluate
 from .segment import segment
 from .validate import validate
+from .weights import weights
 
 app = typer.Typer(
     help="Exact, fused kernels for XMem's memory.",
@@ -44,6 +45,7 @@ def _options(
 
 
 app.command()(demo)
+app.command()(weights)
 app.command()(segment)
 app.command("eval")(evaluate)
 app.command()(bench)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 def evaluate(
     dataset: Annotated[Path, typer.Argument(help="The dataset's folder.")],
-    weights: Annotated[Path | None, typer.Option(help="XMem.pth, or another of the released files.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="A released file; default, without --results: the XMem.pth that `xmemk weights` fetched."),
+    ] = None,
     results: Annotated[Path | None, typer.Option(help="Judge the masks in this folder instead of making some.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
     layout: Annotated[
@@ -65,14 +68,22 @@ def evaluate(
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"eval needs {missing.name}: pip install 'xmemk[eval]'") from missing
 
+    from ..weights import find
+
     if policy == "help":
         for name, make in POLICIES.items():
             typer.echo(f"{name}: {' '.join((make.__doc__ or '').split())}")
         return
     if policy not in POLICIES:
         raise ValueError(f"--policy: wanted one of {', '.join(POLICIES)}, or help, got {policy!r}")
-    if (weights is None) == (results is None):
-        raise ValueError("wanted either --weights, to make masks, or --results, to judge some")
+    neither_nor_both = "wanted either --weights, to make masks, or --results, to judge some"
+    if weights is not None and results is not None:
+        raise ValueError(neither_nor_both)
+    if weights is None and results is None:
+        try:
+            weights = find()
+        except FileNotFoundError as absent:
+            raise ValueError(f"{neither_nor_both}; {absent}") from None
     if rule not in (None, *RULES):
         raise ValueError(f"--rule: wanted one of {', '.join(RULES)}, got {rule!r}")
     chosen = [name for words in videos for name in words.split(",")] if videos else None

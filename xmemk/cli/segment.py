@@ -27,7 +27,9 @@ def segment(
             "of the video's size or shape."
         ),
     ],
-    weights: Annotated[Path, typer.Option(help="XMem.pth, or another of the released files.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="A released file; default: the XMem.pth that `xmemk weights` fetched.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
     start: Annotated[int, typer.Option(min=0, help="The mask's frame, 0-based.")] = 0,
     size: Annotated[int, typer.Option(min=0, help="Shorter side that the network sees; 0: the video's own.")] = 480,
@@ -59,6 +61,7 @@ def segment(
         raise RuntimeError(f"segment needs {missing.name}: pip install 'xmemk[video]'") from missing
     from ..network import XMem
     from ..reference.config import MemoryConfig
+    from ..weights import find
 
     device = device_named(device)
     half = device.startswith("cuda") if half is None else half
@@ -66,7 +69,7 @@ def segment(
     source = open_source(video)
     expect_out(SegmentJob(video, mask, out), source)  # input is checked before the weights are loaded
     find_masks(mask, source, start)
-    network = XMem.from_checkpoint(weights, device).tuned(compile=compile_)
+    network = XMem.from_checkpoint(weights or find(), device).tuned(compile=compile_)
     config = MemoryConfig(
         top_k=top_k,
         mem_every=mem_every,

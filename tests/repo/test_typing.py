@@ -1,0 +1,36 @@
+"""A type checker sees what users import: py.typed, in an editable install."""
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+USE = """
+import torch
+import xmemk
+
+x = torch.rand(1, 4, 5)
+reveal_type(xmemk.Memory().read)
+reveal_type(xmemk.evict_lfu)
+xmemk.evict_lfu(x, "three")
+"""
+
+
+@pytest.mark.slow
+def test_mypy_sees_the_package(tmp_path):
+    pytest.importorskip("mypy")
+    if not Path(sysconfig.get_path("purelib"), "xmemk_source.pth").exists():
+        pytest.skip("not set up by tools/setup.sh, which tells type checkers where the source is")
+    (tmp_path / "use.py").write_text(USE)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "use.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1, done.stdout + done.stderr
+    revealed = [line for line in lines if "Revealed type" in line]
+    assert len(revealed) == 2
+    assert all("def (" in line and "Tensor" in line for line in revealed), revealed
+    errors = [line for line in lines if "error:" in line]
+    assert len(errors) == 1, errors
+    assert 'incompatible type "str"; expected "int"' in errors[0]

@@ -1,0 +1,36 @@
+#!/bin/sh
+# The C++ operators compiled for arm64 and run under qemu-user: arm64.sh TORCH ROOT [LIBRARIES]
+#
+# TORCH      an unpacked torch wheel for aarch64 (its torch/include and torch/lib)
+# ROOT       a folder with Debian's arm64 libc6, libstdc++6, libgcc-s1 and libgomp1 unpacked
+# LIBRARIES  folders of what that torch loads beside its own, by colons (a CUDA build: libcudart, libcupti)
+#
+# Needs Debian's g++-aarch64-linux-gnu and qemu-user, or g++ and nothing else on an arm64 machine.
+set -eu
+
+torch=$1
+root=$2
+libraries=$torch/torch/lib${3:+:$3}
+out=build/arm64
+compiler=${CXX:-aarch64-linux-gnu-g++}
+flags="-std=c++20 -O2 -fopenmp -Icsrc -I$out -I$torch/torch/include"
+cd "$(dirname "$0")/.."
+mkdir -p $out
+python3 - >$out/schemas.inc <<'END'
+import ast, pathlib
+for node in ast.walk(ast.parse(pathlib.Path("xmemk/ops.py").read_text())):
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "LIBRARY.define":
+        text = ast.literal_eval(node.args[0])
+        print(f'SCHEMA("{text}")')
+END
+for source in csrc/cpu/*.cpp tests/cpu_cross/main.cpp; do
+    object=$out/$(basename "$source" .cpp).o
+    [ "$object" -nt "$source" ] && continue
+    echo "$source"
+    # shellcheck disable=SC2086  # words are wanted
+    $compiler $flags -c "$source" -o "$object"
+done
+$compiler -fopenmp $out/*.o -o $out/cpu_cross -L"$torch/torch/lib" -ltorch_cpu -lc10 -Wl,--allow-shlib-undefined
+export LD_LIBRARY_PATH="$libraries"
+if [ "$(uname -m)" = aarch64 ]; then exec $out/cpu_cross; fi
+exec qemu-aarch64 -L "$root" -E LD_LIBRARY_PATH="$libraries" -E OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" $out/cpu_cross
