@@ -1,7 +1,8 @@
 """Builds the extension xmemk._C; everything else about the package is in pyproject.toml.
 
-Environment: XMEMK_BUILD_CPP=0 builds no extension (the pure Python package). XMEMK_BUILD_CUDA=1 or 0 builds the CUDA
-sources or leaves them out; unset, they are built where torch has CUDA, nvcc is found and there are CUDA sources.
+Environment: XMEMK_BUILD_CPP=0 builds no extension (the pure Python package). XMEMK_BUILD_CUDA=1 or
+0 builds the CUDA sources or leaves them out; unset, they are built where torch has CUDA, nvcc is
+found and there are CUDA sources.
 """
 
 import os
@@ -22,7 +23,9 @@ def switch(name):
 
 
 def build_cuda(torch_cuda, cuda_home, cuda_sources):
-    """Decided from what is installed and never from a device: the machine that builds need not have one."""
+    """Decided from what is installed and never from a device: the machine that builds need not have
+    one.
+    """
     missing = [
         what
         for what, found in (

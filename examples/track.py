@@ -1,4 +1,5 @@
-"""The frame loop on the bundled clip. Without weights the network is random, and its masks mean nothing.
+"""The frame loop on the bundled clip. Without weights the network is random, and its masks mean
+nothing.
 
 Run: python examples/track.py [XMem.pth] (xmemk weights fetches it)
 """

@@ -1,4 +1,5 @@
-"""Gradients through the read: two layers learn which memory tokens to compare, and what to read from them.
+"""Gradients through the read: two layers learn which memory tokens to compare, and what to read
+from them.
 
 A picture is remembered with its mask; a shifted, noisy copy asks the memory for its own mask.
 Run: python examples/train.py

@@ -1,4 +1,5 @@
-"""A kernel of your own, judged as xmemk's are: against the float64 oracle, by what plain PyTorch would be off.
+"""A kernel of your own, judged as xmemk's are: against the float64 oracle, by what plain PyTorch
+would be off.
 
 Run: python examples/your_kernel.py
 """

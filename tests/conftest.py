@@ -1,4 +1,6 @@
-"""What all tests share. A run in which too few passed is red: a suite that skips itself must not look like success."""
+"""What all tests share. A run in which too few passed is red: a suite that skips itself must not
+look like success.
+"""
 
 import importlib.util
 import os

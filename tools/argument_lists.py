@@ -1,8 +1,9 @@
 """Counts argument lists: python tools/argument_lists.py; exit code 1 where a limit is passed.
 
-1. In kernels/, lines that hold one argument name and nothing else, and functions with many parameters.
-2. In xmemk/ and kernels/, functions that take mk, ms, mv, qk and qe one by one, and the lines of their
-   parameters. Structs (xmemk/inputs.py) carry them everywhere else.
+1. In kernels/, lines that hold one argument name and nothing else, and functions with many
+   parameters.
+2. In xmemk/ and kernels/, functions that take mk, ms, mv, qk and qe one by one, and the lines of
+   their parameters. Structs (xmemk/inputs.py) carry them everywhere else.
 """
 
 from __future__ import annotations

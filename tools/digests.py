@@ -1,7 +1,7 @@
 """Digests of a grid of results, to show that a change of structure changes no result.
 
     python tools/digests.py --save before.json       # before the change
-    python tools/digests.py --against before.json    # after it: exit code 1 and the names that differ
+    python tools/digests.py --against before.json    # after it: exit code 1 and what differs
 
 Every case is a public call with seeded inputs; its digest is SHA-256 over shapes, types and bits of
 what it returned. Digests are equal on the same machine and versions only. Cases of backend "triton"
@@ -56,7 +56,7 @@ def split(x: Tensor | None, sizes: tuple[int, ...]) -> Any:
 
 
 def read_cases(backend: str, sizes: tuple[tuple[int, int], ...], every: int = 1, channels: int = 64) -> Iterator[Case]:
-    """Reads, gradients, affinities and readouts of one backend; only ``every``-th form of inputs."""
+    """Reads, gradients, affinities and readouts of one backend; every ``every``-th form."""
     import xmemk
     from xmemk.testing import make_inputs
 

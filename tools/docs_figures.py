@@ -1,4 +1,6 @@
-"""The figures of docs/kernels.md as SVG, drawn when the site is built: docs_figures.py FOLDER writes them there."""
+"""The figures of docs/kernels.md as SVG, drawn when the site is built: docs_figures.py FOLDER
+writes them there.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What mkdocs is told while it builds the site: pages to list, figures to draw, roles to drop. See mkdocs.yml."""
+"""What mkdocs is told while it builds the site: pages to list, figures to draw, roles to drop. See
+mkdocs.yml.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _TARGET = re.compile(r"(?<=<code>)[~.]+(?=[\w])")
 
 
 def on_config(config: Any) -> Any:
-    """Lists pages that are kept elsewhere in the repository's life: benchmarks, verification, design."""
+    """Lists pages that are kept elsewhere in the repository's life: benchmarks, verification,
+    design.
+    """
     listed = [{title: name} for title, name in BESIDE if (DOCS / name).exists()]
     design = sorted(path.relative_to(DOCS).as_posix() for path in (DOCS / "design").glob("*.md"))
     config["nav"] = [*config["nav"], *listed, *([{"Design": design}] if design else [])]
@@ -33,7 +37,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Links from docs/ to files outside of it become their names: the site does not hold those files."""
+    """Links from docs/ to files outside of it become their names: the site does not hold those
+    files.
+    """
 
     def name(match: re.Match[str]) -> str:
         target = (DOCS / page.file.src_uri).parent / match[2].split("#")[0]

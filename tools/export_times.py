@@ -1,6 +1,7 @@
 """Times the exported graphs beside xmemk.Tracker on the CPU: export_times.py [HEIGHT WIDTH FRAMES]
 
-A network of the released size with random weights, one object. Prints a table in Markdown, for docs/export.md.
+A network of the released size with random weights, one object. Prints a table in Markdown, for
+docs/export.md.
 """
 
 import statistics

@@ -1,12 +1,13 @@
-"""Writes xmemk as a repository of the Hugging Face Kernel Hub: hub.py [FOLDER], by default build/hub
+"""Writes xmemk as a repository of the Hugging Face Kernel Hub: hub.py [FOLDER], by default
+build/hub
 
-    build.toml, torch-ext/, csrc/        for kernel-builder, for CPU and CUDA; it has not been tried with them
-    build/torch-cpu, torch-cuda          the Python and Triton part, which needs no compiler, for each backend
-    build/torch-universal                the same for versions of `kernels` before backends had names
+    build.toml, torch-ext/, csrc/    for kernel-builder, for CPU and CUDA; never tried with it
+    build/torch-cpu, torch-cuda      the Python and Triton part, which needs no compiler
+    build/torch-universal            the same for older versions of `kernels`
     README.md                            the kernel card, with the figures of benchmarks/results
 
-A kernel of the hub is loaded from any folder, under any name, beside other versions of itself. So absolute imports
-become relative ones, and the operators get a namespace that no other version has.
+A kernel of the hub is loaded from any folder, under any name, beside other versions of itself. So
+absolute imports become relative ones, and the operators get a namespace that no other version has.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("api", "autograd", "backends", "checks", "inputs", "ops", "triton_ops", "version")
-PACKAGES = ("plain", "reference", "memory")
+MODULES = ("api", "backends", "checks", "inputs", "version")
+PACKAGES = ("operators", "plain", "reference", "memory")
 TOOLS_OF_KERNELS = ("aot.py", "tune.py")  # run in a checkout
 VARIANTS = {"torch-cpu": "cpu", "torch-cuda": "cuda", "torch-universal": "cuda"}
 
@@ -144,7 +145,8 @@ build of them by kernel-builder has been tried.
 
 def relocatable(source: str, namespace: str) -> str:
     """A module's text without the package's own name in it."""
-    source = re.sub(r'"xmemk(\.(?:kernels|_C)[\w.]*)"', r'f"{__package__}\1"', source)
+    root = '{__package__.partition(".operators")[0]}'  # modules that load compiled code lie in operators/
+    source = re.sub(r'"xmemk(\.(?:kernels|_C)[\w.]*)"', lambda found: f"f'{root}{found[1]}'", source)
     source = source.replace('Library("xmemk"', f'Library("{namespace}"').replace('"xmemk::', f'"{namespace}::')
     return source.replace("torch.ops.xmemk.", f"torch.ops.{namespace}.")
 

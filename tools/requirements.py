@@ -1,6 +1,8 @@
-"""Prints the requirements of an extra of pyproject.toml, its own extras resolved, one word each: requirements.py EXTRA
+"""Prints the requirements of an extra of pyproject.toml, its own extras resolved, one word each:
+requirements.py EXTRA
 
-Runs before anything is installed, so it reads pyproject.toml with what Python has (tomllib came with 3.11).
+Runs before anything is installed, so it reads pyproject.toml with what Python has (tomllib came
+with 3.11).
 """
 
 import re

@@ -1,7 +1,8 @@
 """Makes an installed xmemk work, away from its source: smoke.py pure|cpu
 
-Prints one line and exits with 0, or raises. ``smoke.py --lend`` prints the folders in which this interpreter finds
-torch and what torch needs, for the PYTHONPATH of an environment that has no torch of its own.
+Prints one line and exits with 0, or raises. ``smoke.py --lend`` prints the folders in which this
+interpreter finds torch and what torch needs, for the PYTHONPATH of an environment that has no torch
+of its own.
 """
 
 import importlib.metadata

@@ -1,4 +1,5 @@
-"""mypy over all of our Python: the package with kernels/ and benchmarks/ in it, tools/ and tests/support/.
+"""mypy over all of our Python: the package with kernels/ and benchmarks/ in it, tools/ and
+tests/support/.
 
 kernels/ and benchmarks/ lie beside the package they are imported as parts of. mypy knows no such
 mapping, so build/typed/ links the three into one tree, which mypy then reads.

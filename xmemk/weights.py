@@ -1,4 +1,6 @@
-"""The networks that XMem's authors released: where they are, how they are fetched and checked, where they are kept."""
+"""The networks that XMem's authors released: where they are, how they are fetched and checked,
+where they are kept.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ class WeightsError(OSError):
 
 @dataclass(frozen=True)
 class Release:
-    """A released file. size, sha256: None where no public source that could be compared states them; then the sum of
-    the first download is kept beside the file and later ones are held to it (trust on first use).
+    """A released file. size, sha256: None where no public source that could be compared states
+    them; then the sum of the first download is kept beside the file and later ones are held to it
+    (trust on first use).
     """
 
     name: str
@@ -62,8 +65,8 @@ def folder() -> Path:
 
 
 def find(name: str = "XMem") -> Path:
-    """The file of a release that is already there: in :func:`folder`, in ``saves``, where XMem's scripts put it, or
-    here. FileNotFoundError that says how to get it.
+    """The file of a release that is already there: in :func:`folder`, in ``saves``, where XMem's
+    scripts put it, or here. FileNotFoundError that says how to get it.
     """
     release = _release(name)
     for place in (folder(), Path("saves"), Path()):
@@ -77,10 +80,12 @@ def find(name: str = "XMem") -> Path:
 def fetch(
     name: str = "XMem", into: Path | None = None, *, address: str = ADDRESS, progress: Progress | None = None
 ) -> Path:
-    """The file of a release in a folder, :func:`folder` by default; downloaded unless it is there and whole.
+    """The file of a release in a folder, :func:`folder` by default; downloaded unless it is there
+    and whole.
 
-    A download that stops leaves ``<file>.part``, from which the next one goes on. progress: called with the bytes there
-    are and the bytes there will be. WeightsError where it fails; ValueError for a name that is none.
+    A download that stops leaves ``<file>.part``, from which the next one goes on. progress: called
+    with the bytes there are and the bytes there will be. WeightsError where it fails; ValueError
+    for a name that is none.
     """
     release = _release(name)
     into = folder() if into is None else into

@@ -191,8 +191,8 @@ class TopkRead {
       float sum = 0;
       for (int64_t c = 0; c < width; ++c) sum += std::abs(scratch.query[r * width + c]);
       const float slack = 4 * static_cast<float>(width) * 0x1p-24f * sum * sample_largest_;
-      of_row[r].bar = bar_of_sample(kernels, of_query.data(), n, k_, slack, scratch.sample.get(),
-                                    scratch.sample_index.get());
+      of_row[r].bar =
+          bar_of_sample(kernels, of_query.data(), n, k_, slack, scratch.sample.get(), scratch.sample_index.get());
     }
   }
 
@@ -273,8 +273,8 @@ LookInputs look_inputs(const char* op, at::TensorList mk, const at::Tensor& qk, 
   check_hint(op, hint, qk, tokens_of(mk));
   check_centre(op, centre, qk);
   if (!packed) return {hint, {}, centre};
-  TORCH_CHECK_VALUE(packed->size() == mk.size() && centre, op,
-                    ": packed: wanted one for each mk, and a centre, got ", packed->size(), " for ", mk.size());
+  TORCH_CHECK_VALUE(packed->size() == mk.size() && centre, op, ": packed: wanted one for each mk, and a centre, got ",
+                    packed->size(), " for ", mk.size());
   for (size_t i = 0; i < mk.size(); ++i) check_packed_keys(op, (*packed)[i], mk[i], mk[i].size(2));
   return {hint, *packed, centre};
 }

@@ -14,10 +14,10 @@ constexpr int64_t kLargestK = 256;
 constexpr int64_t kLeastChannels = 16, kMostChannels = 512;
 constexpr int64_t kLeastTokens = 2048;  // and 32 k
 
-constexpr int64_t kProbe = 16;         // one of so many blocks is seen first, for a bar
-constexpr int64_t kRaiseAfter = 128;   // tokens that passed
-constexpr int64_t kPassing = 1024;     // a query, and 8 k: more would cost more than the float32 path saves
-constexpr int64_t kTilesToJudge = 4;   // when half of the query tiles gave up, the others need not try
+constexpr int64_t kProbe = 16;        // one of so many blocks is seen first, for a bar
+constexpr int64_t kRaiseAfter = 128;  // tokens that passed
+constexpr int64_t kPassing = 1024;    // a query, and 8 k: more would cost more than the float32 path saves
+constexpr int64_t kTilesToJudge = 4;  // when half of the query tiles gave up, the others need not try
 
 std::atomic<int64_t> all_served{0}, all_given_up{0};
 

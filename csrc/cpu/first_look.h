@@ -53,14 +53,14 @@ class FirstLook {
 
   struct Scratch {
     Scratch(const Operands& operands, int64_t k);
-    Buffer<int32_t> code;             // [groups][steps][kLookQueries]
-    Buffer<float> upper, lower;       // [rows, room]
-    Buffer<uint32_t> index;           // likewise
-    Buffer<int32_t> spare;            // [room]
+    Buffer<int32_t> code;        // [groups][steps][kLookQueries]
+    Buffer<float> upper, lower;  // [rows, room]
+    Buffer<uint32_t> index;      // likewise
+    Buffer<int32_t> spare;       // [room]
     Buffer<float> score, keys;
     std::vector<LookQueries> groups;
-    std::vector<LookFound> found;     // of each row
-    std::vector<int64_t> limit;       // entries of a row at which its bar is raised
+    std::vector<LookFound> found;  // of each row
+    std::vector<int64_t> limit;    // entries of a row at which its bar is raised
     std::vector<uint32_t> hinted;
   };
 

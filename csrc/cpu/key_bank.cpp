@@ -83,8 +83,7 @@ const Operands::Segment& Operands::segment_of(int64_t token) const {
   return segments_[i];
 }
 
-void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out,
-                         int64_t columns) const {
+void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out, int64_t columns) const {
   constexpr int64_t kGroup = 16;  // tokens at a time: a cache line of each row of `out`, and few lines of the keys
   const float* center = center_.data() + b * channels_;
   const float scale = 1 / std::sqrt(static_cast<float>(channels_));

@@ -1,4 +1,5 @@
-// Backward through a top-k read; xmemk/plain/memory_read_backward.py has the formulas. Three passes over the selected pairs:
+// Backward through a top-k read; xmemk/plain/memory_read_backward.py has the formulas. Three passes over the selected
+// pairs:
 //
 // 1. token by token: the pair's value times the query's gradient, and the values' own gradients;
 // 2. query by query: the gradients of the scores, and with them those of the query;

@@ -12,9 +12,8 @@ namespace xmemk::cpu {
 
 void check_packed_keys(const char* op, const at::Tensor& packed, const at::Tensor& mk, int64_t tokens) {
   TORCH_CHECK_TYPE(packed.scalar_type() == at::kByte, op, ": packed: wanted uint8, got ", packed.scalar_type());
-  TORCH_CHECK_VALUE(packed.dim() == 3 && packed.size(0) == mk.size(0) &&
-                        packed.size(1) * kLookTokens >= tokens && packed.size(2) == look_block_bytes(mk.size(1)) &&
-                        packed.is_cpu(),
+  TORCH_CHECK_VALUE(packed.dim() == 3 && packed.size(0) == mk.size(0) && packed.size(1) * kLookTokens >= tokens &&
+                        packed.size(2) == look_block_bytes(mk.size(1)) && packed.is_cpu(),
                     op, ": packed: wanted [B = ", mk.size(0), ", blocks >= ", ceil_div(tokens, kLookTokens), ", ",
                     look_block_bytes(mk.size(1)), "] as empty_packed_keys gives it, got ", packed.sizes());
 }

@@ -47,7 +47,7 @@ class QuantisedBank {
   static constexpr int64_t kBytes = 64 << 20;
 
   struct Block {
-    int64_t first, count;   // tokens
+    int64_t first, count;    // tokens
     int64_t segment, place;  // in its packed tensor
   };
 

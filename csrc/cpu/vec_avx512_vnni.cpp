@@ -56,8 +56,8 @@ XMEMK_TARGET void quantise_lanes(const float* x, int64_t rows, const float* shri
   finite = _mm512_mask_cmp_ps_mask(finite, _mm512_abs_ps(s), _mm512_set1_ps(std::numeric_limits<float>::infinity()),
                                    _CMP_LT_OQ);
   const __m512 size = _mm512_max_ps(_mm512_mul_ps(scale, _mm512_add_ps(norm, one)), s);
-  const __mmask16 tame = _mm512_mask_cmp_ps_mask(
-      _mm512_cmp_ps_mask(size, _mm512_set1_ps(kLargestLooked), _CMP_LE_OQ), s, _mm512_setzero_ps(), _CMP_GE_OQ);
+  const __mmask16 tame = _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(size, _mm512_set1_ps(kLargestLooked), _CMP_LE_OQ),
+                                                 s, _mm512_setzero_ps(), _CMP_GE_OQ);
   __m512 kept = _mm512_mask_blend_ps(tame, _mm512_set1_ps(std::numeric_limits<float>::infinity()), scale);
   kept = _mm512_mask_blend_ps(finite, _mm512_set1_ps(std::numeric_limits<float>::quiet_NaN()), kept);
   _mm512_storeu_ps(number, kept);

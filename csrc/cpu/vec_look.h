@@ -15,9 +15,9 @@ constexpr int64_t kLookNumberBytes = kLookNumbers * kLookTokens * static_cast<in
 constexpr int64_t kLookStepBytes = kLookTokens * kLookChannels;
 
 constexpr float kLargestCode = 127;
-constexpr int kCodeOfZero = 128;            // of a token; a query's codes are signed
-constexpr float kLeastScaled = 0x1p-100f;   // a row without a larger number is taken for 0
-constexpr float kLargestLooked = 0x1p40f;   // the largest norm and shrinkage that the bound is proved for
+constexpr int kCodeOfZero = 128;           // of a token; a query's codes are signed
+constexpr float kLeastScaled = 0x1p-100f;  // a row without a larger number is taken for 0
+constexpr float kLargestLooked = 0x1p40f;  // the largest norm and shrinkage that the bound is proved for
 
 // A group of queries, with the numbers of first_look.h: scale r, norm |B|, error f, constant C - t |C|, slack t |C|.
 struct LookQueries {

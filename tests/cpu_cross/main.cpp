@@ -82,7 +82,8 @@ int main() {
     check("select_prototypes", best, std::get<1>(at::sort(-usage, /*stable=*/true, 1)).narrow(1, 0, 128), 0);
     const Tensor stay = op<Tensor(const Tensor&, int64_t)>("xmemk::evict_lfu").call(usage, 4000);
     check("evict_lfu", stay, std::get<0>(std::get<1>(usage.topk(4000, 1)).sort(1)), 0);
-    const Tensor gathered = op<Tensor(const Tensor&, const Tensor&)>("xmemk::gather_tokens").call(c.mk, best.narrow(0, 0, 1) % n);
+    const Tensor gathered =
+        op<Tensor(const Tensor&, const Tensor&)>("xmemk::gather_tokens").call(c.mk, best.narrow(0, 0, 1) % n);
     check("gather_tokens", gathered, c.mk.index_select(2, best[0] % n), 0);
     using Potentiate = std::tuple<Tensor, Tensor>(at::TensorList, at::TensorList, at::TensorList, const Tensor&,
                                                   const std::optional<Tensor>&);

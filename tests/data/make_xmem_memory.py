@@ -1,11 +1,13 @@
-"""Writes xmem_memory.npz: what XMem's own memory manager reads and counts over three fixed random schedules.
+"""Writes xmem_memory.npz: what XMem's own memory manager reads and counts over three fixed random
+schedules.
 
     python make_xmem_memory.py PATH_TO_AN_XMEM_CHECKOUT
 
-Imports the manager from that checkout (https://github.com/hkchengrex/XMem) and stores inputs and outputs only. Inputs
-are float16 numbers, computed with in float64. Schedules: one group of objects through consolidations and
-evictions, read sparsely and read densely; and objects that appear later, in four groups, through consolidations without
-an eviction, which the original does not offer for several groups.
+Imports the manager from that checkout (https://github.com/hkchengrex/XMem) and stores inputs and
+outputs only. Inputs are float16 numbers, computed with in float64. Schedules: one group of objects
+through consolidations and evictions, read sparsely and read densely; and objects that appear later,
+in four groups, through consolidations without an eviction, which the original does not offer for
+several groups.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ COMMON = {
     "enable_long_term_count_usage": True,
 }
 CASES = {
-    # Sparse reads leave prototypes unused, so that once two tie at the eviction threshold and both go.
+    # Sparse reads leave prototypes unused, so that once two tie at the eviction threshold and both
+    # go.
     "one_group_sparse": {
         "config": {
             "top_k": 2,
@@ -86,7 +89,9 @@ def random_inputs(frames: int, objects: int, seed: int) -> dict[str, np.ndarray]
 
 
 def prototypes_are_unambiguous(manager, prototypes: int) -> bool:
-    """Whether the next consolidation would choose without a tie, which the original breaks in an unspecified way."""
+    """Whether the next consolidation would choose without a tie, which the original breaks in an
+    unspecified way.
+    """
     store = manager.work_mem
     if store.size + H * W < manager.max_mt_frames * H * W:
         return True

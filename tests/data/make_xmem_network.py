@@ -1,7 +1,8 @@
-"""Makes tests/data/xmem_network.npz with the released XMem: `python tests/data/make_xmem_network.py CHECKOUT`.
+"""Makes tests/data/xmem_network.npz with the released XMem: `python tests/data/make_xmem_network.py
+CHECKOUT`.
 
-CHECKOUT is a clone of https://github.com/hkchengrex/XMem (MIT); the file holds numbers that its network computes from
-the weights and frames of fixed_network.py, nothing else of it.
+CHECKOUT is a clone of https://github.com/hkchengrex/XMem (MIT); the file holds numbers that its
+network computes from the weights and frames of fixed_network.py, nothing else of it.
 """
 
 import sys

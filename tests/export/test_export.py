@@ -1,4 +1,6 @@
-"""The exported graphs say what the package says: the read against the oracle, the tracker against xmemk.Tracker."""
+"""The exported graphs say what the package says: the read against the oracle, the tracker against
+xmemk.Tracker.
+"""
 
 import ast
 from pathlib import Path
@@ -108,6 +110,7 @@ def graphs(tmp_path_factory, onnxruntime):
 def worst_difference(network, config, folder, pictures, masks):
     """The largest difference of any probability between the runner and xmemk.Tracker, and both."""
     import onnxruntime
+
     from xmemk.export.runner import Runner
 
     options = onnxruntime.SessionOptions()

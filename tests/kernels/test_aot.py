@@ -1,4 +1,4 @@
-"""The Triton kernels compiled ahead of time, without a GPU: a part of what `make aot` does for all."""
+"""The Triton kernels compiled ahead of time, without a GPU: a part of `make aot`."""
 
 import dataclasses
 import importlib.metadata
@@ -22,8 +22,8 @@ from xmemk.kernels import aot  # noqa: E402
 
 pytestmark = pytest.mark.timeout(900)  # a minute, but on a busy machine
 
-# The kernels that do most of the work of XMem's read at 480p, the one that is the most Python, and what else the read
-# takes.
+# The kernels that do most of the work of XMem's read at 480p, the one that is the most Python, and
+# what else the read takes.
 KERNELS = (*aot.MULTIPLY, "weigh_candidates")
 ON_HOPPER = (
     "find_center",
@@ -40,7 +40,9 @@ SOURCES = [*configs.PATH.parent.rglob("*.py"), configs.PATH]
 
 @pytest.fixture(scope="module")
 def compiled():
-    """KERNELS for every architecture, ON_HOPPER for sm_90; the last one is a launch that does not fit."""
+    """KERNELS for every architecture, ON_HOPPER for sm_90; the last one is a launch that does not
+    fit.
+    """
     jobs = []
     for architecture in configs.ARCHITECTURES:
         first = {x.kernel: x for x in reversed(aot.launches(architecture, lambda name: name in CASES))}
@@ -117,7 +119,9 @@ def test_few_kernels_serve_all_small_memories():
 
 
 def test_what_is_compiled_is_what_the_launcher_asks_for(monkeypatch):
-    """Types, constants and alignments of every argument, by the code that runs before a launch on a GPU."""
+    """Types, constants and alignments of every argument, by the code that runs before a launch on a
+    GPU.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
 
@@ -214,7 +218,9 @@ class Live(TorchDispatchMode):
     [(24_580, 1620, 1, None, 64), (24_580, 1620, 5, None, 64), (83_440, 8160, 1, 30, 0.02 * 13_031)],
 )
 def test_extra_memory_of_a_read(tokens, queries, objects, top_k, most):
-    """In MB beyond the outputs: of all tokens at 480p, of the best at 1080p, where XMem takes 13,031."""
+    """In MB beyond the outputs: of all tokens at 480p, of the best at 1080p, where XMem takes
+    13,031.
+    """
     from xmemk.kernels import memory_read
 
     x = aot.meta(tokens, queries, objects=objects)

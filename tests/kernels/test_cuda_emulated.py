@@ -1,4 +1,6 @@
-"""The CUDA kernels' own source, run on the CPU, against the oracle: equal indices, so ties and NaN count."""
+"""The CUDA kernels' own source, run on the CPU, against the oracle: equal indices, so ties and NaN
+count.
+"""
 
 import math
 import subprocess
@@ -125,7 +127,9 @@ def test_any_strides(op):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_size_on_the_device(op, dtype, parts):
-    """Tokens past the size are not looked at, places without a token are -1, no size goes past the capacity."""
+    """Tokens past the size are not looked at, places without a token are -1, no size goes past the
+    capacity.
+    """
     capacity = 150
     usage = torch.stack([row(kind, capacity) for kind in ("random", "few values", "special", "some NaN")])
     sizes = torch.tensor([150, 77, 0, 1000], dtype=dtype)
@@ -147,7 +151,9 @@ def test_order_of_denormals():
 
 
 def test_blocks_per_row():
-    """One block up to 65,536 tokens; beyond, as many as are useful, never more than the device holds at once."""
+    """One block up to 65,536 tokens; beyond, as many as are useful, never more than the device
+    holds at once.
+    """
     assert cuda.plan_parts(1, 65_536, 132) == 1
     assert cuda.plan_parts(1, 65_537, 132) == 3
     assert cuda.plan_parts(1, 10_000_000, 132) == 132
@@ -185,7 +191,7 @@ WRONG = [-1, 9, 1 << 40]
 
 @pytest.fixture(scope="module")
 def stopped():
-    """{index outside: status and errors of a process that gathers it}: forks of one that has torch."""
+    """{index outside: status and errors of a process that gathers it}: forked after torch."""
     code = (
         "import os, sys, torch, cuda_emulated as cuda\n"
         f"for wrong in {WRONG}:\n"

@@ -1,4 +1,6 @@
-"""xmemk.Memory with CUDA graphs on an NVIDIA GPU: equal to a memory without, to the bit: `pytest -m gpu`."""
+"""xmemk.Memory with CUDA graphs on an NVIDIA GPU: equal to a memory without, to the bit: `pytest -m
+gpu`.
+"""
 
 import copy
 import warnings

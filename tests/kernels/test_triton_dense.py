@@ -1,4 +1,6 @@
-"""The Triton kernels of the dense read and of consolidation, under Triton's interpreter, against the float64 oracle."""
+"""The Triton kernels of the dense read and of consolidation, under Triton's interpreter, against
+the float64 oracle.
+"""
 
 from unittest import mock
 
@@ -150,7 +152,9 @@ def test_nothing_to_read_with():
 @interpreted
 @pytest.mark.parametrize("top_k", [None, 3])
 def test_strides_beyond_32_bits(top_k):
-    """Of storage that is not there but for the few pages touched: offsets must be computed in 64 bits."""
+    """Of storage that is not there but for the few pages touched: offsets must be computed in 64
+    bits.
+    """
     step = 1 << 26
 
     def apart(t):

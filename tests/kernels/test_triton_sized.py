@@ -1,4 +1,6 @@
-"""The top-k read with its sizes on the device, under Triton's interpreter: equal to a read of views, to the bit."""
+"""The top-k read with its sizes on the device, under Triton's interpreter: equal to a read of
+views, to the bit.
+"""
 
 import pytest
 import torch

@@ -106,8 +106,8 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
 
 @interpreted
 def test_a_run_in_the_interpreter():
-    """Reads by the kernels, with a clock that prefers blocks of 64 queries; then one that stops, and one whose reads
-    are wrong.
+    """Reads by the kernels, with a clock that prefers blocks of 64 queries; then one that stops,
+    and one whose reads are wrong.
     """
     import tempfile
     from pathlib import Path

@@ -125,7 +125,8 @@ def stages(network, x):
 def test_a_tuned_network_is_the_same_to_rounding(monkeypatch, compiled):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda stage: compiler(stage, backend="aot_eager", fullgraph=True))
-    # Two blocks in one stage: one with a shortcut, one without. More would only take longer to compile.
+    # Two blocks in one stage: one with a shortcut, one without. More would only take longer to
+    # compile.
     blocks = {"key_blocks": (1, 2, 1), "value_blocks": (1, 2, 1)} if compiled else {}
     network = small(NetworkConfig(key_dim=8, value_dim=16, hidden_dim=64, width=4, decoder_dim=8, **blocks))
     network.load_state_dict(fixed.fixed_weights(network.state_dict()))

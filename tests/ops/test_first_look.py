@@ -101,7 +101,9 @@ def test_the_same_bits_for_any_number_of_threads_and_any_hint(threads):
 
 
 def adversarial(seed):
-    """A small case of keys, shrinkage, queries and selection that strain the bound or its arithmetic."""
+    """A small case of keys, shrinkage, queries and selection that strain the bound or its
+    arithmetic.
+    """
     g = torch.Generator().manual_seed(seed)
 
     def choose(*options):

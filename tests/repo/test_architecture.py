@@ -159,7 +159,7 @@ def test_importing_loads_torch_alone(loaded_by, module):
 
 @pytest.fixture(scope="module")
 def crippled():
-    """Output of the oracle without the rest of the package, then of the rest without the extension."""
+    """Output of the oracle without the package, then of the package without the extension."""
     folder = str(PACKAGE / "reference")
     code = (
         "import importlib.util, sys\n"

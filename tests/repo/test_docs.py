@@ -1,4 +1,6 @@
-"""The pages of docs/ hold what they say: Python blocks run, commands exist, files are there, figures are drawn."""
+"""The pages of docs/ hold what they say: Python blocks run, commands exist, files are there,
+figures are drawn.
+"""
 
 import importlib.util
 import re

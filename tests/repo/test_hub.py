@@ -1,4 +1,6 @@
-"""The layout for the Hugging Face Kernel Hub: made, loaded by the package ``kernels``, and held to the oracle."""
+"""The layout for the Hugging Face Kernel Hub: made, loaded by the package ``kernels``, and held to
+the oracle.
+"""
 
 import importlib.metadata
 import json
@@ -11,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# In a process of its own, away from the checkout: xmemk itself is hidden, so that nothing can lean on it.
+# In a process of its own, away from the checkout: xmemk itself is hidden, so that nothing can lean
+# on it.
 USE = """
 import sys
 from pathlib import Path
@@ -68,7 +71,9 @@ def test_the_layout(hub):
 
 
 def test_no_module_names_the_package(hub):
-    """An absolute import, or an operator in the namespace of another version, would fail where both are loaded."""
+    """An absolute import, or an operator in the namespace of another version, would fail where both
+    are loaded.
+    """
     for path in (hub / "build" / "torch-cpu").rglob("*.py"):
         text = path.read_text()
         assert not re.search(r"^\s*(?:from|import) xmemk", text, re.MULTILINE), path

@@ -100,7 +100,7 @@ def test_the_figures_are_those_of_the_result_files():
 
 
 def test_other_figures_would_be_noticed(tmp_path):
-    """A changed figure, in README or in a result file, makes the two differ; so do missing marks."""
+    """A changed figure in README or in a result file makes the two differ; so do missing marks."""
     ours = re.search(r"\| memory_read top-k \(480p-full, 1 object\) \| ([\d.]+) (?:us|ms|s) \|", README)
     changed = README[: ours.start(1)] + "1.23" + README[ours.end(1) :]
     assert readme.with_figures(changed, RESULTS) == README

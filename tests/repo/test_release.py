@@ -1,4 +1,6 @@
-"""What a release is made of does not drift from the rest: workflows, citation, lists of files, extras."""
+"""What a release is made of does not drift from the rest: workflows, citation, lists of files,
+extras.
+"""
 
 import ast
 import re

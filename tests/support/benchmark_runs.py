@@ -1,4 +1,4 @@
-"""What the tests of the benchmarks share: a run on tiny sizes, with the ops' tests taken for green."""
+"""What the benchmarks' tests share: a run on tiny sizes, the ops' tests taken for green."""
 
 import json
 from typing import Any

@@ -1,4 +1,6 @@
-"""csrc/cuda's kernels on the CPU: built with g++ over tests/cuda_emulation, called like the operators."""
+"""csrc/cuda's kernels on the CPU: built with g++ over tests/cuda_emulation, called like the
+operators.
+"""
 
 import ctypes
 import functools

@@ -1,4 +1,6 @@
-"""The float64 gradients of a memory read, and how far float32 arithmetic may take a kernel from them."""
+"""The float64 gradients of a memory read, and how far float32 arithmetic may take a kernel from
+them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ Gradients = dict[str, Tensor]
 
 
 def gradients(read: Read, x: Inputs, upstream: Any) -> Gradients:
-    """{name: gradient} of every input of ``read(*x.read)`` that there is; what it returns meets ``upstream``."""
+    """{name: gradient} of every input of ``read(*x.read)`` that there is; what it returns meets
+    ``upstream``.
+    """
     inputs = {name: t.detach().requires_grad_() for name, t in zip(NAMES, x.read) if t is not None}
     out = read(*(inputs.get(name) for name in NAMES))
     out, upstream = (t if isinstance(t, tuple) else (t,) for t in (out, upstream))
@@ -29,7 +33,7 @@ def gradients(read: Read, x: Inputs, upstream: Any) -> Gradients:
 
 
 def oracle(index: Tensor | None = None) -> Read:
-    """The oracle's dense read with usage; with ``index`` [B, Q, k] its softmax over these tokens."""
+    """The oracle's dense read with usage; with ``index`` [B, Q, k] over these tokens."""
 
     def read(mk: Tensor, ms: Tensor | None, mv: Tensor, qk: Tensor, qe: Tensor | None) -> Any:
         if index is None:
@@ -45,7 +49,9 @@ def oracle(index: Tensor | None = None) -> Read:
 def check_gradients(
     x: Inputs, got: Gradients, d_readout: Tensor, d_usage: Tensor | None = None, index: Tensor | None = None
 ) -> None:
-    """``got`` {name: gradient} against float64 over the same tokens; raises AssertionError beyond rounding."""
+    """``got`` {name: gradient} against float64 over the same tokens; raises AssertionError beyond
+    rounding.
+    """
     exact = x.double()
     d_readout = d_readout.double()
     d_usage = torch.zeros_like(exact.usage) if d_usage is None else d_usage.double()
@@ -66,8 +72,8 @@ def rounding(x: Inputs, d_readout: Tensor, d_usage: Tensor, index: Tensor | None
 
     A score that is off by d moves its weight by d, relatively, and by the mean d that the softmax's
     sum carries. Each sum adds its own rounding, of the size of its terms' absolute values about a
-    central key, as in xmemk.testing. The kernel chooses its own central key, so the terms are larger
-    by the keys' mean distance from the one used here.
+    central key, as in xmemk.testing. The kernel chooses its own central key, so the terms are
+    larger by the keys' mean distance from the one used here.
     """
     exact = x.double()
     ms = torch.ones_like(exact.mk[:, :1]) if exact.ms is None else exact.ms

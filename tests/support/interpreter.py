@@ -1,4 +1,5 @@
-"""Tests of the Triton kernels run in a process of their own, where Triton's interpreter was chosen before its import.
+"""Tests of the Triton kernels run in a process of their own, where Triton's interpreter was chosen
+before its import.
 
     @interpreted
     def test_something(parameter): ...
@@ -25,7 +26,7 @@ _HERE = "TRITON_INTERPRET"
 
 
 def find_kernels() -> None:
-    """Lets xmemk.kernels be imported where xmemk runs from its source tree without being installed."""
+    """Makes xmemk.kernels importable where xmemk runs from its source tree uninstalled."""
     import xmemk
 
     folder = Path(xmemk.__file__).parent.parent / "kernels"
@@ -113,7 +114,8 @@ def _products_of_bfloat16() -> None:
 
 
 def _patch_the_language_once() -> None:
-    """Triton's interpreter patches triton.language in every call of a function, which takes most of its time.
+    """Triton's interpreter patches triton.language in every call of a function, which takes most of
+    its time.
 
     This process only interprets, so the first patch stays.
     """

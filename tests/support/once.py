@@ -1,4 +1,6 @@
-"""What depends on files alone and takes long is made once, and kept under build/ for every process and later run."""
+"""What depends on files alone and takes long is made once, and kept under build/ for every process
+and later run.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Peers that take the device from their process, on the CPU: `python stand_in_peers.py PLAN LOG ARGUMENTS`.
+"""Peers that take the device from their process, on the CPU: `python stand_in_peers.py PLAN LOG
+ARGUMENTS`.
 
-A program of its own, since run.py replaces its process. Once a peer has failed, every call of the process fails with
-CUDA's words. PLAN, in JSON, says which peer of which op does it when: at "check", in the "rounds", or in the sweep
-"after". LOG gets a line a process, "inherited" where it had that file open from the start.
+A program of its own, since run.py replaces its process. Once a peer has failed, every call of the
+process fails with CUDA's words. PLAN, in JSON, says which peer of which op does it when: at
+"check", in the "rounds", or in the sweep "after". LOG gets a line a process, "inherited" where it
+had that file open from the start.
 """
 
 import json

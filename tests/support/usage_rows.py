@@ -1,4 +1,6 @@
-"""Rows of usage that try the selecting operators, shared by the tests of select_prototypes and evict_lfu."""
+"""Rows of usage that try the selecting operators, shared by the tests of select_prototypes and
+evict_lfu.
+"""
 
 import math
 

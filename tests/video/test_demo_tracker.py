@@ -20,7 +20,9 @@ def texture(seed, colour, height=HEIGHT, width=WIDTH):
 
 
 def video(frames):
-    """Images and label masks of two textured ellipses, 3 and 7, that move before a still background."""
+    """Images and label masks of two textured ellipses, 3 and 7, that move before a still
+    background.
+    """
     background = texture(0, [90.0, 140.0, 60.0])
     y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
     for t in range(frames):

@@ -51,11 +51,11 @@ def test_half_a_box_beside_it(tmp_path):
     """Truth in columns 10 to 29, result in 20 to 39, same rows: intersection 200, union 600 pixels.
 
     A contour runs above and left of a region, and on its last row and column. The contour of a box
-    of 20 x 20 is therefore a ring of 21 x 21 with 80 pixels: here rows 9 and 29, and columns 9 and 29
-    of the truth, 19 and 39 of the result. In rows 9 and 29 of the truth, the 12 pixels in columns 18
-    to 29 are within one pixel of the result's contour. In its column 29, two more are, next to those
-    rows; in its column 9, none. That is 2 x 12 + 2 = 26 of 80, and by symmetry the same for the
-    result: F = 32.5 %.
+    of 20 x 20 is therefore a ring of 21 x 21 with 80 pixels: here rows 9 and 29, and columns 9 and
+    29 of the truth, 19 and 39 of the result. In rows 9 and 29 of the truth, the 12 pixels in
+    columns 18 to 29 are within one pixel of the result's contour. In its column 29, two more are,
+    next to those rows; in its column 9, none. That is 2 x 12 + 2 = 26 of 80, and by symmetry the
+    same for the result: F = 32.5 %.
     """
     truth, result = box(10, 10), box(10, 20)
     dataset, results = dataset_of(tmp_path / "d", [truth] * 3), results_of(tmp_path / "r", [result] * 3)
@@ -80,7 +80,7 @@ def test_a_contour_one_pixel_off_is_right_and_two_is_not(tmp_path):
 
 
 def test_the_first_and_the_last_annotation_are_left_out(tmp_path):
-    """J of the frames is 0, 1, 1/3, 0. DAVIS takes the mean of the middle two, other rules of all."""
+    """J of the frames is 0, 1, 1/3, 0. DAVIS takes the mean of the middle two, others of all."""
     truth = box(10, 10)
     dataset = dataset_of(tmp_path / "d", [truth] * 4)
     results = results_of(tmp_path / "r", [box(35, 55), truth, box(10, 20), box(35, 55)])

@@ -109,7 +109,7 @@ def test_without_long_term_memory_working_memory_grows_and_reads_as_xmem_does():
 
 @pytest.mark.parametrize("policy", ["xmem-plain", "random", "random-plain", "kmeans", "kmeans-plain"])
 def test_prototypes(policy):
-    """The first consolidation, at four frames: 7 of the 24 tokens of frames 1 and 2 are prototypes."""
+    """The first consolidation, at four frames: 7 of 24 tokens of frames 1 and 2 are prototypes."""
     memory = make_memory(policy, CONFIG)
     added = filled(memory, 4)
     k, s, v, e = whole(added[1:3])
@@ -155,7 +155,7 @@ def test_random_candidates_are_all_different_and_the_same_again():
 
 
 def test_k_means_ends_where_lloyd_changes_nothing():
-    """Each key is in the cluster of the nearest centre, each centre is a mean, the error decreases."""
+    """Each key is with the nearest centre, each centre is a mean, the error decreases."""
     g = torch.Generator().manual_seed(2)
     places = 10 * torch.randn(CK, 4, generator=g)
     keys = (places[:, torch.arange(60) % 4] + 0.5 * torch.randn(CK, 60, generator=g))[None]

@@ -1,4 +1,6 @@
-"""``xmemk weights`` against a server on the loopback address: whole, half, wrong, a page, and no server at all."""
+"""``xmemk weights`` against a server on the loopback address: whole, half, wrong, a page, and no
+server at all.
+"""
 
 import hashlib
 import re
@@ -64,7 +66,9 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """A server, from which xmemk fetches into tmp_path; the releases are of CONTENT, one with a known sum."""
+    """A server, from which xmemk fetches into tmp_path; the releases are of CONTENT, one with a
+    known sum.
+    """
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -87,7 +91,9 @@ def fetch(server, name="XMem"):
 
 
 def sentence(server, name="XMem"):
-    """The error of a fetch: one sentence, which says where the file belongs if it is to be fetched by hand."""
+    """The error of a fetch: one sentence, which says where the file belongs if it is to be fetched
+    by hand.
+    """
     with pytest.raises(weights.WeightsError) as caught:
         fetch(server, name)
     assert "\n" not in str(caught.value)
@@ -173,6 +179,7 @@ def test_answers_that_are_no_file(server, tmp_path, manner, words):
 
 
 def test_offline(server, tmp_path):
+    server.shutdown()  # before its socket goes: a connection in between would be reset
     server.server_close()
     said = sentence(server)
     assert "cannot be reached" in said
@@ -202,7 +209,9 @@ def test_it_is_found_where_xmem_puts_it(server, tmp_path):
 
 @pytest.mark.parametrize("command", ["segment", "eval"])
 def test_the_commands_find_it(server, tmp_path, capsys, command):
-    """They get as far as reading the file, which here is no network; before it is there, they say how to get it."""
+    """They get as far as reading the file, which here is no network; before it is there, they say
+    how to get it.
+    """
     pytest.importorskip("av")
     image = pytest.importorskip("PIL.Image")
     folders = {"JPEGImages/480p/clip": "jpg", "Annotations/480p/clip": "png"}

@@ -21,7 +21,7 @@ NOISE = 3e-4  # variance of colour, in [0, 1], that does not count as an edge
 
 
 def guided_filter(image: Tensor, mask: Tensor, radius: int = RADIUS, noise: float = NOISE) -> Tensor:
-    """The soft masks [O, H, W] in [0, 1] with edges moved to those of ``image``, uint8 [H, W, 3]."""
+    """Soft masks [O, H, W] in [0, 1], edges moved to those of ``image``, uint8 [H, W, 3]."""
     guide = image.permute(2, 0, 1).float() / 255
     small, target = _halved(guide), _halved(mask)
     mean = _box(small, radius)

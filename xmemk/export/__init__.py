@@ -1,4 +1,6 @@
-"""The memory read and the whole tracker as ONNX graphs, and the runner that needs neither torch nor xmemk."""
+"""The memory read and the whole tracker as ONNX graphs, and the runner that needs neither torch nor
+xmemk.
+"""
 
 from .read import MaskedRead, export_read, export_read_onnx
 from .tracker import export_tracker

@@ -1,10 +1,11 @@
-"""The tracker's step as modules: the network's three stages, and four steps of a memory of fixed room.
+"""The tracker's step as modules: the network's three stages, and four steps of a memory of fixed
+room.
 
-The memory's state is seven tensors with a row per token, N = long-term room + T_max frames of tokens: ``key`` [N, CK],
-``shrinkage`` [N, 1], ``selection`` [N, CK], ``value`` [N, O, CV], ``use`` [N] (mass received), ``life`` [N] (reads
-taken part in) and ``valid`` [N] bool. Long-term tokens lie in front, frames behind them, oldest first. A module that
-changes the state takes it and returns all of it. Which one comes when is decided by counters (runner.py), never by
-what a tensor holds.
+The memory's state is seven tensors with a row per token, N = long-term room + T_max frames of
+tokens: ``key`` [N, CK], ``shrinkage`` [N, 1], ``selection`` [N, CK], ``value`` [N, O, CV], ``use``
+[N] (mass received), ``life`` [N] (reads taken part in) and ``valid`` [N] bool. Long-term tokens lie
+in front, frames behind them, oldest first. A module that changes the state takes it and returns all
+of it. Which one comes when is decided by counters (runner.py), never by what a tensor holds.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Part(nn.Module):
 
 
 class EncodeKey(Part):
-    """image [1, 3, H, W], normalised and padded -> key, shrinkage, selection, features at 1/16, 1/8 and 1/4."""
+    """image [1, 3, H, W], normalised and padded -> key, shrinkage, selection, features at 1/16, 1/8
+    and 1/4.
+    """
 
     def forward(self, image: Tensor) -> Outputs:
         key, shrinkage, selection, features = self.network.encode_key(image)
@@ -48,7 +51,9 @@ class EncodeKey(Part):
 
 
 class EncodeValue(Part):
-    """image, f16, masks [1, O, H, W], hidden [1, O, CH, h, w] -> value [1, O, CV, h, w], hidden after the update."""
+    """image, f16, masks [1, O, H, W], hidden [1, O, CH, h, w] -> value [1, O, CV, h, w], hidden
+    after the update.
+    """
 
     def forward(self, image: Tensor, f16: Tensor, masks: Tensor, hidden: Tensor | None = None) -> Outputs:
         value, hidden = self.network.encode_value(image, f16, hidden, masks)
@@ -56,7 +61,9 @@ class EncodeValue(Part):
 
 
 class Decode(Part):
-    """Features, readout [1, O, CV, h, w], hidden -> probability [1, 1 + O, H, W], hidden after the update."""
+    """Features, readout [1, O, CV, h, w], hidden -> probability [1, 1 + O, H, W], hidden after the
+    update.
+    """
 
     def forward(
         self, features: tuple[Tensor, Tensor, Tensor], readout: Tensor, hidden: Tensor | None = None
@@ -66,7 +73,9 @@ class Decode(Part):
 
 
 class Read(Part):
-    """The state without its selection, qk and qe [1, CK, Q] -> readout [1, O, CV, Q], use and life after the read."""
+    """The state without its selection, qk and qe [1, CK, Q] -> readout [1, O, CV, Q], use and life
+    after the read.
+    """
 
     def forward(self, state: tuple[Tensor, ...], qk: Tensor, qe: Tensor) -> Outputs:
         key, shrinkage, value, use, life, valid = state
@@ -85,8 +94,9 @@ class Remember(Part):
 
 
 class Consolidate(Part):
-    """The state in which all frames but the first and the last T_min - 1 have become P long-term tokens from row
-    ``start`` [1] on: selection by usage and potentiation (Eq. 3). The frames that stay close up.
+    """The state in which all frames but the first and the last T_min - 1 have become P long-term
+    tokens from row ``start`` [1] on: selection by usage and potentiation (Eq. 3). The frames that
+    stay close up.
     """
 
     def forward(self, state: State, start: Tensor) -> Outputs:
@@ -105,7 +115,9 @@ class Consolidate(Part):
 
 
 class Evict(Part):
-    """The state of whose long-term tokens the most used stay, so many that there is room for P; of equals the newer."""
+    """The state of whose long-term tokens the most used stay, so many that there is room for P; of
+    equals the newer.
+    """
 
     def forward(self, state: State) -> Outputs:
         long = self.config.max_long_term_elements

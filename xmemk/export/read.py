@@ -1,4 +1,6 @@
-"""The memory read over a memory of fixed room, as plain tensor operations that ONNX and torch.export can hold."""
+"""The memory read over a memory of fixed room, as plain tensor operations that ONNX and
+torch.export can hold.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,13 @@ OPSET = 18
 class MaskedRead(nn.Module):
     """:func:`xmemk.memory_read` over a memory of fixed room, of which a mask says what is there.
 
-    mk [B, CK, N], ms [B, 1, N], mv [B, O, CV, N]: N is the room; places that ``valid`` [B, N] bool leaves out hold any
-    finite numbers. qk, qe [B, CK, Q]. Returns the readout [B, O, CV, Q] and the usage [B, N], 0 where nothing is valid.
-    At least one token must be valid. With ``top_k``, the room must be at least k; fewer valid tokens than k mean all.
+    mk [B, CK, N], ms [B, 1, N], mv [B, O, CV, N]: N is the room; places that ``valid`` [B, N] bool
+    leaves out hold any finite numbers. qk, qe [B, CK, Q]. Returns the readout [B, O, CV, Q] and the
+    usage [B, N], 0 where nothing is valid. At least one token must be valid. With ``top_k``, the
+    room must be at least k; fewer valid tokens than k mean all.
 
-    No operation depends on the data, so the graph of one call serves all: nothing grows, nothing is recompiled.
+    No operation depends on the data, so the graph of one call serves all: nothing grows, nothing is
+    recompiled.
     """
 
     def __init__(self, top_k: int | None = 30) -> None:
@@ -43,8 +47,8 @@ class MaskedRead(nn.Module):
 def read_rows(
     key: Tensor, shrinkage: Tensor, value: Tensor, valid: Tensor, qk: Tensor, qe: Tensor, top_k: int | None
 ) -> tuple[Tensor, Tensor]:
-    """The read, tokens first: key [B, N, CK], shrinkage [B, N, 1], value [B, N, O, CV], valid [B, N], qk and qe
-    [B, Q, CK] -> readout [B, Q, O, CV], usage [B, N].
+    """The read, tokens first: key [B, N, CK], shrinkage [B, N, 1], value [B, N, O, CV], valid [B,
+    N], qk and qe [B, Q, CK] -> readout [B, Q, O, CV], usage [B, N].
     """
     score = scores(key, shrinkage, qk, qe).masked_fill(~valid.unsqueeze(1), -math.inf)
     flat = value.flatten(2)
@@ -61,7 +65,9 @@ def read_rows(
 
 
 def scores(key: Tensor, shrinkage: Tensor, qk: Tensor, qe: Tensor) -> Tensor:
-    """Eq. 2 as matrix products, [B, Q, N]; keys and queries translated by the mean query, which cancels less."""
+    """Eq. 2 as matrix products, [B, Q, N]; keys and queries translated by the mean query, which
+    cancels less.
+    """
     center = qk.mean(1, keepdim=True)
     k, q = key - center, qk - center
     distance = qe @ k.square().transpose(1, 2) - 2 * ((qe * q) @ k.transpose(1, 2)) + (qe * q.square()).sum(2, True)
@@ -69,7 +75,9 @@ def scores(key: Tensor, shrinkage: Tensor, qk: Tensor, qe: Tensor) -> Tensor:
 
 
 def rescored(key: Tensor, shrinkage: Tensor, qk: Tensor, qe: Tensor, index: Tensor) -> Tensor:
-    """The direct form of Eq. 2 for the chosen tokens index [B, Q, k], which carries no cancellation."""
+    """The direct form of Eq. 2 for the chosen tokens index [B, Q, k], which carries no
+    cancellation.
+    """
     squared = (rows_of(key, index) - qk.unsqueeze(2)).square()
     return -(squared * qe.unsqueeze(2)).sum(3) * rows_of(shrinkage, index).squeeze(3) / math.sqrt(key.shape[2])
 
@@ -91,8 +99,9 @@ def export_read(
     key_dim: int = 64,
     value_dim: int = 512,
 ) -> torch.export.ExportedProgram:
-    """:class:`MaskedRead` through torch.export, for one video. ``room``, ``queries`` and ``objects`` that are None stay
-    free. XMem at 480p with its default memory: ``room=26200, queries=1620``. ValueError for a room below k.
+    """:class:`MaskedRead` through torch.export, for one video. ``room``, ``queries`` and
+    ``objects`` that are None stay free. XMem at 480p with its default memory: ``room=26200,
+    queries=1620``. ValueError for a room below k.
     """
     for name, size, least in (("room", room, top_k or 1), ("queries", queries, 1), ("objects", objects, 1)):
         if size is not None and size < least:
@@ -110,7 +119,9 @@ def export_read(
 
 
 def export_read_onnx(path: str | os.PathLike[str], **sizes: Any) -> None:
-    """:func:`export_read` as an ONNX file, its inputs named as the arguments, its outputs ``readout`` and ``usage``."""
+    """:func:`export_read` as an ONNX file, its inputs named as the arguments, its outputs
+    ``readout`` and ``usage``.
+    """
     write(path, export_read(**sizes), ("mk", "ms", "mv", "valid", "qk", "qe"), ("readout", "usage"))
 
 

@@ -1,6 +1,8 @@
-"""Follows objects with the graphs that :func:`xmemk.export.export_tracker` wrote: NumPy and onnxruntime, nothing else.
+"""Follows objects with the graphs that :func:`xmemk.export.export_tracker` wrote: NumPy and
+onnxruntime, nothing else.
 
-This file imports nothing of xmemk; copy it beside the graphs. What it does, frame by frame, is xmemk.Tracker's step.
+This file imports nothing of xmemk; copy it beside the graphs. What it does, frame by frame, is
+xmemk.Tracker's step.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ Array = np.ndarray[Any, Any]
 
 
 class Bucket:
-    """The memory of the objects that joined at one frame: its rows, and how many of each kind are taken."""
+    """The memory of the objects that joined at one frame: its rows, and how many of each kind are
+    taken.
+    """
 
     def __init__(self, runner: Runner, objects: list[int], tokens: int) -> None:
         self.runner, self.objects, self.tokens, self.frames, self.long = runner, objects, tokens, 0, 0
@@ -50,8 +54,8 @@ class Bucket:
 
 
 class Runner:
-    """The tracker of one video. folder: where the graphs are. options: for onnxruntime.InferenceSession, such as
-    ``providers=["CUDAExecutionProvider"]``.
+    """The tracker of one video. folder: where the graphs are. options: for
+    onnxruntime.InferenceSession, such as ``providers=["CUDAExecutionProvider"]``.
     """
 
     def __init__(self, folder: str | Path, **options: Any) -> None:
@@ -71,7 +75,9 @@ class Runner:
         return list(session.run(None, feed))
 
     def step(self, image: Array, mask: Array | None = None, *, end: bool = False) -> Array:
-        """image [3, H, W], uint8 or 0 to 1; mask labels [H, W] -> probabilities [1 + O, H, W], background first."""
+        """image [3, H, W], uint8 or 0 to 1; mask labels [H, W] -> probabilities [1 + O, H, W],
+        background first.
+        """
         known, labels = self.objects, [] if mask is None else [int(x) for x in np.unique(mask) if x != 0]
         if not known and not labels:
             return np.ones((1, *image.shape[1:]), np.float32)

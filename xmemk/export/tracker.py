@@ -33,11 +33,13 @@ def export_tracker(
     height: int | None = None,
     width: int | None = None,
 ) -> None:
-    """Writes the tracker of this network and memory as ONNX graphs and ``tracker.json``, which runner.py reads.
+    """Writes the tracker of this network and memory as ONNX graphs and ``tracker.json``, which
+    runner.py reads.
 
-    height, width: of the frames, 480 and 854 say; both None for graphs that take any size. The number of objects is
-    free in any case. ValueError for a memory that the graphs cannot be: without long-term memory, which has no fixed
-    room, or with counting, groups or ``value_dtype`` other than the defaults; and for P or k beyond what it holds.
+    height, width: of the frames, 480 and 854 say; both None for graphs that take any size. The
+    number of objects is free in any case. ValueError for a memory that the graphs cannot be:
+    without long-term memory, which has no fixed room, or with counting, groups or ``value_dtype``
+    other than the defaults; and for P or k beyond what it holds.
     """
     config = config or MemoryConfig(hidden_dim=network.config.hidden_dim)
     if (height is None) != (width is None):

@@ -1,7 +1,8 @@
 """affinity_topk: the k most similar tokens of each query, and their weights.
 
-hint, packed and centre change the time of a top-k read on the CPU, never its result (packed_keys.py).
-hint [B, Q, k'] int64: tokens that are likely to be among the best, such as last frame's.
+hint, packed and centre change the time of a top-k read on the CPU, never its result
+(packed_keys.py). hint [B, Q, k'] int64: tokens that are likely to be among the best, such as last
+frame's.
 """
 
 from __future__ import annotations

@@ -33,7 +33,9 @@ def empty_packed_keys(mk: Tensor, tokens: int) -> Tensor:
 
 
 def quantise_keys(mk: Tensor, ms: Tensor | None, centre: Tensor, packed: Tensor, first: int) -> None:
-    """Writes keys mk [B, CK, N] and shrinkage ms [B, 1, N] to the packed tokens first to first + N - 1."""
+    """Writes keys mk [B, CK, N] and shrinkage ms [B, 1, N] to the packed tokens first to first + N
+    - 1.
+    """
     torch.ops.xmemk.quantise_keys(mk, ms, centre, packed, first)
 
 

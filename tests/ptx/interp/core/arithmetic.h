@@ -22,10 +22,18 @@ struct Bfloat {
   uint16_t bits;
 };
 
-inline float to_float(Half x) { return float(bits_as<_Float16>(x.bits)); }
-inline float to_float(Bfloat x) { return bits_as<float>(uint32_t(x.bits) << 16); }
-inline float to_float(float x) { return x; }
-inline Half half_of(float x) { return {x != x ? uint16_t(0x7fff) : bits_as<uint16_t>(_Float16(x))}; }
+inline float to_float(Half x) {
+  return float(bits_as<_Float16>(x.bits));
+}
+inline float to_float(Bfloat x) {
+  return bits_as<float>(uint32_t(x.bits) << 16);
+}
+inline float to_float(float x) {
+  return x;
+}
+inline Half half_of(float x) {
+  return {x != x ? uint16_t(0x7fff) : bits_as<uint16_t>(_Float16(x))};
+}
 inline Bfloat bfloat_of(float x) {
   uint32_t u = bits_as<uint32_t>(x);
   return {x != x ? uint16_t(0x7fff) : uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16)};
@@ -72,25 +80,37 @@ template <class T>
 using Unsigned = std::make_unsigned_t<T>;
 template <class T>
 T add(T a, T b) {
-  if constexpr (std::is_integral_v<T>) return T(Unsigned<T>(a) + Unsigned<T>(b));
-  else return a + b;
+  if constexpr (std::is_integral_v<T>)
+    return T(Unsigned<T>(a) + Unsigned<T>(b));
+  else
+    return a + b;
 }
 template <class T>
 T sub(T a, T b) {
-  if constexpr (std::is_integral_v<T>) return T(Unsigned<T>(a) - Unsigned<T>(b));
-  else return a - b;
+  if constexpr (std::is_integral_v<T>)
+    return T(Unsigned<T>(a) - Unsigned<T>(b));
+  else
+    return a - b;
 }
 template <class T>
 T mul(T a, T b) {
-  if constexpr (std::is_integral_v<T>) return T(uint64_t(a) * uint64_t(b));
-  else return a * b;
+  if constexpr (std::is_integral_v<T>)
+    return T(uint64_t(a) * uint64_t(b));
+  else
+    return a * b;
 }
 template <class T>
-T mad(T a, T b, T c) { return add(mul(a, b), c); }
+T mad(T a, T b, T c) {
+  return add(mul(a, b), c);
+}
 template <class W, class T>
-W mul_wide(T a, T b) { return W(a) * W(b); }
+W mul_wide(T a, T b) {
+  return W(a) * W(b);
+}
 template <class W, class T>
-W mad_wide(T a, T b, W c) { return add(W(W(a) * W(b)), c); }
+W mad_wide(T a, T b, W c) {
+  return add(W(W(a) * W(b)), c);
+}
 template <class T>
 T mul_hi(T a, T b) {
   using Wide = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
@@ -104,46 +124,72 @@ T divide(T a, T b) {  // by zero the result is unspecified
   return a / b;
 }
 template <class T>
-T remainder_of(T a, T b) { return b == 0 ? a : sub(a, mul(divide(a, b), b)); }
+T remainder_of(T a, T b) {
+  return b == 0 ? a : sub(a, mul(divide(a, b), b));
+}
 template <class T>
 T least(T a, T b) {
-  if constexpr (std::is_integral_v<T>) return a < b ? a : b;
-  else return a != a ? b : b != b ? a : (a < b || (a == b && std::signbit(a))) ? a : b;
+  if constexpr (std::is_integral_v<T>)
+    return a < b ? a : b;
+  else
+    return a != a ? b : b != b ? a : (a < b || (a == b && std::signbit(a))) ? a : b;
 }
 template <class T>
 T greatest(T a, T b) {
-  if constexpr (std::is_integral_v<T>) return a > b ? a : b;
-  else return a != a ? b : b != b ? a : (a > b || (a == b && !std::signbit(a))) ? a : b;
+  if constexpr (std::is_integral_v<T>)
+    return a > b ? a : b;
+  else
+    return a != a ? b : b != b ? a : (a > b || (a == b && !std::signbit(a))) ? a : b;
 }
 template <class T>
-T both(T a, T b) { return a & b; }
+T both(T a, T b) {
+  return a & b;
+}
 template <class T>
-T either(T a, T b) { return a | b; }
+T either(T a, T b) {
+  return a | b;
+}
 template <class T>
-T differing(T a, T b) { return a ^ b; }
+T differing(T a, T b) {
+  return a ^ b;
+}
 template <class T>
-T inverted(T a) { return T(~a); }
+T inverted(T a) {
+  return T(~a);
+}
 template <class T>
 T negative(T a) {
-  if constexpr (std::is_integral_v<T>) return T(0 - Unsigned<T>(a));
-  else return -a;
+  if constexpr (std::is_integral_v<T>)
+    return T(0 - Unsigned<T>(a));
+  else
+    return -a;
 }
 template <class T>
 T absolute(T a) {
-  if constexpr (std::is_integral_v<T>) return a < 0 ? negative(a) : a;
-  else return std::fabs(a);
+  if constexpr (std::is_integral_v<T>)
+    return a < 0 ? negative(a) : a;
+  else
+    return std::fabs(a);
 }
 template <class T>
-T shifted_left(T a, uint32_t n) { return n >= 8 * sizeof(T) ? T(0) : T(a << n); }
+T shifted_left(T a, uint32_t n) {
+  return n >= 8 * sizeof(T) ? T(0) : T(a << n);
+}
 template <class T>
 T shifted_right(T a, uint32_t n) {
   if (n >= 8 * sizeof(T)) n = 8 * sizeof(T) - (std::is_signed_v<T> ? 1 : 0);
   return n >= 8 * sizeof(T) ? T(0) : T(a >> n);
 }
 template <class T>
-T fma_of(T a, T b, T c) { return std::fma(a, b, c); }
-inline float fma_flushed(float a, float b, float c) { return flushed(std::fma(flushed(a), flushed(b), flushed(c))); }
-inline uint32_t population(uint32_t a) { return uint32_t(__builtin_popcount(a)); }
+T fma_of(T a, T b, T c) {
+  return std::fma(a, b, c);
+}
+inline float fma_flushed(float a, float b, float c) {
+  return flushed(std::fma(flushed(a), flushed(b), flushed(c)));
+}
+inline uint32_t population(uint32_t a) {
+  return uint32_t(__builtin_popcount(a));
+}
 
 template <class T>
 T bit_field(T a, uint32_t position, uint32_t length) {
@@ -231,22 +277,34 @@ void setp(Warp& w, const Instruction& i, Mask m) {
   for (int l = 0; l < kLanes; l++) {
     bool nan = false, is;
     auto x = [&] {
-      if constexpr (std::is_integral_v<T>) return a[l];
-      else return to_float(a[l]);
+      if constexpr (std::is_integral_v<T>)
+        return a[l];
+      else
+        return to_float(a[l]);
     }();
     auto y = [&] {
-      if constexpr (std::is_integral_v<T>) return b[l];
-      else return to_float(b[l]);
+      if constexpr (std::is_integral_v<T>)
+        return b[l];
+      else
+        return to_float(b[l]);
     }();
     if constexpr (!std::is_integral_v<T>) nan = x != x || y != y;
-    if constexpr (c == Compare::eq) is = x == y;
-    else if constexpr (c == Compare::ne) is = x != y && !nan;
-    else if constexpr (c == Compare::lt) is = x < y;
-    else if constexpr (c == Compare::le) is = x <= y;
-    else if constexpr (c == Compare::gt) is = x > y;
-    else if constexpr (c == Compare::ge) is = x >= y;
-    else if constexpr (c == Compare::num) is = !nan;
-    else is = nan;
+    if constexpr (c == Compare::eq)
+      is = x == y;
+    else if constexpr (c == Compare::ne)
+      is = x != y && !nan;
+    else if constexpr (c == Compare::lt)
+      is = x < y;
+    else if constexpr (c == Compare::le)
+      is = x <= y;
+    else if constexpr (c == Compare::gt)
+      is = x > y;
+    else if constexpr (c == Compare::ge)
+      is = x >= y;
+    else if constexpr (c == Compare::num)
+      is = !nan;
+    else
+      is = nan;
     r |= Mask(is || (unordered && nan)) << l;
   }
   write_predicate(w, register_of(w, i, 0), m, r);
@@ -270,17 +328,24 @@ template <char operation>
 void logic(Warp& w, const Instruction& i, Mask m) {  // of predicates
   Mask a = *w.operand<Mask>(i, 1), ua = undefined_in(w, i, 1, 2), b = 0, ub = 0, r, u;
   if constexpr (operation != '~' && operation != '=') b = *w.operand<Mask>(i, 2), ub = undefined_in(w, i, 2, 3);
-  if constexpr (operation == '&') r = a & b, u = (ua | ub) & (a | ua) & (b | ub);
-  else if constexpr (operation == '|') r = a | b, u = (ua | ub) & (~a | ua) & (~b | ub);
-  else if constexpr (operation == '^') r = a ^ b, u = ua | ub;
-  else if constexpr (operation == '~') r = ~a, u = ua;
-  else r = a, u = ua;
+  if constexpr (operation == '&')
+    r = a & b, u = (ua | ub) & (a | ua) & (b | ub);
+  else if constexpr (operation == '|')
+    r = a | b, u = (ua | ub) & (~a | ua) & (~b | ub);
+  else if constexpr (operation == '^')
+    r = a ^ b, u = ua | ub;
+  else if constexpr (operation == '~')
+    r = ~a, u = ua;
+  else
+    r = a, u = ua;
   write_predicate(w, register_of(w, i, 0), m, r);
   set_undefined(w, register_of(w, i, 0), m, u);
 }
 
 template <class T>
-T same(T a) { return a; }
+T same(T a) {
+  return a;
+}
 
 // mov with a vector on one side: numbers[0] is the bits of a part.
 inline void unpack(Warp& w, const Instruction& i, Mask m) {
@@ -291,8 +356,10 @@ inline void unpack(Warp& w, const Instruction& i, Mask m) {
       if (!(m >> l & 1)) continue;
       uint64_t v = width_of(w, from) == 64 ? w.at<uint64_t>(from)[l] : w.at<uint32_t>(from)[l];
       v >>= i.numbers[0] * n;
-      if (i.numbers[0] == 16) w.at<uint16_t>(to)[l] = uint16_t(v);
-      else w.at<uint32_t>(to)[l] = uint32_t(v);
+      if (i.numbers[0] == 16)
+        w.at<uint16_t>(to)[l] = uint16_t(v);
+      else
+        w.at<uint32_t>(to)[l] = uint32_t(v);
     }
   }
   spread_undefined(w, i, m);
@@ -310,18 +377,24 @@ inline void pack(Warp& w, const Instruction& i, Mask m) {
   }
   for (int l = 0; l < kLanes; l++) {
     if (!(m >> l & 1)) continue;
-    if (width_of(w, to) == 64) w.at<uint64_t>(to)[l] = r[l];
-    else w.at<uint32_t>(to)[l] = uint32_t(r[l]);
+    if (width_of(w, to) == 64)
+      w.at<uint64_t>(to)[l] = r[l];
+    else
+      w.at<uint32_t>(to)[l] = uint32_t(r[l]);
   }
   spread_undefined(w, i, m);
 }
 
 template <class To, class From>
 To converted(From x) {
-  if constexpr (std::is_same_v<To, Half>) return half_of(to_float(x));
-  else if constexpr (std::is_same_v<To, Bfloat>) return bfloat_of(to_float(x));
-  else if constexpr (std::is_same_v<From, Half> || std::is_same_v<From, Bfloat>) return To(to_float(x));
-  else return To(x);
+  if constexpr (std::is_same_v<To, Half>)
+    return half_of(to_float(x));
+  else if constexpr (std::is_same_v<To, Bfloat>)
+    return bfloat_of(to_float(x));
+  else if constexpr (std::is_same_v<From, Half> || std::is_same_v<From, Bfloat>)
+    return To(to_float(x));
+  else
+    return To(x);
 }
 
 template <class To, class From>
@@ -340,15 +413,15 @@ uint32_t two_in_one(float high, float low) {
 
 inline void add_arithmetic(Handlers& h) {
 #define XMEMK_BINARY(name, suffix, T, f) h.add(name "." suffix, binary<T, T, T, f<T>>)
-#define XMEMK_INTEGER(suffix, T)                \
-  XMEMK_BINARY("add", suffix, T, add);          \
-  XMEMK_BINARY("sub", suffix, T, sub);          \
-  XMEMK_BINARY("mul.lo", suffix, T, mul);       \
-  XMEMK_BINARY("mul.hi", suffix, T, mul_hi);    \
-  XMEMK_BINARY("div", suffix, T, divide);       \
-  XMEMK_BINARY("rem", suffix, T, remainder_of); \
-  XMEMK_BINARY("min", suffix, T, least);        \
-  XMEMK_BINARY("max", suffix, T, greatest);     \
+#define XMEMK_INTEGER(suffix, T)                        \
+  XMEMK_BINARY("add", suffix, T, add);                  \
+  XMEMK_BINARY("sub", suffix, T, sub);                  \
+  XMEMK_BINARY("mul.lo", suffix, T, mul);               \
+  XMEMK_BINARY("mul.hi", suffix, T, mul_hi);            \
+  XMEMK_BINARY("div", suffix, T, divide);               \
+  XMEMK_BINARY("rem", suffix, T, remainder_of);         \
+  XMEMK_BINARY("min", suffix, T, least);                \
+  XMEMK_BINARY("max", suffix, T, greatest);             \
   h.add("mad.lo." suffix, ternary<T, T, T, T, mad<T>>); \
   h.add("shr." suffix, binary<T, T, uint32_t, shifted_right<T>>);
   XMEMK_INTEGER("s16", int16_t)
@@ -357,22 +430,22 @@ inline void add_arithmetic(Handlers& h) {
   XMEMK_INTEGER("u32", uint32_t)
   XMEMK_INTEGER("s64", int64_t)
   XMEMK_INTEGER("u64", uint64_t)
-#define XMEMK_BITS(suffix, T)                      \
-  XMEMK_BINARY("and", suffix, T, both);            \
-  XMEMK_BINARY("or", suffix, T, either);           \
-  XMEMK_BINARY("xor", suffix, T, differing);       \
-  h.add("not." suffix, unary<T, T, inverted<T>>);  \
-  h.add("mov." suffix, unary<T, T, same<T>>);      \
-  h.add("selp." suffix, selp<T>);                  \
+#define XMEMK_BITS(suffix, T)                                    \
+  XMEMK_BINARY("and", suffix, T, both);                          \
+  XMEMK_BINARY("or", suffix, T, either);                         \
+  XMEMK_BINARY("xor", suffix, T, differing);                     \
+  h.add("not." suffix, unary<T, T, inverted<T>>);                \
+  h.add("mov." suffix, unary<T, T, same<T>>);                    \
+  h.add("selp." suffix, selp<T>);                                \
   h.add("shl." suffix, binary<T, T, uint32_t, shifted_left<T>>); \
   h.add("shr." suffix, binary<T, T, uint32_t, shifted_right<T>>);
   XMEMK_BITS("b16", uint16_t)
   XMEMK_BITS("b32", uint32_t)
   XMEMK_BITS("b64", uint64_t)
-#define XMEMK_SIGNED(suffix, T)                       \
-  h.add("neg." suffix, unary<T, T, negative<T>>);     \
-  h.add("abs." suffix, unary<T, T, absolute<T>>);     \
-  h.add("mov." suffix, unary<T, T, same<T>>);         \
+#define XMEMK_SIGNED(suffix, T)                   \
+  h.add("neg." suffix, unary<T, T, negative<T>>); \
+  h.add("abs." suffix, unary<T, T, absolute<T>>); \
+  h.add("mov." suffix, unary<T, T, same<T>>);     \
   h.add("selp." suffix, selp<T>);
   XMEMK_SIGNED("s32", int32_t)
   XMEMK_SIGNED("s64", int64_t)
@@ -383,17 +456,17 @@ inline void add_arithmetic(Handlers& h) {
   XMEMK_MOVE("u16", uint16_t)
   XMEMK_MOVE("u32", uint32_t)
   XMEMK_MOVE("u64", uint64_t)
-#define XMEMK_WIDE(suffix, T, W)                                \
-  h.add("mul.wide." suffix, binary<W, T, T, mul_wide<W, T>>);   \
+#define XMEMK_WIDE(suffix, T, W)                              \
+  h.add("mul.wide." suffix, binary<W, T, T, mul_wide<W, T>>); \
   h.add("mad.wide." suffix, ternary<W, T, T, W, mad_wide<W, T>>);
   XMEMK_WIDE("s32", int32_t, int64_t)
   XMEMK_WIDE("u32", uint32_t, uint64_t)
-#define XMEMK_FLOAT(prefix, suffix, T)                       \
-  XMEMK_BINARY("add" prefix, suffix, T, add);                \
-  XMEMK_BINARY("sub" prefix, suffix, T, sub);                \
-  XMEMK_BINARY("mul" prefix, suffix, T, mul);                \
-  XMEMK_BINARY("min" prefix, suffix, T, least);              \
-  XMEMK_BINARY("max" prefix, suffix, T, greatest);           \
+#define XMEMK_FLOAT(prefix, suffix, T)             \
+  XMEMK_BINARY("add" prefix, suffix, T, add);      \
+  XMEMK_BINARY("sub" prefix, suffix, T, sub);      \
+  XMEMK_BINARY("mul" prefix, suffix, T, mul);      \
+  XMEMK_BINARY("min" prefix, suffix, T, least);    \
+  XMEMK_BINARY("max" prefix, suffix, T, greatest); \
   h.add("fma.rn" prefix "." suffix, ternary<T, T, T, T, fma_of<T>>);
   XMEMK_FLOAT("", "f32", float)
   h.add("fma.rn.ftz.f32", ternary<float, float, float, float, fma_flushed>);
@@ -411,22 +484,22 @@ inline void add_arithmetic(Handlers& h) {
   h.add("mov.pred", logic<'='>);
   h.add("mov.unpack", unpack);
   h.add("mov.pack", pack);
-#define XMEMK_COMPARE(suffix, T)                              \
-  h.add("setp.eq." suffix, setp<T, Compare::eq, false>);      \
-  h.add("setp.ne." suffix, setp<T, Compare::ne, false>);      \
-  h.add("setp.lt." suffix, setp<T, Compare::lt, false>);      \
-  h.add("setp.le." suffix, setp<T, Compare::le, false>);      \
-  h.add("setp.gt." suffix, setp<T, Compare::gt, false>);      \
+#define XMEMK_COMPARE(suffix, T)                         \
+  h.add("setp.eq." suffix, setp<T, Compare::eq, false>); \
+  h.add("setp.ne." suffix, setp<T, Compare::ne, false>); \
+  h.add("setp.lt." suffix, setp<T, Compare::lt, false>); \
+  h.add("setp.le." suffix, setp<T, Compare::le, false>); \
+  h.add("setp.gt." suffix, setp<T, Compare::gt, false>); \
   h.add("setp.ge." suffix, setp<T, Compare::ge, false>);
-#define XMEMK_COMPARE_FLOAT(suffix, T)                        \
-  XMEMK_COMPARE(suffix, T)                                    \
-  h.add("setp.equ." suffix, setp<T, Compare::eq, true>);      \
-  h.add("setp.neu." suffix, setp<T, Compare::ne, true>);      \
-  h.add("setp.ltu." suffix, setp<T, Compare::lt, true>);      \
-  h.add("setp.leu." suffix, setp<T, Compare::le, true>);      \
-  h.add("setp.gtu." suffix, setp<T, Compare::gt, true>);      \
-  h.add("setp.geu." suffix, setp<T, Compare::ge, true>);      \
-  h.add("setp.num." suffix, setp<T, Compare::num, false>);    \
+#define XMEMK_COMPARE_FLOAT(suffix, T)                     \
+  XMEMK_COMPARE(suffix, T)                                 \
+  h.add("setp.equ." suffix, setp<T, Compare::eq, true>);   \
+  h.add("setp.neu." suffix, setp<T, Compare::ne, true>);   \
+  h.add("setp.ltu." suffix, setp<T, Compare::lt, true>);   \
+  h.add("setp.leu." suffix, setp<T, Compare::le, true>);   \
+  h.add("setp.gtu." suffix, setp<T, Compare::gt, true>);   \
+  h.add("setp.geu." suffix, setp<T, Compare::ge, true>);   \
+  h.add("setp.num." suffix, setp<T, Compare::num, false>); \
   h.add("setp.nan." suffix, setp<T, Compare::nan, false>);
   XMEMK_COMPARE("b16", uint16_t)
   XMEMK_COMPARE("s16", int16_t)
@@ -441,12 +514,12 @@ inline void add_arithmetic(Handlers& h) {
   XMEMK_COMPARE_FLOAT("bf16", Bfloat)
   XMEMK_COMPARE_FLOAT("f32", float)
 #define XMEMK_CONVERT(name, To, From) h.add("cvt." name, unary<To, From, converted<To, From>>)
-#define XMEMK_CONVERT_TO(name, To)             \
-  XMEMK_CONVERT(name ".s16", To, int16_t);     \
-  XMEMK_CONVERT(name ".u16", To, uint16_t);    \
-  XMEMK_CONVERT(name ".s32", To, int32_t);     \
-  XMEMK_CONVERT(name ".u32", To, uint32_t);    \
-  XMEMK_CONVERT(name ".s64", To, int64_t);     \
+#define XMEMK_CONVERT_TO(name, To)          \
+  XMEMK_CONVERT(name ".s16", To, int16_t);  \
+  XMEMK_CONVERT(name ".u16", To, uint16_t); \
+  XMEMK_CONVERT(name ".s32", To, int32_t);  \
+  XMEMK_CONVERT(name ".u32", To, uint32_t); \
+  XMEMK_CONVERT(name ".s64", To, int64_t);  \
   XMEMK_CONVERT(name ".u64", To, uint64_t);
   XMEMK_CONVERT_TO("s16", int16_t)
   XMEMK_CONVERT_TO("u16", uint16_t)

@@ -24,17 +24,22 @@ template <Shuffle mode>
 void shfl(Warp& w, const Instruction& i, Mask m) {
   int at = i.results;
   need_members(w, i, at + 3, m, "shfl.sync");
-  const uint32_t *a = w.operand<uint32_t>(i, at), *b = w.operand<uint32_t>(i, at + 1), *c = w.operand<uint32_t>(i, at + 2);
+  const uint32_t *a = w.operand<uint32_t>(i, at), *b = w.operand<uint32_t>(i, at + 1),
+                 *c = w.operand<uint32_t>(i, at + 2);
   Mask of_a = undefined_in(w, i, at, at + 1), u = undefined_in(w, i, at + 1, at + 3), inside = 0;
   uint32_t r[kLanes];
   for (int l = 0; l < kLanes; l++) {
     int by = int(b[l] & 31), segment = int(c[l] >> 8 & 31), clamp = int(c[l] & 31);
     int least_lane = l & segment, last = least_lane | (clamp & ~segment), from;
     bool ok;
-    if constexpr (mode == Shuffle::up) from = l - by, ok = from >= last;
-    else if constexpr (mode == Shuffle::down) from = l + by, ok = from <= last;
-    else if constexpr (mode == Shuffle::bfly) from = l ^ by, ok = from <= last;
-    else from = least_lane | (by & ~segment), ok = from <= last;
+    if constexpr (mode == Shuffle::up)
+      from = l - by, ok = from >= last;
+    else if constexpr (mode == Shuffle::down)
+      from = l + by, ok = from <= last;
+    else if constexpr (mode == Shuffle::bfly)
+      from = l ^ by, ok = from <= last;
+    else
+      from = least_lane | (by & ~segment), ok = from <= last;
     if (!ok) from = l;
     r[l] = a[from];
     inside |= Mask(ok) << l;

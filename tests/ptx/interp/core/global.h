@@ -84,8 +84,7 @@ class GlobalMemory {
   static uint64_t merged(const Warp& w, uint64_t before, uint64_t mine) {
     if (before == 0) return mine;
     if (before >> 40 != mine >> 40) return mine | kManyCtas << 40;
-    if (before >> 34 == mine >> 34)
-      return (before & 0xfffffff) < w.lanes_synced ? mine : mine | kMany << 28;
+    if (before >> 34 == mine >> 34) return (before & 0xfffffff) < w.lanes_synced ? mine : mine | kMany << 28;
     return (mine >> 40) << 40 | kMany << 34 | kMany << 28 | w.cta->generation;
   }
 
@@ -97,7 +96,8 @@ class GlobalMemory {
   }
 
   void report(Warp& w, int lane, uint64_t address, const char* what, uint64_t other) {
-    w.cta->machine->report(w.cta->current, "race", "global +%llu: %s; CTA %u warp %d lane %d, the other CTA %lld warp %d",
+    w.cta->machine->report(w.cta->current, "race",
+                           "global +%llu: %s; CTA %u warp %d lane %d, the other CTA %lld warp %d",
                            (unsigned long long)(address - last_->begin), what, w.cta->number, w.id, lane,
                            (long long)(other >> 40) - 1, int(other >> 34 & 63));
   }
@@ -105,7 +105,8 @@ class GlobalMemory {
     const Region* near = nullptr;
     for (const Region& region : regions_)
       if (region.begin <= address) near = &region;
-    long long offset = near ? (long long)(address - near->begin) : -1, size = near ? (long long)(near->end - near->begin) : 0;
+    long long offset = near ? (long long)(address - near->begin) : -1,
+              size = near ? (long long)(near->end - near->begin) : 0;
     w.cta->machine->report(w.cta->current, kind,
                            "global address %#llx, %u bytes; byte %lld of an allocation of %lld; CTA %u warp %d lane %d",
                            (unsigned long long)address, n, offset, size, w.cta->number, w.id, lane);

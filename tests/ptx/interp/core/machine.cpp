@@ -284,7 +284,8 @@ class Scheduler {
 
   // Registers of an unfinished wgmma may be touched by another wgmma alone.
   void check_pending(Warp& w, const Instruction& i) {
-    static const int accumulating[] = {handlers().number("wgmma.mma_async.f16"), handlers().number("wgmma.mma_async.bf16")};
+    static const int accumulating[] = {handlers().number("wgmma.mma_async.f16"),
+                                       handlers().number("wgmma.mma_async.bf16")};
     if (i.opcode == accumulating[0] || i.opcode == accumulating[1]) return;
     for (int n = 0; n < i.operands; n++) {
       if (!w.pending[size_t(register_of(w, i, n))]) continue;
@@ -318,7 +319,9 @@ void Machine::report(int instruction, const char* kind, const char* format, ...)
 
 extern "C" {
 
-int32_t ptx_opcode(const char* name) { return handlers().number(name); }
+int32_t ptx_opcode(const char* name) {
+  return handlers().number(name);
+}
 
 // Runs a launch -> how many findings there are, of which at most `room` are written.
 int32_t ptx_run(const Program* program, const Launch* launch, Finding* findings, int32_t room, uint64_t* executed) {

@@ -24,9 +24,9 @@ constexpr uint64_t kPoison64 = 0xffc7ffc7ffc7ffc7ull;
 
 // The layouts of Instruction, Constant, Program, Launch and Finding are repeated in machine.py.
 struct Instruction {
-  int32_t opcode;   // of the table of handlers
-  int32_t guard;    // register of the predicate in front, or -1
-  int32_t negated;  // whether that predicate is negated
+  int32_t opcode;                    // of the table of handlers
+  int32_t guard;                     // register of the predicate in front, or -1
+  int32_t negated;                   // whether that predicate is negated
   int32_t operands, first, results;  // operands: registers [first, first + operands) of the pool; results come first
   int32_t numbers[4];                // what the handler makes of them: offsets, sizes, labels
 };
@@ -97,11 +97,11 @@ struct Cta;
 struct Warp {
   Cta* cta = nullptr;
   int id = 0;
-  std::vector<uint8_t> file;     // registers, one after the other, 32 lanes each; predicates are one Mask
-  std::vector<Mask> undefined;   // per register: lanes whose value depends on nothing that was ever written
-  std::vector<uint64_t> written; // per register: when it was written last
-  std::vector<uint8_t> pending;  // per register: how many unfinished wgmma write it
-  uint64_t now = 0;              // instructions executed
+  std::vector<uint8_t> file;      // registers, one after the other, 32 lanes each; predicates are one Mask
+  std::vector<Mask> undefined;    // per register: lanes whose value depends on nothing that was ever written
+  std::vector<uint64_t> written;  // per register: when it was written last
+  std::vector<uint8_t> pending;   // per register: how many unfinished wgmma write it
+  uint64_t now = 0;               // instructions executed
 
   int pc = 0;
   int lane_pc[kLanes] = {};
@@ -192,7 +192,9 @@ T* Warp::operand(const Instruction& i, int n) {
   return at<T>(register_of(*this, i, n));
 }
 
-inline int width_of(const Warp& w, int32_t reg) { return w.cta->machine->program.widths[reg]; }
+inline int width_of(const Warp& w, int32_t reg) {
+  return w.cta->machine->program.widths[reg];
+}
 
 // Lanes in which one of the operands [first, last) is undefined.
 inline Mask undefined_in(const Warp& w, const Instruction& i, int first, int last) {

@@ -18,8 +18,10 @@ struct Tile {
 
 template <bool bfloat>
 float element(uint16_t bits) {
-  if constexpr (bfloat) return to_float(Bfloat{bits});
-  else return to_float(Half{bits});
+  if constexpr (bfloat)
+    return to_float(Bfloat{bits});
+  else
+    return to_float(Half{bits});
 }
 
 // d [16, n] += a [16, 16] b [16, n], b by rows of k; one way all over a GPU:
@@ -41,8 +43,8 @@ inline void add_in_order(Random& random, float* d, const float* a, const float* 
   }
 }
 
-__attribute__((noinline, optimize("rounding-math"))) inline void add_cut_off(float* d, const float* a, const float* b, int n,
-                                                                             int block, int extra) {
+__attribute__((noinline, optimize("rounding-math"))) inline void add_cut_off(float* d, const float* a, const float* b,
+                                                                             int n, int block, int extra) {
   std::vector<float> unit_of(static_cast<size_t>(n)), inverse_of(static_cast<size_t>(n));
   std::vector<int32_t> total_of(static_cast<size_t>(n));
   float *unit = unit_of.data(), *inverse = inverse_of.data();
@@ -81,8 +83,10 @@ __attribute__((noinline, optimize("rounding-math"))) inline void add_cut_off(flo
 
 inline void multiply_add(uint64_t seed, float* d, const float* a, const float* b, int n, int block, int extra) {
   Random random(seed);
-  if (random.next() & 1) add_in_order(random, d, a, b, n);
-  else add_cut_off(d, a, b, n, block, extra);
+  if (random.next() & 1)
+    add_in_order(random, d, a, b, n);
+  else
+    add_cut_off(d, a, b, n, block, extra);
 }
 
 // numbers[0]: matrices.
@@ -158,8 +162,8 @@ void fragment_a(Warp& w, const Instruction& i, int first, Tile& a) {
 }
 
 // Accumulators [16, n]: register 4 j + q of a lane is in columns 8 j to 8 j + 7.
-inline void accumulate(Warp& w, const Instruction& i, int to, int from, Tile& a, Tile& b, int n, bool use,
-                       int block, int extra) {
+inline void accumulate(Warp& w, const Instruction& i, int to, int from, Tile& a, Tile& b, int n, bool use, int block,
+                       int extra) {
   std::vector<float> d(size_t(16 * n));
   for (int r = 0; r < n / 2; r++) {
     const float* c = w.operand<float>(i, from + r);
@@ -201,13 +205,14 @@ void mma(Warp& w, const Instruction& i, Mask m) {
 // Rows of 16 elements of k, of an operand in shared memory: `first` to `first + rows`. `all_rows` are read by hardware
 // as a whole, so they count as read. The tile is [16, rows] where by_k, else [rows, 16].
 template <bool bfloat>
-void described_tile(Warp& w, uint64_t descriptor, bool transposed, int first, int rows, int all_rows, bool by_k, Tile& tile,
-                    Product& product) {
+void described_tile(Warp& w, uint64_t descriptor, bool transposed, int first, int rows, int all_rows, bool by_k,
+                    Tile& tile, Product& product) {
   static const uint32_t swizzles[] = {16, 128, 64, 32};
   uint32_t base = uint32_t(descriptor & 0x3fff) << 4, leading = uint32_t(descriptor >> 16 & 0x3fff) << 4;
   uint32_t stride = uint32_t(descriptor >> 32 & 0x3fff) << 4, span = swizzles[descriptor >> 62];
   if ((descriptor >> 49 & 7) || (transposed && span == 16)) {
-    w.cta->machine->report(w.cta->current, "not modelled", "a wgmma descriptor of %#llx", (unsigned long long)descriptor);
+    w.cta->machine->report(w.cta->current, "not modelled", "a wgmma descriptor of %#llx",
+                           (unsigned long long)descriptor);
     throw Fatal{};
   }
   // Chunks of 16 bytes: 8 elements along k, or, transposed, along the rows.
@@ -251,8 +256,8 @@ void wgmma(Warp& w, const Instruction& i, Mask m) {
   for (int r = 0; r < at + (in_registers ? 4 : 0); r++) {
     int32_t reg = register_of(w, i, r);
     if (w.written[size_t(reg)] >= w.products_fenced)
-      w.cta->machine->report(w.cta->current, "wgmma.fence", "register %d of the operands was written after the last fence",
-                             r);
+      w.cta->machine->report(w.cta->current, "wgmma.fence",
+                             "register %d of the operands was written after the last fence", r);
     product.registers.push_back(reg);
     w.pending[size_t(reg)]++;
   }

@@ -20,17 +20,25 @@ inline void put(Warp& w, int32_t reg, int lane, const uint8_t* data, int bytes) 
   uint64_t v = 0;
   memcpy(&v, data, size_t(bytes));
   switch (width_of(w, reg)) {
-    case 16: w.at<uint16_t>(reg)[lane] = uint16_t(v); break;
-    case 32: w.at<uint32_t>(reg)[lane] = uint32_t(v); break;
-    default: w.at<uint64_t>(reg)[lane] = v;
+    case 16:
+      w.at<uint16_t>(reg)[lane] = uint16_t(v);
+      break;
+    case 32:
+      w.at<uint32_t>(reg)[lane] = uint32_t(v);
+      break;
+    default:
+      w.at<uint64_t>(reg)[lane] = v;
   }
 }
 
 inline uint64_t get(Warp& w, int32_t reg, int lane) {
   switch (width_of(w, reg)) {
-    case 16: return w.at<uint16_t>(reg)[lane];
-    case 32: return w.at<uint32_t>(reg)[lane];
-    default: return w.at<uint64_t>(reg)[lane];
+    case 16:
+      return w.at<uint16_t>(reg)[lane];
+    case 32:
+      return w.at<uint32_t>(reg)[lane];
+    default:
+      return w.at<uint64_t>(reg)[lane];
   }
 }
 
@@ -72,8 +80,10 @@ void store(Warp& w, const Instruction& i, Mask m) {
     int l = lane ^ turn;
     if (!(m >> l & 1)) continue;
     uint64_t address = address_of(w, to, l, i.numbers[0]);
-    if constexpr (shared) w.cta->shared->check_place(w, l, address, uint32_t(bytes * count));
-    else w.cta->machine->global->check_place(w, l, address, uint32_t(bytes * count));
+    if constexpr (shared)
+      w.cta->shared->check_place(w, l, address, uint32_t(bytes * count));
+    else
+      w.cta->machine->global->check_place(w, l, address, uint32_t(bytes * count));
     for (int n = 0; n < count; n++, address += uint64_t(bytes)) {
       int32_t from = register_of(w, i, 1 + n);
       bool undefined = w.undefined[size_t(from)] >> l & 1;
@@ -163,8 +173,8 @@ inline void add_memory(Handlers& h) {
   h.add("cp.async", cp_async);
   h.add("cp.async.commit_group", commit_copies);
   h.add("cp.async.wait_group", wait_copies);
-#define XMEMK_ATOMIC(name, T, f)                    \
-  h.add("atom." name, atomic<T, f<T>, true>);       \
+#define XMEMK_ATOMIC(name, T, f)              \
+  h.add("atom." name, atomic<T, f<T>, true>); \
   h.add("red." name, atomic<T, f<T>, false>);
   XMEMK_ATOMIC("add.u32", uint32_t, add)
   XMEMK_ATOMIC("add.s32", int32_t, add)

@@ -58,9 +58,9 @@ class SharedMemory {
   // Every store instruction of a warp says first that it is another one.
   void begin_store() { store_++; }
 
-  // Threads that write the same bytes at the same time do no harm. Of lanes that write different ones by one instruction
-  // PTX promises that one is kept, and which is up to chance here: Triton's reductions do so where copies of a sum
-  // differ in their rounding, since a product was fused into it in some lanes and not in others.
+  // Threads that write the same bytes at the same time do no harm. Of lanes that write different ones by one
+  // instruction PTX promises that one is kept, and which is up to chance here: Triton's reductions do so where copies
+  // of a sum differ in their rounding, since a product was fused into it in some lanes and not in others.
   void check_write(Warp& w, int lane, uint32_t address, uint32_t n, const void* data = nullptr) {
     bool same = data != nullptr && memcmp(&bytes[address], data, n) == 0;
     uint32_t first = address >> granule_, last = (address + n - 1) >> granule_;
@@ -76,7 +76,8 @@ class SharedMemory {
       const uint32_t* r = &matrix_readers_[size_t(c) * size_t(warps_)];
       for (int v = 0; v < warps_; v++) {
         if (r[v] == kUnfinished)
-          report(w, "unfinished wgmma", lane, c * 16 >> granule_, "its source is written before it was waited for", 0, v);
+          report(w, "unfinished wgmma", lane, c * 16 >> granule_, "its source is written before it was waited for", 0,
+                 v);
         else if (r[v] && (v == w.id ? r[v] >= w.lanes_synced : r[v] > w.seen[size_t(v)]))
           report(w, "race", lane, c * 16 >> granule_, "write after an unordered matrix read", r[v] << 6, v);
       }
@@ -109,11 +110,13 @@ class SharedMemory {
       state |= state_[c];
       if (writer_[c] == before) continue;
       before = writer_[c];
-      if (!ordered(w, kMany, before)) report(w, "race", 0, c, "matrix read after an unordered write", before);
+      if (!ordered(w, kMany, before))
+        report(w, "race", 0, c, "matrix read after an unordered write", before);
       else if (asynchronous && !(state_[c] & kCopied) && clock_of(before) > w.fenced[size_t(before >> 27)])
         report(w, "proxy fence", 0, c, "wgmma reads what was written without fence.proxy.async", before);
     }
-    if (state & kPending) report(w, "unfinished copy", 0, first, "matrix read before it was waited for", writer_[first]);
+    if (state & kPending)
+      report(w, "unfinished copy", 0, first, "matrix read before it was waited for", writer_[first]);
     matrix_readers_[size_t(address / 16) * size_t(warps_) + size_t(w.id)] = asynchronous ? kUnfinished : w.clock;
     return state & (kUndefined | kPending);
   }
@@ -135,8 +138,8 @@ class SharedMemory {
   std::vector<uint8_t> bytes;
 
  private:
-  std::vector<uint32_t> writer_;   // warp (5 bits), lane (5), clock (22) of the last write; 0 for none
-  std::vector<uint32_t> readers_;  // per warp: clock (26), lane (6) of the last read
+  std::vector<uint32_t> writer_;          // warp (5 bits), lane (5), clock (22) of the last write; 0 for none
+  std::vector<uint32_t> readers_;         // per warp: clock (26), lane (6) of the last read
   std::vector<uint32_t> matrix_readers_;  // per warp, of 16 bytes: clock of the last read by a matrix instruction
   std::vector<uint8_t> state_;
   std::vector<uint64_t> stores_;  // which store instruction wrote last
@@ -159,11 +162,13 @@ class SharedMemory {
 
   void settle(Warp& w, int lane, uint32_t address, uint32_t n, uint8_t state) {
     uint32_t by = uint32_t(w.id) << 27 | uint32_t(lane) << 22 | w.clock;
-    for (uint32_t c = address >> granule_; c <= (address + n - 1) >> granule_; c++) writer_[c] = by, state_[c] = state, stores_[c] = store_;
+    for (uint32_t c = address >> granule_; c <= (address + n - 1) >> granule_; c++)
+      writer_[c] = by, state_[c] = state, stores_[c] = store_;
   }
 
   void report(Warp& w, const char* kind, int lane, uint32_t cell, const char* what, uint32_t other, int reader = -1) {
-    int warp = reader >= 0 ? reader : int(other >> 27), its_lane = reader >= 0 ? int(other & 63) : int(other >> 22 & 31);
+    int warp = reader >= 0 ? reader : int(other >> 27),
+        its_lane = reader >= 0 ? int(other & 63) : int(other >> 22 & 31);
     w.cta->machine->report(w.cta->current, kind, "shared byte %u: %s; warp %d lane %d, the other was warp %d lane %d",
                            cell << granule_, what, w.id, lane, warp, its_lane);
   }
