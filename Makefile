@@ -15,11 +15,11 @@ PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 # Which interpreter was set up is remembered beside it, or under its own name.
 STATE := $(if $(VENV),$(VENV),build/$(subst /,_,$(shell command -v $(PYTHON))))
 READY := $(STATE)/.xmemk-ready
-C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh tests/cuda_emulation/*)
+C_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh tests/cuda_emulation/* tests/cpu_cross/* tests/ptx/interp/core/*)
 CLANG_FORMAT := $(PY) -c 'import clang_format; clang_format.clang_format()'
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test quick bench gpu aot soak sanitize lint format wheel hub docs clean
+.PHONY: demo test quick bench gpu aot ptx soak sanitize lint format wheel hub docs clean
 
 demo: $(READY)
 	$(PY) -m xmemk demo
@@ -54,6 +54,10 @@ gpu:
 # Every launch of the Triton kernels, compiled for every architecture; no GPU is needed. AOT="--arch 90 --only topk"
 aot: $(READY)
 	$(PY) -m xmemk.kernels.aot $(AOT)
+
+# The compiled kernels run as PTX on the CPU, every case and architecture. PTX="--arch 90 --only topk"
+ptx: $(READY)
+	$(PY) tests/ptx/run.py $(PTX)
 
 lint: $(STATE)/.xmemk-lint
 	$(PY) -m ruff check .

@@ -94,23 +94,34 @@ def measured(
 
 
 def floors() -> dict[str, Any]:
-    """ "processor", "floors" by name, "runs" by label and name: [lowest, highest, how many]."""
+    """By processor: "floors" by name, "runs" by label and name: [lowest, highest, how many]."""
     return json.loads(FLOORS.read_text(encoding="utf-8"))
 
 
 def set_floors(known: dict[str, Any], label: str, ratios: dict[str, list[float]]) -> dict[str, Any]:
     """``known`` with these ratios, and the floors of all its runs on this processor."""
     processor = describe()["processor"]
-    runs = dict(known.get("runs", {})) if known.get("processor") == processor else {}
+    processors = known.get("processors", {})
+    runs = dict(processors.get(processor, {}).get("runs", {}))
     runs[label] = {name: [round(min(r), 3), round(max(r), 3), len(r)] for name, r in ratios.items()}
     lowest = {c: min(run[c.name][0] for run in runs.values() if c.name in run) for c in CHECKS}
     return {
         "how": "python benchmarks/ratios.py --runs N --write LABEL: lowest and highest of N single blocks, and N",
-        "processor": processor,
         "slack": {str(threads): slack for threads, slack in SLACK.items()},
-        "floors": {check.name: round(SLACK[check.threads] * low, 2) for check, low in lowest.items()},
-        "runs": runs,
+        "processors": {
+            **processors,
+            processor: {
+                "floors": {check.name: round(SLACK[check.threads] * low, 2) for check, low in lowest.items()},
+                "runs": runs,
+            },
+        },
     }
+
+
+def floors_here(known: dict[str, Any]) -> dict[str, float]:
+    """The floors of this processor by name; empty where none are known."""
+    here: dict[str, float] = known.get("processors", {}).get(describe()["processor"], {}).get("floors", {})
+    return here
 
 
 def main() -> None:
@@ -124,7 +135,7 @@ def main() -> None:
         for check in CHECKS:
             ratios[check.name].append(measured(check, blocks=1))
     for name, r in ratios.items():
-        floor = known.get("floors", {}).get(name, math.nan)
+        floor = floors_here(known).get(name, math.nan)
         print(f"{name:40} lowest {min(r):.2f}, highest {max(r):.2f} of {len(r)}; floor {floor:.2f}")
     if options.write:
         text = json.dumps(set_floors(known, options.write, ratios), indent=1)

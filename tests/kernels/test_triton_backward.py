@@ -197,13 +197,13 @@ def test_operators_pass_opcheck(top_k, token_major, queries):
     x = make_inputs(40, queries, batch=2, objects=2, key_channels=4, value_channels=3, token_major=token_major)
     parts = [[t[..., :15].clone().requires_grad_(), t[..., 15:].clone().requires_grad_()] for t in x.read[:3]]
     qk, qe = x.qk.requires_grad_(), x.qe.requires_grad_()
-    torch.library.opcheck(torch.ops.xmemk.memory_read_triton, (*parts, qk, qe, top_k, True))
+    torch.library.opcheck(torch.ops.xmemk.memory_read_saving, (*parts, qk, qe, top_k, True))
     parts = [[t.detach() for t in part] for part in parts]
-    readout, usage, weight, index = torch.ops.xmemk.memory_read_triton(*parts, qk.detach(), None, top_k, True)
+    readout, usage, weight, index = torch.ops.xmemk.memory_read_saving(*parts, qk.detach(), None, top_k, True)
     wanted = [True] * 6 + [True, False]
     gradients = (torch.randn_like(readout), torch.randn_like(usage))
-    given = (*parts, qk.detach(), None, weight, index, *gradients, wanted)
-    torch.library.opcheck(torch.ops.xmemk.memory_read_triton_backward, given)
+    given = (*parts, qk.detach(), None, readout, weight, index, *gradients, wanted)
+    torch.library.opcheck(torch.ops.xmemk.memory_read_backward, given)
 
 
 NAMES = ("mk", "ms", "mv", "qk", "qe")

@@ -24,9 +24,14 @@ def describe() -> dict[str, str]:
 
 
 def _processor() -> str:
+    """The model's name and family: cloud machines call several generations "AMD EPYC"."""
     cpuinfo = Path("/proc/cpuinfo")
+    fields: dict[str, str] = {}
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    family = f" (family {fields['cpu family']})" if "cpu family" in fields else ""
+    return fields["model name"] + family
