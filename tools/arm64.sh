@@ -18,10 +18,11 @@ cd "$(dirname "$0")/.."
 mkdir -p $out
 python3 - >$out/schemas.inc <<'END'
 import ast, pathlib
-for node in ast.walk(ast.parse(pathlib.Path("xmemk/ops.py").read_text())):
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "LIBRARY.define":
-        text = ast.literal_eval(node.args[0])
-        print(f'SCHEMA("{text}")')
+for path in sorted(pathlib.Path("xmemk/operators").glob("*.py")):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("define", "LIBRARY.define"):
+            if isinstance(node.args[0], ast.Constant):  # library.py hands on what it is given
+                print(f'SCHEMA("{node.args[0].value}")')
 END
 for source in csrc/cpu/*.cpp tests/cpu_cross/main.cpp; do
     object=$out/$(basename "$source" .cpp).o

@@ -16,7 +16,7 @@
 using at::Tensor;
 using Segments = std::vector<Tensor>;
 
-// The schemas of xmemk/ops.py, as tools/arm64.sh finds them there.
+// The schemas of xmemk/operators/, as tools/arm64.sh finds them there.
 TORCH_LIBRARY(xmemk, m) {
 #define SCHEMA(text) m.def(text);
 #include "schemas.inc"
