@@ -13,12 +13,12 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ Exchange<kThreads> shared;
   Part<F, kThreads> part(rows, parts, workspace);
   int64_t* out = survivors + part.row * keep;
-  const int64_t wanted = keep < part.size ? keep : part.size;
-  if (part.number == 0) fill_without_token<kThreads>(out, wanted, keep);
-  if (wanted == 0) return;
-  const auto border = find_border(part, wanted, histogram, shared);
-  for_each_wanted<false>(part, border, shared,
-                         [&](int64_t position, typename F::Key, int64_t token) { out[position] = token; });
+  const int64_t selected = keep < part.size ? keep : part.size;
+  if (part.number == 0) fill_without_token<kThreads>(out, selected, keep);
+  if (selected == 0) return;
+  const auto border = find_border(part, selected, histogram, shared);
+  for_each_selected<false>(part, border, shared,
+                           [&](int64_t position, typename F::Key, int64_t token) { out[position] = token; });
 }
 
 }  // namespace xmemk::cuda

@@ -1,5 +1,5 @@
-// The chosen tokens of keys [B, C, N] or values [B, O, C, N]: tiles of 32 channels by 32 tokens, read along whichever
-// lies together in memory and written along the tokens.
+// The chosen tokens of keys [B, C, N] or values [B, O, C, N]: tiles of 32 channels by 32 tokens,
+// read along whichever lies together in memory and written along the tokens.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,8 @@ __global__ void __launch_bounds__(kGatherTile* kGatherRows) gather_tokens_kernel
     }
     __syncthreads();
     Element* out = static_cast<Element*>(a.out) + bo * a.channels * a.chosen;
-    // Of the next round, `tile` is written after a barrier that all reach with this done, `token` is not read here.
+    // Of the next round, `tile` is written after a barrier that all reach with this done, `token`
+    // is not read here.
     for (int row = y; row < kGatherTile; row += kGatherRows) {
       if (first + x < a.chosen && channel + row < a.channels) {
         out[(channel + row) * a.chosen + first + x] = tile[x][row];

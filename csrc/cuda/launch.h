@@ -1,4 +1,5 @@
-// What the CUDA sources offer to the C++ that binds them: launches on a stream, none of which waits for the device.
+// What the CUDA sources offer to the C++ that binds them: launches on a stream, none of which waits
+// for the device.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The operators on CUDA: torch's checks, allocations and current stream around the launches of launch.h. Nothing here
-// reads the device, so every operator can be captured in a CUDA graph.
+// The operators on CUDA: torch's checks, allocations and current stream around the launches of
+// launch.h. Nothing here reads the device, so every operator can be captured in a CUDA graph.
 #include <optional>
 
 #include <ATen/ops/empty.h>

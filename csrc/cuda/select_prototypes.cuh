@@ -1,12 +1,13 @@
-// The P most used tokens of each row, most used first, of equals the oldest: the wanted tokens are collected in
-// ascending order, then ordered by usage, in a way that keeps the order of equals.
+// The P most used tokens of each row, most used first, of equals the oldest: the selected tokens
+// are collected in ascending order, then ordered by usage, in a way that keeps the order of equals.
 #pragma once
 
 #include "usage_rows.cuh"
 
 namespace xmemk::cuda {
 
-// Few candidates: each counts those before it. keys and tokens [count], rank [count] zero; out [count].
+// Few candidates: each counts those before it. keys and tokens [count], rank [count] zero; out
+// [count].
 template <typename Key, int kThreads>
 __device__ void order_by_counting(const Key* keys, const int64_t* tokens, unsigned* rank, int count, int64_t* out) {
   const int slices = count < kThreads ? kThreads / count : 1;
@@ -25,7 +26,8 @@ __device__ void order_by_counting(const Key* keys, const int64_t* tokens, unsign
 
 constexpr int kSortBins = 256;
 
-// Positions of (bin, warp); a bin's warps are consecutive, padded so that a warp's counters lie in different banks.
+// Positions of (bin, warp); a bin's warps are consecutive, padded so that a warp's counters lie in
+// different banks.
 template <int kThreads>
 struct SortCounters {
   static constexpr int kWarps = kThreads / 32;
@@ -34,7 +36,8 @@ struct SortCounters {
   __device__ unsigned& operator()(int bin, int warp) { return at[bin * (kWarps + 1) + warp]; }
 };
 
-// Many candidates: a stable radix sort by one block. keys and tokens [2, count], ordered in the first half.
+// Many candidates: a stable radix sort by one block. keys and tokens [2, count], ordered in the
+// first half.
 template <typename Key, int kThreads>
 __device__ void order_by_sorting(Key* keys, int64_t* tokens, int64_t count, SortCounters<kThreads>& counters,
                                  Exchange<kThreads>& shared) {
@@ -108,16 +111,16 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ Exchange<kThreads> shared;
   Part<F, kThreads> part(rows, parts, workspace);
   int64_t* out = index + part.row * count;
-  const int64_t wanted = count < part.size ? count : part.size;
-  if (part.number == 0) fill_without_token<kThreads>(out, wanted, count);
-  if (wanted == 0) return;
-  const auto border = find_border(part, wanted, stages.histogram, shared);
+  const int64_t selected = count < part.size ? count : part.size;
+  if (part.number == 0) fill_without_token<kThreads>(out, selected, count);
+  if (selected == 0) return;
+  const auto border = find_border(part, selected, stages.histogram, shared);
 
   const bool few = count <= kRankedInShared, alone = parts == 1 && few;
   const int64_t room = workspace.candidates_per_row;
   Key* keys = alone ? stages.few.keys : static_cast<Key*>(workspace.keys) + part.row * room;
   int64_t* tokens = alone ? stages.few.tokens : workspace.tokens + part.row * room;
-  for_each_wanted<true>(part, border, shared, [&](int64_t position, Key key, int64_t token) {
+  for_each_selected<true>(part, border, shared, [&](int64_t position, Key key, int64_t token) {
     keys[position] = key;
     tokens[position] = token;
   });
@@ -125,17 +128,17 @@ __global__ void __launch_bounds__(kThreads)
   if (part.number != 0) return;
 
   if (few) {
-    for (int i = threadIdx.x; i < wanted; i += kThreads) {
+    for (int i = threadIdx.x; i < selected; i += kThreads) {
       stages.few.rank[i] = 0;
       if (alone) continue;
       stages.few.keys[i] = __ldcg(&keys[i]);
       stages.few.tokens[i] = __ldcg(&tokens[i]);
     }
     __syncthreads();
-    order_by_counting<Key, kThreads>(stages.few.keys, stages.few.tokens, stages.few.rank, int(wanted), out);
+    order_by_counting<Key, kThreads>(stages.few.keys, stages.few.tokens, stages.few.rank, int(selected), out);
   } else {
-    order_by_sorting<Key, kThreads>(keys, tokens, wanted, stages.many, shared);
-    for (int64_t i = threadIdx.x; i < wanted; i += kThreads) out[i] = tokens[i];
+    order_by_sorting<Key, kThreads>(keys, tokens, selected, stages.many, shared);
+    for (int64_t i = threadIdx.x; i < selected; i += kThreads) out[i] = tokens[i];
   }
 }
 

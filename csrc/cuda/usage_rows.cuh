@@ -1,5 +1,6 @@
-// The best tokens of a row of usage: the search for the usage at the border, then the wanted tokens in ascending order.
-// Both exact, in integers, so the order is that of csrc/cpu/usage_row.h and no result depends on how threads run.
+// The best tokens of a row of usage: the search for the usage at the border, then the selected
+// tokens in ascending order. Both exact, in integers, so the order is that of csrc/cpu/usage_row.h
+// and no result depends on how threads run.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +22,8 @@ using BFloat16 = Format<uint16_t, 0x7f80>;
 using Float32 = Format<uint32_t, 0x7f800000u>;
 using Float64 = Format<uint64_t, 0x7ff0000000000000ull>;
 
-// Descending like usage (the most used token has the smallest key), equal where usage is equal (-0.0 and 0.0 too), NaN
-// after -inf.
+// Descending like usage (the most used token has the smallest key), equal where usage is equal
+// (-0.0 and 0.0 too), NaN after -inf.
 template <typename F>
 __device__ inline typename F::Key usage_key(typename F::Key bits) {
   using Key = typename F::Key;
@@ -62,8 +63,8 @@ __device__ inline long long block_sum_before(long long mine, Exchange<kThreads>&
   return warp_sum(lane < warp ? shared.scanned[lane] : 0) + inclusive - mine;
 }
 
-// The tokens of one row that this block looks at: all of them, or one part of several. Each warp has a run of
-// consecutive tokens.
+// The tokens of one row that this block looks at: all of them, or one part of several. Each warp
+// has a run of consecutive tokens.
 template <typename F, int kThreads>
 struct Part {
   using Key = typename F::Key;
@@ -86,9 +87,9 @@ struct Part {
     size = rows.capacity;
     if (rows.size != nullptr) {
       const int64_t at = row * rows.size_stride;
-      const int64_t given =
+      const int64_t given_size =
           rows.size_is_64 ? static_cast<const int64_t*>(rows.size)[at] : static_cast<const int32_t*>(rows.size)[at];
-      size = given < 0 ? 0 : given < size ? given : size;
+      size = given_size < 0 ? 0 : given_size < size ? given_size : size;
     }
     counters = workspace.counters + row * workspace.counters_per_row;
     // Divided before multiplied: exact for any size of 64 bits.
@@ -99,7 +100,8 @@ struct Part {
     warp_end = least(warp_begin + per_warp, end);
   }
 
-  // f(is_token, key, token) for this warp's tokens, in ascending order over calls and lanes. All lanes call together.
+  // f(is_token, key, token) for this warp's tokens, in ascending order over calls and lanes. All
+  // lanes call together.
   template <typename Function>
   __device__ void for_each(const Function& f) const {
     const int lane = threadIdx.x % 32;
@@ -141,28 +143,30 @@ struct Part {
   __device__ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 };
 
-// Wanted are the tokens whose known bits come before the border's, and `wanted` of the `equal` ones that share them.
+// Selected are the tokens whose known bits come before the border's, and `selected` of the `equal`
+// ones that share them.
 template <typename Key>
 struct Border {
   Key bits, known;
-  long long wanted, equal;
+  long long selected, equal;
 
   __device__ bool before(Key key) const { return Key(key & known) < bits; }
   __device__ bool at(Key key) const { return Key(key & known) == bits; }
 };
 
-// Radix select of the key of rank `wanted`, a digit a pass from the top, counting only keys that share the digits found
-// before; it ends as soon as all that share them are wanted. 0 < wanted <= part.size.
+// Radix select of the key of rank `selected`, a digit a pass from the top, counting only keys that
+// share the digits found before; it ends as soon as all that share them are selected. 0 < selected
+// <= part.size.
 template <typename F, int kThreads>
-__device__ Border<typename F::Key> find_border(Part<F, kThreads>& part, long long wanted, unsigned (&histogram)[kBins],
-                                               Exchange<kThreads>& shared) {
+__device__ Border<typename F::Key> find_border(Part<F, kThreads>& part, long long selected,
+                                               unsigned (&histogram)[kBins], Exchange<kThreads>& shared) {
   using Key = typename F::Key;
   constexpr int kPerThread = kBins / kThreads;
   static_assert(kBins % kThreads == 0 && kThreads % 32 == 0 && kThreads <= 1024, "bins are shared out evenly");
-  Border<Key> border{0, 0, wanted, part.size};
+  Border<Key> border{0, 0, selected, part.size};
   int unknown = 8 * sizeof(Key);
 #pragma unroll 1
-  for (int digit = 0; unknown > 0 && border.wanted < border.equal; ++digit) {
+  for (int digit = 0; unknown > 0 && border.selected < border.equal; ++digit) {
     const int bits = unknown < kDigitBits ? unknown : kDigitBits;
     const int shift = unknown - bits;
     const Key mask = Key((Key(1) << bits) - 1);
@@ -186,9 +190,9 @@ __device__ Border<typename F::Key> find_border(Part<F, kThreads>& part, long lon
     long long mine = 0;
     for (int bin = first; bin < first + kPerThread; ++bin) mine += count(bin);
     long long before = block_sum_before(mine, shared);
-    if (before < border.wanted && border.wanted <= before + mine) {  // true for one thread
+    if (before < border.selected && border.selected <= before + mine) {  // true for one thread
       int bin = first;
-      for (; before + count(bin) < border.wanted; ++bin) before += count(bin);
+      for (; before + count(bin) < border.selected; ++bin) before += count(bin);
       shared.digit = bin;
       shared.digit_before = before;
       shared.digit_equal = count(bin);
@@ -196,18 +200,18 @@ __device__ Border<typename F::Key> find_border(Part<F, kThreads>& part, long lon
     __syncthreads();
     border.bits = Key(border.bits | Key(Key(shared.digit) << shift));
     border.known = Key(border.known | Key(mask << shift));
-    border.wanted -= shared.digit_before;
+    border.selected -= shared.digit_before;
     border.equal = shared.digit_equal;
     unknown = shift;
   }
   return border;
 }
 
-// f(position, key, token) once for each wanted token, in any order; position counts the wanted tokens before it in the
-// row. Of equals the oldest are wanted, or the newest.
+// f(position, key, token) once for each selected token, in any order; position counts the selected
+// tokens before it in the row. Of equals the oldest are selected, or the newest.
 template <bool kOldest, typename F, int kThreads, typename Function>
-__device__ void for_each_wanted(Part<F, kThreads>& part, const Border<typename F::Key>& border,
-                                Exchange<kThreads>& shared, const Function& f) {
+__device__ void for_each_selected(Part<F, kThreads>& part, const Border<typename F::Key>& border,
+                                  Exchange<kThreads>& shared, const Function& f) {
   using Key = typename F::Key;
   constexpr int kWarps = kThreads / 32;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -241,7 +245,7 @@ __device__ void for_each_wanted(Part<F, kThreads>& part, const Border<typename F
   before = warp_sum(before);
   equal = warp_sum(equal);
 
-  const long long first = kOldest ? 0 : border.equal - border.wanted, last = first + border.wanted;
+  const long long first = kOldest ? 0 : border.equal - border.selected, last = first + border.selected;
   const unsigned lower = (1u << lane) - 1;
   part.for_each([&](bool is_token, Key key, int64_t token) {
     const bool is_before = is_token && border.before(key), is_equal = is_token && border.at(key);

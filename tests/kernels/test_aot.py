@@ -40,9 +40,7 @@ SOURCES = [*configs.PATH.parent.rglob("*.py"), configs.PATH]
 
 @pytest.fixture(scope="module")
 def compiled():
-    """KERNELS for every architecture, ON_HOPPER for sm_90; the last one is a launch that does not
-    fit.
-    """
+    """KERNELS for every architecture and ON_HOPPER for sm_90; last, a launch that does not fit."""
     jobs = []
     for architecture in configs.ARCHITECTURES:
         first = {x.kernel: x for x in reversed(aot.launches(architecture, lambda name: name in CASES))}
@@ -119,9 +117,7 @@ def test_few_kernels_serve_all_small_memories():
 
 
 def test_what_is_compiled_is_what_the_launcher_asks_for(monkeypatch):
-    """Types, constants and alignments of every argument, by the code that runs before a launch on a
-    GPU.
-    """
+    """Types, constants and alignments of every argument, by Triton's own code before a launch."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
 
@@ -218,9 +214,7 @@ class Live(TorchDispatchMode):
     [(24_580, 1620, 1, None, 64), (24_580, 1620, 5, None, 64), (83_440, 8160, 1, 30, 0.02 * 13_031)],
 )
 def test_extra_memory_of_a_read(tokens, queries, objects, top_k, most):
-    """In MB beyond the outputs: of all tokens at 480p, of the best at 1080p, where XMem takes
-    13,031.
-    """
+    """MB beyond the outputs: all tokens at 480p; top-k at 1080p, where XMem takes 13,031."""
     from xmemk.kernels import memory_read
 
     x = aot.meta(tokens, queries, objects=objects)

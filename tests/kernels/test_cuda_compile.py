@@ -1,6 +1,4 @@
-"""csrc/cuda compiled for real GPUs by nvcc, where there is one; nothing is run. What the assembler
-says must hold.
-"""
+"""csrc/cuda compiled by nvcc, where there is one, and its assembler's report; nothing is run."""
 
 import os
 import re
@@ -28,9 +26,7 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not here")
 
 
 def nvcc(name, source, folder, *options):
-    """Status and messages of one compilation. Made once for these sources, this nvcc and this
-    torch.
-    """
+    """Status and messages of a compilation, made once for these sources, this nvcc and torch."""
     command = [NVCC, *options, source.relative_to(ROOT), "-o", folder / f"{source.stem}.out"]
     version = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
 

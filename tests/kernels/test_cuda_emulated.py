@@ -1,6 +1,4 @@
-"""The CUDA kernels' own source, run on the CPU, against the oracle: equal indices, so ties and NaN
-count.
-"""
+"""The CUDA kernels' own source, run on the CPU: the oracle's indices, with ties and NaN."""
 
 import math
 import subprocess
@@ -191,7 +189,7 @@ WRONG = [-1, 9, 1 << 40]
 
 @pytest.fixture(scope="module")
 def stopped():
-    """{index outside: status and errors of a process that gathers it}: forked after torch."""
+    """{index outside: status and errors of a process that gathers it}, forks of one process."""
     code = (
         "import os, sys, torch, cuda_emulated as cuda\n"
         f"for wrong in {WRONG}:\n"

@@ -1,6 +1,4 @@
-"""xmemk.Memory with CUDA graphs on an NVIDIA GPU: equal to a memory without, to the bit: `pytest -m
-gpu`.
-"""
+"""xmemk.Memory with and without CUDA graphs on an NVIDIA GPU, bit for bit: `pytest -m gpu`."""
 
 import copy
 import warnings

@@ -149,9 +149,7 @@ def test_blocks_of_queries(top_k):
     "more", [{}, {"token_major": False}, {"batch": 2, "shrinkage": False, "selection": False, "token_major": False}]
 )
 def test_gradients_through_a_compiled_read(top_k, more):
-    """One graph for all sizes. The backend of the compiler calls the operators, and plans nothing
-    else.
-    """
+    """One graph for all sizes. The compiler's backend only calls the operators."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()

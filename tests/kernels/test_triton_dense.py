@@ -1,6 +1,4 @@
-"""The Triton kernels of the dense read and of consolidation, under Triton's interpreter, against
-the float64 oracle.
-"""
+"""The Triton kernels of dense reads and consolidation, interpreted, against the float64 oracle."""
 
 from unittest import mock
 
@@ -152,9 +150,7 @@ def test_nothing_to_read_with():
 @interpreted
 @pytest.mark.parametrize("top_k", [None, 3])
 def test_strides_beyond_32_bits(top_k):
-    """Of storage that is not there but for the few pages touched: offsets must be computed in 64
-    bits.
-    """
+    """Offsets must be computed in 64 bits. Of the storage, only the few touched pages exist."""
     step = 1 << 26
 
     def apart(t):

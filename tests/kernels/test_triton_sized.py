@@ -1,6 +1,4 @@
-"""The top-k read with its sizes on the device, under Triton's interpreter: equal to a read of
-views, to the bit.
-"""
+"""The top-k read with its sizes on the device, interpreted: bit for bit a read of views."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""csrc/cuda's kernels on the CPU: built with g++ over tests/cuda_emulation, called like the
-operators.
-"""
+"""csrc/cuda's kernels on the CPU, built by g++ over tests/cuda_emulation."""
 
 import ctypes
 import functools

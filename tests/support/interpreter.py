@@ -26,7 +26,7 @@ _HERE = "TRITON_INTERPRET"
 
 
 def find_kernels() -> None:
-    """Makes xmemk.kernels importable where xmemk runs from its source tree uninstalled."""
+    """Makes xmemk.kernels importable from a source tree that is not installed."""
     import xmemk
 
     folder = Path(xmemk.__file__).parent.parent / "kernels"
@@ -122,9 +122,8 @@ def _patch_the_language_once() -> None:
     from triton import language as tl
     from triton.runtime import interpreter
 
-    interpreter._patch_lang(
-        SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
-    )  # it looks at a function's modules
+    any_function = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})  # of which it looks at the modules
+    interpreter._patch_lang(any_function)
     interpreter._patch_lang = lambda fn: interpreter._LangPatchScope()
 
 

@@ -1,6 +1,4 @@
-"""What depends on files alone and takes long is made once, and kept under build/ for every process
-and later run.
-"""
+"""Results that depend on files alone: made once, kept under build/ for all processes and runs."""
 
 from __future__ import annotations
 
