@@ -134,6 +134,17 @@ def _failed(what: str) -> Comparison:
     return Comparison(what, math.inf, math.inf)
 
 
+def exact_scores(inputs: Inputs) -> Tensor:
+    """Eq. 2 in float64, [B, N, Q], as it is written: nothing cancels, nothing overflows."""
+    exact = inputs.double()
+    distance = exact.mk.new_zeros(exact.mk.shape[0], exact.mk.shape[2], exact.qk.shape[2])
+    for c in range(exact.mk.shape[1]):
+        difference = exact.mk[:, c].unsqueeze(2) - exact.qk[:, c].unsqueeze(1)
+        distance += (difference if exact.qe is None else difference * exact.qe[:, c].unsqueeze(1)) * difference
+    score = -distance / math.sqrt(exact.mk.shape[1])
+    return score if exact.ms is None else score * exact.ms.transpose(1, 2)
+
+
 def score_tolerance(inputs: Inputs) -> Tensor:
     """How far each float32 score may be from its float64 value, [B, N, Q].
 
@@ -141,7 +152,8 @@ def score_tolerance(inputs: Inputs) -> Tensor:
 
     There are n = 2 CK + 2 products of the size of that token's terms, centred on the median key.
     Each is rounded by u = 2^-24 (2^-53 for float64 input). The tolerance is sqrt(n) u times that
-    size, some ten times what random roundings add up to.
+    size, some ten times what random roundings add up to; and n times the smallest normal number,
+    below which processors may take a product for 0.
     """
     exact = inputs.double()
     center = exact.mk.nanmedian(2, keepdim=True).values if exact.mk.shape[2] else exact.mk.new_zeros(())
@@ -150,7 +162,9 @@ def score_tolerance(inputs: Inputs) -> Tensor:
     s = k.new_ones(k.shape[0], 1, k.shape[2]) if exact.ms is None else exact.ms
     ck = k.shape[1]
     terms = k.square().transpose(1, 2) @ e + (q.square() * e).sum(1, keepdim=True)
-    return math.sqrt(2 * ck + 2) * _unit(inputs.mk.dtype) / math.sqrt(ck) * s.transpose(1, 2) * terms
+    products = 2 * ck + 2
+    flushed = products * torch.finfo(_float32_or_more(inputs.mk.dtype)).smallest_normal * (1 + s.transpose(1, 2))
+    return math.sqrt(products) * _unit(inputs.mk.dtype) / math.sqrt(ck) * s.transpose(1, 2) * terms + flushed
 
 
 def _unit(dtype: torch.dtype) -> float:
@@ -167,8 +181,7 @@ def compare_topk(inputs: Inputs, weight: Tensor, index: Tensor, top_k: int) -> C
     its token's tolerance and the mean one, which the sum carries, and by the roundings of the
     softmax.
     """
-    exact = inputs.double()
-    score = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe).transpose(1, 2)
+    score = exact_scores(inputs).transpose(1, 2)
     k = min(top_k, score.shape[2])
     what = f"top-{k} affinity"
     if index.shape != (*score.shape[:2], k) or weight.shape != index.shape:
@@ -209,12 +222,14 @@ def compare_read(
     mean, mean_square = exact.mv @ weight.unsqueeze(1), exact.mv.square() @ weight.unsqueeze(1)
     spread = (mean_square - mean.square()).clamp_min(0).sqrt()
     terms = n if top_k is None else min(top_k, n)
-    rounding = (8 + math.sqrt(terms)) * _unit(inputs.mk.dtype) * mean_square.sqrt()
+    # The truth is a sum in float64, whose roundings may all go one way.
+    roundings = (8 + math.sqrt(terms)) * _unit(inputs.mk.dtype) + terms * _unit(torch.float64)
+    rounding = roundings * mean_square.sqrt()
     info = torch.finfo(readout.dtype)
     # Processors may flush what is below the normal float32 numbers; a 16-bit result has its own
     # smallest step.
     smallest = max(torch.finfo(torch.float32).smallest_normal, info.smallest_normal * info.eps)
-    rounding = rounding + info.eps * mean.abs() + smallest
+    rounding = rounding + info.eps * torch.maximum(low.abs(), high.abs()) + smallest
     allowed = factor * _plain_score_error(inputs, truth) * spread + rounding
     comparison = _compared("readout", torch.maximum(low - got, got - high).clamp_min(0), allowed)
     if usage is None or not comparison.passed:
@@ -265,15 +280,15 @@ def compare_consolidate(inputs: Inputs, num_prototypes: int, pk: Tensor, ps: Ten
     return max(compared, key=lambda c: c.share)
 
 
-def compare_close(what: str, got: Tensor, wanted: Tensor, allowed: float) -> Comparison:
+def compare_close(what: str, got: Tensor, expected: Tensor, allowed: float) -> Comparison:
     """No number may differ by more than ``allowed``; shapes must agree, NaN only where NaN is
-    wanted.
+    expected.
     """
-    if got.shape != wanted.shape:
-        return _failed(f"{what} of shape {list(got.shape)}, wanted {list(wanted.shape)}")
-    if not torch.equal(got.isnan(), wanted.isnan()):
+    if got.shape != expected.shape:
+        return _failed(f"{what} of shape {list(got.shape)}, wanted {list(expected.shape)}")
+    if not torch.equal(got.isnan(), expected.isnan()):
         return _failed(f"{what} with NaN in other places")
-    difference = (got.double() - wanted.double()).abs().nan_to_num(0.0, math.inf)
+    difference = (got.double() - expected.double()).abs().nan_to_num(0.0, math.inf)
     return _compared(what, difference, torch.full_like(difference, allowed))
 
 
@@ -288,8 +303,7 @@ class _Truth(NamedTuple):
 
 
 def _truth(inputs: Inputs, top_k: int | None) -> _Truth:
-    exact, tolerance = inputs.double(), score_tolerance(inputs)
-    score = reference.similarity(exact.mk, exact.ms, exact.qk, exact.qe)
+    exact, score, tolerance = inputs.double(), exact_scores(inputs), score_tolerance(inputs)
     n = score.shape[1]
     if top_k is None or top_k >= n:
         weight = score.softmax(1)
@@ -317,7 +331,7 @@ def _readout_range(truth: _Truth) -> tuple[Tensor, Tensor]:
         values = mv[b, :, :, near].sort(dim=-1).values
         sure = mv[b] @ torch.where(near, 0.0, w)
         # Their masses differ within the tolerance, too.
-        slack = 4 * float(truth.tolerance[b, near, q].max()) * mass * values.abs().sum(-1)
+        slack = 4 * float(truth.tolerance[b, near, q].max()) * mass * (values.abs().sum(-1) + sure.abs())
         low[b, :, :, q] = sure + mass * values[..., :room].sum(-1) - slack
         high[b, :, :, q] = sure + mass * values[..., values.shape[-1] - room :].sum(-1) + slack
     return torch.minimum(low, readout), torch.maximum(high, readout)
@@ -325,12 +339,10 @@ def _readout_range(truth: _Truth) -> tuple[Tensor, Tensor]:
 
 def _plain_score_error(inputs: Inputs, truth: _Truth) -> float:
     """Largest error of a score that matters (one with weight), of Eq. 2 as XMem writes it, in
-    float32.
-
-    For float64 input, whose truth is float64 itself, it is scaled to the unit roundoff of float64.
+    float32 or in the float64 of the inputs.
     """
-    mk, ms, _, qk, qe = (None if t is None else t.float() for t in inputs.read)
+    dtype = torch.float64 if inputs.mk.dtype == torch.float64 else torch.float32
+    mk, ms, _, qk, qe = (None if t is None else t.to(dtype) for t in inputs.read)
     assert mk is not None and qk is not None
     error = (reference.similarity(mk, ms, qk, qe).double() - truth.score).abs().nan_to_num(0.0, 0.0)
-    largest = float(torch.where(truth.weight > 1e-9, error, 0.0).amax()) if error.numel() else 0.0
-    return largest * _unit(inputs.mk.dtype) / _unit(torch.float32)
+    return float(torch.where(truth.weight > 1e-9, error, 0.0).amax()) if error.numel() else 0.0

@@ -7,12 +7,12 @@ import pytest
 import torch
 from extension import needs_extension
 from fresh import fresh
-from gradient_rounding import NAMES, check_gradients, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vector_sets import vector_sets
 
 import xmemk
+from xmemk.fuzz.gradients import NAMES, check_gradients, gradients
 from xmemk.testing import Inputs, make_inputs
 
 pytestmark = needs_extension

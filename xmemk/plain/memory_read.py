@@ -39,7 +39,7 @@ def _read_dense(memory: MemoryInputs, queries: QueryInputs, return_usage: bool) 
     usage = sides.memory.new_zeros(sides.memory.shape[0], sides.memory.shape[2]) if return_usage else None
     blocks = []
     for a, b in query_blocks(sides):
-        affinity = sides.scores(a, b).softmax(2)
+        affinity = softmax(sides.scores(a, b))
         if usage is not None:
             usage = usage + affinity.sum(1) if sides.safe else usage + affinity.nan_to_num(0.0).sum(1)
         # One object after the other, so that the block of affinity stays in the cache.

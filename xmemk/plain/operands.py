@@ -5,7 +5,8 @@
 
 is the product of a memory operand [2 CK + 1, N] and a query operand [Q, 2 CK + 1]. The three terms
 cancel for the best matches. Translating k and q by a median key leaves S as it is and makes the
-terms small. Where one of them could overflow, S comes from the direct form, channel by channel;
+terms small. S comes from the direct form instead, channel by channel, where a term could overflow,
+where queries lie so far from that key that rounding would show in their weights, and for float64;
 but not on a device or under a compiler, where nobody looks at numbers.
 """
 
@@ -19,12 +20,17 @@ from torch import Tensor
 
 from ..inputs import MemoryInputs, QueryInputs
 from ..modes import differentiated, may_look_at
+from .tokens import gather_rows
 
-_CENTER_SAMPLES = 64  # keys of each segment whose median is the center
+_CENTER_SAMPLES = 128  # keys whose median is the center
 
 # Products below this share of the largest number cannot add up to an overflow (a score has 2 CK + 1
 # terms), so no score can be NaN.
 _SAFE_SHARE = 1e-5
+
+# s' * sum_c e q^2 below this leaves a score within 1e-2 in float32. A network's features stay
+# below a thousand.
+_ACCURATE_OFFSET = 1e5
 
 
 class DirectForm(NamedTuple):
@@ -75,18 +81,14 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def center_key(mk: list[Tensor]) -> Tensor:
-    """A median key [B, CK, 1]: per channel the median of some keys of each segment.
+    """A median key [B, CK, 1]: per channel the median of some keys, evenly from all segments.
 
     The similarity does not depend on it, only its rounding. It is a median and no mean, because
     neither a key that is not finite nor a few enormous ones move a median away from the rest.
     """
-    samples = []
-    for k in mk:
-        n = k.shape[2]
-        if n > 0:
-            row = torch.arange(_CENTER_SAMPLES, device=k.device) * n // _CENTER_SAMPLES
-            samples.append(k.index_select(2, row))
-    center = torch.cat(samples, 2).to(compute_dtype(mk[0].dtype)).nanmedian(2, keepdim=True).values
+    sample = torch.arange(_CENTER_SAMPLES, device=mk[0].device) * sum(k.shape[2] for k in mk) // _CENTER_SAMPLES
+    samples = gather_rows(mk, sample.expand(mk[0].shape[0], 1, -1), compute_dtype(mk[0].dtype))
+    center = samples[:, 0].nanmedian(1).values.unsqueeze(2)
     return torch.where(center.isfinite(), center, 0.0)
 
 
@@ -107,17 +109,21 @@ def operands(memory: MemoryInputs, queries: QueryInputs) -> Operands:
     e = torch.ones_like(q) if queries.qe is None else queries.qe.to(dtype).transpose(1, 2)
     eq = e * q
     right = torch.cat([e, eq, (eq * q).sum(2, keepdim=True)], 2)
+    sides = left, right
     if not (may_look_at(left) and may_look_at(right)) or left.numel() == 0 or right.numel() == 0:
-        return Operands(left, right, safe=False, readable=readable)
+        return Operands(*sides, safe=False, readable=readable)
     limit = _SAFE_SHARE * torch.finfo(dtype).max
-    if _largest(left) * _largest(right) < limit:  # NaN compares false
-        return Operands(left, right, safe=True, readable=readable)
+    safe = bool(_largest(left) * _largest(right) < limit)  # NaN compares false
+    if safe and dtype == torch.float32 and _offset(left, right) < _ACCURATE_OFFSET:
+        return Operands(*sides, safe=True, readable=readable)
     # What is not finite by itself scores -inf in any form; the rest decides on the form.
     direct = _direct_form(memory, queries)
-    of_memory = _finite(direct.k, direct.s)
-    of_queries = _finite(direct.q, direct.e).transpose(1, 2)
-    small = _largest(left.where(of_memory, 0.0)) * _largest(right.where(of_queries, 0.0)) < limit
-    return Operands(left, right, safe=False, direct=None if small else direct, readable=readable)
+    left = left.where(_finite(direct.k, direct.s), 0.0)
+    right = right.where(_finite(direct.q, direct.e).transpose(1, 2), 0.0)
+    expanded = _largest(left) * _largest(right) < limit and _offset(left, right) < _ACCURATE_OFFSET
+    if expanded and dtype == torch.float32:
+        return Operands(*sides, safe=False, readable=readable)
+    return Operands(*sides, safe=safe, direct=direct, readable=readable)
 
 
 def _without_what_is_not_finite(memory: MemoryInputs, queries: QueryInputs) -> tuple[MemoryInputs, Tensor | None]:
@@ -142,6 +148,11 @@ def _direct_form(memory: MemoryInputs, queries: QueryInputs) -> DirectForm:
     k = torch.cat([key.to(dtype) for key in memory.mk], 2)
     s = None if memory.ms is None else torch.cat([x.to(dtype) for x in memory.ms], 2)
     return DirectForm(k, s, queries.qk.to(dtype), None if queries.qe is None else queries.qe.to(dtype))
+
+
+def _offset(left: Tensor, right: Tensor) -> Tensor:
+    """The largest s' * sum_c e q^2, the last row times the last column."""
+    return _largest(left[:, -1:]) * _largest(right[..., -1:])
 
 
 def _largest(x: Tensor) -> Tensor:

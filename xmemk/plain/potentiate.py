@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import MemoryInputs, QueryInputs
+from .affinity_topk import softmax
 from .blocks import query_blocks
 from .derivatives import differentiable
 from .operands import operands
@@ -37,7 +38,7 @@ def _average(memory: MemoryInputs, prototypes: QueryInputs) -> tuple[Tensor, Ten
         shrinkage = [s.to(dtype).transpose(1, 2) for s in ms]
     pv, ps = [], []
     for start, stop in query_blocks(sides):
-        affinity = sides.scores(start, stop).softmax(2)
+        affinity = softmax(sides.scores(start, stop))
         read = [weighted_sum(affinity, [v[:, i] for v in values]) for i in range(o)]
         pv.append(torch.stack(read, 1) if read else affinity.new_zeros(b, 0, stop - start, channels))
         ps.append(weighted_sum(affinity, shrinkage))

@@ -27,7 +27,7 @@ def read_tokens(mv: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
     """-> [B, O, CV, Q], in mv's dtype and with channel stride 1"""
     b, o, cv, _ = mv[0].shape
     q, k = index.shape[1:]
-    dtype = compute_dtype(mv[0].dtype)
+    dtype = _dtype(mv, weight)
     weight = weight.to(dtype)
     recorded = not torch.compiler.is_compiling() and differentiated((weight, *mv))
     if len(mv) == 1 and dtype == mv[0].dtype and mv[0].numel() > 0 and not recorded:
@@ -57,9 +57,13 @@ def readout_gradients(mv: list[Tensor], weight: Tensor, index: Tensor, upstream:
     return d_weight, [g.view(b, v.shape[3], o, cv).permute(0, 2, 3, 1) for g, v in zip(d_rows, mv)]
 
 
+def _dtype(mv: list[Tensor], weight: Tensor) -> torch.dtype:
+    return compute_dtype(torch.promote_types(mv[0].dtype, weight.dtype))
+
+
 def _gradients(upstream: Inputs, tensors: Inputs) -> Inputs:
     d_readout, weight, index, *mv = (x for x in (*upstream, *tensors) if x is not None)
-    dtype = compute_dtype(mv[0].dtype)
+    dtype = _dtype(mv, weight)
     d_out = d_readout.to(dtype).permute(0, 3, 1, 2).flatten(2)
     d_weight, d_values = readout_gradients(mv, weight.to(dtype), index, d_out)
     return d_weight.to(weight.dtype), None, *(g.to(v.dtype) for g, v in zip(d_values, mv))

@@ -37,8 +37,21 @@ def similarity(mk: Segments, ms: OptionalSegments, qk: Tensor, qe: Tensor | None
     # sum_c e (k - q)^2 = e.k^2 - 2 k.(e q) + e.q^2
     k = mk.transpose(1, 2)
     distance = k.square() @ qe - 2 * (k @ (qk * qe)) + (qe * qk.square()).sum(1, keepdim=True)
+    if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+        finite = mk.isfinite().all(1, keepdim=True).transpose(1, 2) & (qk * qe).isfinite().all(1, keepdim=True)
+        if bool((finite & ~distance.isfinite()).any()):  # a product overflows
+            distance = _distance(mk, qk, qe)
     scale = mk.new_ones(()) if ms is None else ms.to(mk.dtype).transpose(1, 2)
     return -distance * scale / math.sqrt(mk.shape[1])
+
+
+def _distance(mk: Tensor, qk: Tensor, qe: Tensor) -> Tensor:
+    """sum_c e (k - q)^2 as it is written, [B, N, Q]"""
+    distance = qk.new_zeros(())
+    for k, q, e in zip(mk.unbind(1), qk.unbind(1), qe.unbind(1)):
+        difference = k.unsqueeze(2) - q.unsqueeze(1)
+        distance = distance + difference * e.unsqueeze(1) * difference
+    return distance
 
 
 def affinity_topk(
