@@ -176,8 +176,8 @@ def compare_topk(inputs: Inputs, weight: Tensor, index: Tensor, top_k: int) -> C
     """Judges an affinity [B, Q, k]: k different tokens, each no worse than the true k-th best,
     weighed by their scores.
 
-    A chosen token's float64 score may fall short of the k-th best by the :func:`score_tolerance` of
-    both. A weight may differ from the softmax of the chosen float64 scores, relatively, by twice
+    A chosen token's float64 score may fall short of that of one not chosen by the
+    :func:`score_tolerance` of both. A weight may differ from the softmax of the chosen float64 scores, relatively, by twice
     its token's tolerance and the mean one, which the sum carries, and by the roundings of the
     softmax.
     """
@@ -190,9 +190,10 @@ def compare_topk(inputs: Inputs, weight: Tensor, index: Tensor, top_k: int) -> C
         return _failed(f"{what} that selects a token twice")
     tolerance = score_tolerance(inputs).transpose(1, 2)  # [B, Q, N]
     chosen, chosen_tolerance = score.gather(2, index), tolerance.gather(2, index)
-    kth, at = (x[..., -1:] for x in score.topk(k, dim=2))
-    allowed = chosen_tolerance + tolerance.gather(2, at)
-    shortfall = _compared(f"choice of the {what}", (kth - chosen).clamp_min(0), allowed)
+    rest = (score - tolerance).scatter(2, index, -math.inf)
+    best, at = rest.max(2, keepdim=True)
+    error = torch.where(best == -math.inf, 0.0, score.gather(2, at) - chosen).clamp_min(0)
+    shortfall = _compared(f"choice of the {what}", error, chosen_tolerance + tolerance.gather(2, at))
     expected = chosen.softmax(2)
     relative = 2 * (chosen_tolerance + (expected * chosen_tolerance).sum(2, keepdim=True))
     rounding = (8 + k) * _unit(weight.dtype)  # of exp and of the sum; a weight below 1e-30 may be flushed to 0
@@ -309,13 +310,23 @@ def _truth(inputs: Inputs, top_k: int | None) -> _Truth:
         weight = score.softmax(1)
         return _Truth(exact, score, tolerance, weight, torch.zeros_like(weight))
     best, order = score.sort(dim=1, descending=True, stable=True)
-    kth, at = best[:, top_k - 1 : top_k], order[:, top_k - 1 : top_k]
     total = best[:, :top_k].logsumexp(1, keepdim=True)
     weight = torch.zeros_like(score).scatter(1, order[:, :top_k], (best[:, :top_k] - total).exp())
-    chosen = torch.zeros_like(score, dtype=torch.bool).scatter(1, order[:, :top_k], True)
-    near = (score - kth).abs() <= tolerance + tolerance.gather(1, at)
-    near = near & (near & ~chosen).any(1, keepdim=True)  # nothing is open where no token outside is near
+    near = open_choices(score, tolerance, top_k)[1]
+    kth = best[:, top_k - 1 : top_k]
     return _Truth(exact, score, tolerance, weight, torch.where(near, (kth - total).exp(), 0.0))
+
+
+def open_choices(score: Tensor, tolerance: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """score, tolerance [B, N, Q], k < N -> which tokens are the k best, and which of all tokens the
+    rounding of scores may exchange, [B, N, Q] bool.
+    """
+    order = score.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
+    chosen = torch.zeros_like(score, dtype=torch.bool).scatter(1, order, True)
+    low, high = score - tolerance, score + tolerance
+    worst = low.masked_fill(~chosen, math.inf).amin(1, keepdim=True)
+    next_best = high.masked_fill(chosen, -math.inf).amax(1, keepdim=True)
+    return chosen, torch.where(chosen, low <= next_best, high >= worst)
 
 
 def _readout_range(truth: _Truth) -> tuple[Tensor, Tensor]:

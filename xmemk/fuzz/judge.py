@@ -23,6 +23,7 @@ from ..testing import (
     compare_topk,
     compare_usage,
     exact_scores,
+    open_choices,
     score_tolerance,
 )
 from .cases import Case, arguments, cut
@@ -120,9 +121,8 @@ def _selected(x: Inputs, top_k: int) -> tuple[Tensor, Tensor]:
     if top_k >= score.shape[1]:
         everything = torch.ones_like(score, dtype=torch.bool)
         return everything, everything
-    best, order = score.topk(top_k + 1, dim=1)
-    room = tolerance + tolerance.gather(1, order[:, top_k - 1 : top_k + 1]).amax(1, keepdim=True)
-    return score >= best[:, top_k - 1 : top_k] - room, score > best[:, top_k:] + room
+    chosen, exchangeable = open_choices(score, tolerance, top_k)
+    return chosen | exchangeable, chosen & ~exchangeable
 
 
 def _affinity_topk(case: Case, x: Inputs, backend: str) -> Faults:
