@@ -52,6 +52,16 @@ def test_commands_exist():
                 assert typed[1] in commands, f"{page.name}: {line}"
 
 
+def test_every_public_name_has_its_place_in_the_api_pages():
+    import xmemk
+
+    documented = set(
+        re.findall(r"^::: (xmemk\.\w+)$", "".join(p.read_text() for p in (ROOT / "docs/api").glob("*.md")), re.M)
+    )
+    missing = {f"xmemk.{name}" for name in xmemk.__all__ if not name.startswith("_")} - documented
+    assert not missing, f"docs/api lacks {sorted(missing)}"
+
+
 def test_files_that_pages_name_are_there():
     for page in PAGES:
         for path in re.findall(
