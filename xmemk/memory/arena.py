@@ -112,6 +112,11 @@ class Arena:
         return self.table.long
 
     @property
+    def total_long_term(self) -> int:
+        """Tokens in long-term memory, of all shards where a memory is sharded."""
+        return self.long_term
+
+    @property
     def tokens(self) -> int:
         """N, of long-term memory and frames."""
         return self.table.tokens

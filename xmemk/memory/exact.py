@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import QueryInputs
-from .arena import Arena, Prototypes
+from .arena import Prototypes
 from .rules import FrameTokens, MemoryRules, objects_of
 from .spec import Spec
 from .table import Slot
@@ -35,7 +35,7 @@ class ExactBucket:
 
     def __init__(self, rules: MemoryRules, objects: tuple[int, ...], spec: Spec | None = None) -> None:
         self.objects = objects
-        self.arena = Arena(spec or rules.spec(len(objects)), rules.functions, rules.graphs)
+        self.arena = rules.arena(spec or rules.spec(len(objects)))
         self.consolidations = 0
         self.evictions = 0
 
@@ -47,7 +47,7 @@ class ExactBucket:
         if not rules.is_full(len(frames)):
             return change
         keep = rules.long_term_before_prototypes
-        if arena.long_term > keep:  # Sec. 2.3, removing obsolete features: makes room for P prototypes
+        if arena.total_long_term > keep:  # Sec. 2.3, removing obsolete features: makes room for P prototypes
             change.survivors = arena.survivors(keep, backend=backend)
             change.scratch = arena.scratch(keep)
         candidates = frames[rules.candidates(len(frames))]

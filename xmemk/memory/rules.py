@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..reference.config import MemoryConfig
+from .arena import Arena
 from .checks import FrameLayout
 from .functions import PUBLIC
 from .graph import Captures
@@ -55,6 +56,10 @@ class MemoryRules:
             stored_value_dtype=None if config.value_dtype is None else getattr(torch, config.value_dtype),
             count_long_term=config.enable_long_term_count_usage,
         )
+
+    def arena(self, spec: Spec) -> Arena:
+        """An empty arena."""
+        return Arena(spec, self.functions, self.graphs)
 
     def is_full(self, frames: int) -> bool:
         """Whether working memory has reached T_max frames."""

@@ -58,7 +58,7 @@ class ScaledValues(Values):
         backend: str,
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Values.read`."""
-        if top_k is not None and top_k < sum(run.tokens for run in runs):
+        if top_k is not None:
             weight, index, *usages = self.functions.affinity_topk(
                 keys.mk, keys.ms, *queries, top_k=top_k, return_usage=return_usage, backend=backend
             )

@@ -117,7 +117,7 @@ class SharedGroups:
 
         first, arena, late = self.first, self.arena, list(self.late)
         if arena is None:
-            first, arena = new, Arena(self.rules.spec(len(new)), self.rules.functions, self.rules.graphs)
+            first, arena = new, self.rules.arena(self.rules.spec(len(new)))
         elif new:
             late.append(LateGroup(self.rules, new))
         change = SharedChange(arena.stage(*frame, values_of(first)), [g.stage(values_of(g.objects)) for g in late])

@@ -110,7 +110,7 @@ def _separate_from_json(saved: Mapping[str, Any], groups: SeparateGroups, file: 
 
 def _shared_from_json(saved: Mapping[str, Any], groups: SharedGroups, file: Any) -> SharedGroups:
     groups.first = check_labels("objects", saved["objects"])
-    groups.arena = Arena(_spec(saved, groups.rules, groups.first), groups.rules.functions, groups.rules.graphs)
+    groups.arena = groups.rules.arena(_spec(saved, groups.rules, groups.first))
     _fill_arena(saved, groups.arena, "0", file)
     groups.consolidations, groups.evictions = int(saved["consolidations"]), int(saved["evictions"])
     for i, saved_group in enumerate(saved["late"]):
