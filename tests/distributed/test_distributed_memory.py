@@ -1,5 +1,6 @@
 """A memory over several ranks against the memory of one process."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from ranks import on_ranks, raised
 
 import xmemk
 from xmemk import distributed
-from xmemk.distributed import Shards
+from xmemk.distributed import Shards, files
 from xmemk.distributed.arena import shares_of
 from xmemk.distributed.objects import ObjectColumns
 
@@ -149,3 +150,110 @@ def test_refusals():
     memory.add(key, shrinkage, value, [1])
     with pytest.raises(ValueError, match="all that are held"):
         memory.add(key, shrinkage, value, [2])
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (1, 4), (4, 1), (2, 2)])
+def test_a_saved_set_goes_on_over_any_number_of_ranks(before, after, tmp_path):
+    path = tmp_path / "memory.json"
+    whole = xmemk.Memory(CONFIG)
+    follow(whole, 20)
+    key, _, _, selection = frame(99, 1)
+    expected = [whole.read(key, selection)]
+    for i in range(30, 40):
+        frame_key, shrinkage, value, frame_selection = frame(i, 2)
+        whole.add(frame_key, shrinkage, value, [3, 7], frame_selection)
+        expected.append(whole.read(key, selection))
+
+    def write(group, rank):
+        memory = distributed.Memory(CONFIG, group=group)
+        follow(memory, 20)
+        memory.save(path)
+
+    def go_on(group, rank):
+        memory = distributed.Memory.load(path, group=group)
+        readouts = [memory.read(key, selection)]
+        for i in range(30, 40):
+            frame_key, shrinkage, value, frame_selection = frame(i, 2)
+            memory.add(frame_key, shrinkage, value, [3, 7], frame_selection)
+            readouts.append(memory.read(key, selection))
+        return readouts
+
+    raised(on_ranks(before, write))
+    assert len(list(tmp_path.iterdir())) == before + 1
+    for readouts in raised(on_ranks(after, go_on)):
+        check_equal(readouts, expected, 1e-4)
+    raised(on_ranks(before, write))  # replaces the old set
+    assert len(list(tmp_path.iterdir())) == before + 1
+
+
+def test_objects_and_sensory_memory_are_saved(tmp_path):
+    path = tmp_path / "memory.json"
+    config = replace(CONFIG, hidden_dim=4)
+
+    def write(group, rank):
+        memory = distributed.Memory(config)
+        memory.columns = ObjectColumns(Shards(group))
+        memory.sensory.create([3, 1, 7], torch.zeros(1, 1, H, W))
+        memory.sensory.set(torch.arange(3.0).view(1, 3, 1, 1, 1).expand(1, 3, 4, H, W))
+        follow(memory, 12)
+        memory.save(path)
+        return memory.read(*frame(99, 1)[::3]), memory.objects
+
+    (readout, objects), _ = raised(on_ranks(2, write))
+    memory = distributed.Memory.load(path)
+    assert memory.objects == objects and memory.sensory.objects == (3, 1, 7)
+    assert memory.sensory.get()[0, :, 0, 0, 0].tolist() == [0, 1, 2]
+    torch.testing.assert_close(memory.read(*frame(99, 1)[::3]), readout)
+
+
+def test_an_empty_memory_is_saved(tmp_path):
+    distributed.Memory(CONFIG).save(tmp_path / "memory.json")
+    assert distributed.Memory.load(tmp_path / "memory.json").objects == ()
+
+
+def test_sets_that_are_damaged_are_refused_by_name(tmp_path):
+    path = tmp_path / "memory.json"
+    memory = distributed.Memory(CONFIG)
+    follow(memory, 12)
+    memory.save(path)
+    (tensors,) = tmp_path.glob("*.safetensors")
+    whole, head = tensors.read_bytes(), json.loads(path.read_text())
+    damages = [
+        lambda: tensors.write_bytes(whole[: len(whole) // 2]),
+        tensors.unlink,
+        lambda: path.write_text("{"),
+        lambda: path.write_text("[]"),
+        lambda: path.write_text(json.dumps(head | {"version": 99})),
+        lambda: path.write_text(json.dumps(head | {"files": [["../other.safetensors"]]})),
+        lambda: path.write_text(json.dumps(head | {"files": [head["files"][0] * 2]})),
+        lambda: path.write_text(json.dumps(head | {"layout": head["layout"] | {"height": 4}})),
+    ]
+    for damage in damages:
+        damage()
+        with pytest.raises(ValueError, match=r"memory\.json: wanted a whole set"):
+            distributed.Memory.load(path)
+        tensors.write_bytes(whole)
+        path.write_text(json.dumps(head))
+    assert distributed.Memory.load(path).objects == memory.objects
+
+
+def test_a_rank_that_cannot_write_leaves_the_old_set(tmp_path, monkeypatch):
+    path = tmp_path / "memory.json"
+    write = files.write_tensors
+
+    def full_disk(path, local, sensory):
+        write(path, local, sensory)
+        if local.shards.rank == 1:
+            raise OSError("no space left on device")
+
+    def call(group, rank):
+        memory = distributed.Memory(CONFIG, group=group)
+        follow(memory, 6)
+        memory.save(path)
+
+    raised(on_ranks(2, call))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setattr(files, "write_tensors", full_disk)
+    for error in on_ranks(2, call):
+        assert isinstance(error, OSError) and "memory.json: could not be written" in str(error)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

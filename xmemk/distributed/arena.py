@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,6 +42,13 @@ class ShardedArena(Arena):
         """Long-term tokens of all ranks."""
         return sum(self.long_term_of)
 
+    def fork(self) -> ShardedArena:
+        """See :meth:`Arena.fork`."""
+        twin = cast(ShardedArena, super().fork())
+        twin.serial = self.serial.clone()
+        twin.functions = twin.values.functions = ShardedFunctions(twin)
+        return twin
+
     def stage(self, key: Tensor, shrinkage: Tensor, selection: Tensor | None, value: Tensor) -> Slot:
         """:meth:`Arena.stage` of this rank's slice of a frame."""
         mine = self.slice
@@ -71,9 +78,9 @@ class ShardedArena(Arena):
         index, self.staying = upkeep.evict_lfu(self.long_term_usage(), keep, placement, shards=self.shards)
         return index
 
-    def keep(self, index: Tensor, *, ascending: bool = True, scratch: Tensor | None = None) -> None:
+    def keep(self, index: Tensor, *, ascending: bool = True) -> None:
         """See :meth:`Arena.keep`."""
-        super().keep(index, ascending=ascending, scratch=scratch)
+        super().keep(index, ascending=ascending)
         self.serial[: index.shape[1]] = self.serial[index[0]]
         self.long_term_of = self.staying
 

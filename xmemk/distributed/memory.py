@@ -4,53 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from .. import memory as memory_room
-from ..memory.arena import Arena
-from ..memory.checks import FrameLayout, check_labels, expect_known, expect_tensor
-from ..memory.exact import SeparateGroups
-from ..memory.rules import MemoryRules
+from ..memory.checks import check_labels, expect_known, expect_tensor
 from ..memory.sensory import SensoryMemory
-from ..memory.spec import Spec
 from ..reference.config import MemoryConfig
 from . import files
-from .arena import ShardedArena
+from .local import LocalMemory, arenas_of
 from .objects import ObjectColumns
 from .shards import Shards
-
-
-@dataclass(frozen=True)
-class ShardedRules(MemoryRules):
-    """The rules of a whole memory, and the room that one rank needs."""
-
-    shards: Shards = field(default_factory=Shards)
-
-    def spec(self, objects: int) -> Spec:
-        """The room of this rank for so many objects."""
-        whole = super().spec(objects)
-        frame = self.shards.sizes_of(whole.frame)[self.shards.rank]
-        return replace(whole, frame=frame, long_term=-(-whole.long_term // self.shards.size))
-
-    def arena(self, spec: Spec) -> Arena:
-        """An empty arena."""
-        return ShardedArena(spec, self.layout.frame, self.shards)
-
-
-class _LocalMemory(memory_room.Memory):
-    """This rank's tokens of this rank's objects."""
-
-    def __init__(self, shards: Shards, config: MemoryConfig | None, backend: str, check_finite: bool | None) -> None:
-        super().__init__(config, backend=backend, check_finite=check_finite)
-        self._shards = shards
-
-    def _new_groups(self, layout: FrameLayout) -> SeparateGroups:
-        return SeparateGroups(ShardedRules(self.config, layout, self.backend, shards=self._shards))
 
 
 class Memory:
@@ -80,7 +46,7 @@ class Memory:
     ) -> None:
         tokens, objects = groups_of(group)
         self.shards, self.columns = Shards(tokens), ObjectColumns(Shards(objects))
-        self.local = _LocalMemory(self.shards, config, backend, check_finite)
+        self.local = LocalMemory(self.shards, config, backend, check_finite)
         self.config = self.local.config
         if self.config.groups != "exact":
             raise ValueError('groups: wanted "exact"; a sharded memory does not keep the released bookkeeping')
@@ -151,9 +117,9 @@ class Memory:
 
         Called by every rank. ValueError, naming the file, for a set that is damaged or incomplete.
         """
-        with files.Reader(path, device) as saved:
+        with files.opened(path, device) as saved:
             memory = cls(saved.config, group=group, backend=backend, check_finite=check_finite)
-            memory.columns = saved.columns(memory.columns)
+            memory.columns = memory.columns.with_new(saved.labels)
             saved.fill(memory.local, memory.columns.mine)
             memory.sensory = saved.sensory()
         return memory
@@ -193,13 +159,6 @@ class Memory:
             f"distributed.Memory(rank {self.shards.rank} of {self.shards.size}, objects={list(self.objects)}, "
             f"working_size={self.working_size}, long_term_size={self.long_term_size})"
         )
-
-
-def arenas_of(local: memory_room.Memory) -> list[ShardedArena]:
-    """The arenas of this rank."""
-    groups = local.groups
-    buckets = groups.buckets if isinstance(groups, SeparateGroups) else []
-    return [bucket.arena for bucket in buckets if isinstance(bucket.arena, ShardedArena)]
 
 
 def groups_of(

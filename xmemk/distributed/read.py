@@ -240,7 +240,7 @@ def _agreed(score: Tensor, standing: Tensor, top_k: int, shards: Shards) -> tupl
     rank merges a slice of the queries and tells the others.
     """
     b, q, c = score.shape
-    slices = [slice(r * q // shards.size, (r + 1) * q // shards.size) for r in range(shards.size)]
+    slices = shards.slices_of(q)
     mine = slices[shards.rank]
     message = torch.stack([score, standing.view(torch.float64)], 3)
     parts = shards.exchange([message[:, part] for part in slices], [b, mine.stop - mine.start, c, 2])

@@ -30,13 +30,17 @@ class Shards:
         self.rank = 0 if group is None else group.rank()
         self.size = 1 if group is None else group.size()
 
+    def slices_of(self, tokens: int) -> list[slice]:
+        """The part of each rank of so many tokens."""
+        return slices(tokens, self.size)
+
     def slice_of(self, tokens: int) -> slice:
-        """The part of this rank of so many tokens; the parts' sizes differ by one at most."""
-        return slice(self.rank * tokens // self.size, (self.rank + 1) * tokens // self.size)
+        """The part of this rank of so many tokens."""
+        return slices(tokens, self.size)[self.rank]
 
     def sizes_of(self, tokens: int) -> list[int]:
         """How many of so many tokens each rank holds."""
-        return [(r + 1) * tokens // self.size - r * tokens // self.size for r in range(self.size)]
+        return [part.stop - part.start for part in slices(tokens, self.size)]
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """``x`` of every rank, equally shaped."""
@@ -122,6 +126,11 @@ class Shards:
                 f"{what} on rank {self.rank} of {self.size} failed: another rank has died, raised or called something "
                 f"else. The memory of this rank is unchanged. torch.distributed says: {str(error).splitlines()[0]}"
             ) from error
+
+
+def slices(tokens: int, ranks: int) -> list[slice]:
+    """So many tokens in a part for each rank; sizes differ by one at most."""
+    return [slice(r * tokens // ranks, (r + 1) * tokens // ranks) for r in range(ranks)]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def state_of(
     """The JSON of a memory. Its tensors are added to ``tensors``, on the CPU."""
     state = {
         "config": asdict(config),
-        "layout": None if layout is None else _layout_as_json(layout),
+        "layout": None if layout is None else layout_as_json(layout),
         "groups": None if groups is None else _groups_as_json(groups, tensors),
         "sensory": list(sensory.objects),
     }
@@ -57,7 +57,7 @@ def restore(
     Raises one of many errors where the two do not match; :func:`.files.read` makes it a ValueError.
     """
     config = MemoryConfig(**state["config"])
-    layout = None if state["layout"] is None else _layout_from_json(state["layout"], device)
+    layout = None if state["layout"] is None else layout_from_json(state["layout"], device)
     sensory = SensoryMemory(config.hidden_dim)
     if state["sensory"]:
         hidden = file.get_tensor("sensory")
@@ -201,7 +201,7 @@ def _fill(saved: Mapping[str, Any], table: Table, banks: Mapping[str, Bank], nam
 # Layout
 
 
-def _layout_as_json(layout: FrameLayout) -> dict[str, Any]:
+def layout_as_json(layout: FrameLayout) -> dict[str, Any]:
     return {field.name: _as_text(getattr(layout, field.name)) for field in fields(layout)}
 
 
@@ -210,7 +210,7 @@ def _as_text(value: Any) -> Any:
     return str(value).removeprefix("torch.") if isinstance(value, (torch.dtype, torch.device)) else value
 
 
-def _layout_from_json(saved: Mapping[str, Any], device: torch.device | None) -> FrameLayout:
+def layout_from_json(saved: Mapping[str, Any], device: torch.device | None) -> FrameLayout:
     known = {field.name: saved[field.name] for field in fields(FrameLayout)}
     for name in ("key_dtype", "value_dtype"):
         known[name] = getattr(torch, known[name])
