@@ -123,11 +123,11 @@ def test_bytes_are_those_of_the_formula(groups, value_dtype, dtype):
 def test_bytes_by_hand():
     """480p with the default numbers, one object: 26,200 tokens."""
     tokens, in_frames = 10 * 1620 + 10000, 10 * 1620
-    nbytes = tokens * (64 * 4 + 4 + 4 + 8 + 512 * 4) + in_frames * 64 * 4
+    nbytes = tokens * (64 * 4 + 4 + 8 + 8 + 512 * 4) + in_frames * 64 * 4
     assert bytes_needed(xmemk.MemoryConfig(), height=30, width=54, objects=(1,)) == nbytes
     assert (
         Arena(Spec(1, 4, 64, 512, 3, torch.float16, torch.float16, CPU, 2, 5)).nbytes
-        == 13 * (64 * 2 + 4 + 4 + 8 + 3 * 512 * 2) + 8 * 64 * 2
+        == 13 * (64 * 2 + 4 + 8 + 8 + 3 * 512 * 2) + 8 * 64 * 2
     )
 
 
@@ -223,7 +223,7 @@ def test_without_long_term_memory_blocks_are_added_and_nothing_moves():
 
 
 def test_added_blocks_are_bounded(monkeypatch):
-    monkeypatch.setattr("xmemk.memory.bank.LARGEST_BLOCK", 3 * 6 * (4 * CK * 2 + 4 + 4 + 8 + 2 * CV * 4))
+    monkeypatch.setattr("xmemk.memory.bank.LARGEST_BLOCK", 3 * 6 * (4 * CK * 2 + 4 + 8 + 8 + 2 * CV * 4))
     memory = Memory(small(enable_long_term=False))
     run(memory, 0, 15)
     assert arenas(memory)[0].table.slots == [5, 3, 3, 3, 3]
@@ -372,3 +372,14 @@ def test_few_survivors_of_groups_larger_than_the_first():
         assert torch.allclose(ours.read(**query(t)), oracle.read(**query(t)), atol=1e-5)
     assert ours.evictions == oracle.evictions > 0
     assert ours.groups.late[0].table.long > 0
+
+
+def test_usage_stays_exact_over_millions_of_reads():
+    arena = Arena(Spec(1, 4, 2, 3, 1, torch.float32, torch.float32, torch.device("cpu"), frames=2, has_selection=False))
+    arena.admit(arena.stage(torch.rand(1, 2, 4), torch.rand(1, 1, 4), None, torch.rand(1, 1, 3, 4)))
+    arena.reads, mass = 10_000_000, torch.tensor([[0.01, 0.02, 0.0, 1.0]])
+    arena.use.rows(arena.table.runs()[0]).fill_(1e6)
+    for _ in range(1000):
+        arena.record(mass)
+    (use,) = (arena.use.rows(run) for run in arena.table.runs())
+    torch.testing.assert_close(use, 1e6 + 1000 * mass.double(), rtol=1e-13, atol=0)

@@ -82,7 +82,8 @@ class Arena:
         self.key = Bank(b, (spec.key_channels,), spec.key_dtype, device)
         self.shrinkage = Bank(b, (), spec.number, device)
         self.selection = Bank(b, (spec.key_channels,), spec.key_dtype, device) if spec.has_selection else None
-        self.use = Bank(b, (), spec.number, device)
+        # float32 would lose the mass of a read once millions of reads are summed.
+        self.use = Bank(b, (), torch.float64, device)
         self.birth = Bank(b, (), torch.int64, device)
         self.values = values_for(spec, functions)
         with_long_term = [bank for bank in self.banks.values() if bank is not self.selection]  # prototypes have none
@@ -195,7 +196,8 @@ class Arena:
         """[B, n] mass per read: use "normalized by the duration" in memory (Sec. 2.3)."""
         number = self.spec.number
         parts = [
-            self.use.rows(run) / ((self.reads - self.birth.rows(run)).to(number) + LIFE_OF_A_NEW_TOKEN) for run in runs
+            (self.use.rows(run) / ((self.reads - self.birth.rows(run)).double() + LIFE_OF_A_NEW_TOKEN)).to(number)
+            for run in runs
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 

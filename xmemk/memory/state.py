@@ -192,6 +192,8 @@ def _fill(saved: Mapping[str, Any], table: Table, banks: Mapping[str, Bank], nam
             if bank_name == "selection" and run.block == LONG_TERM:
                 continue
             rows, tensor = bank.rows(run), file.get_tensor(f"{name}.{bank_name}.{i}")
+            if bank_name == "use" and tensor.dtype == torch.float32:  # of version 0.1
+                tensor = tensor.double()
             if tensor.shape != rows.shape or tensor.dtype != rows.dtype:
                 form = f"{tensor.dtype} {list(tensor.shape)}"
                 raise ValueError(f"{bank_name} of {form}, where {rows.dtype} {list(rows.shape)} belongs")
