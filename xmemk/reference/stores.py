@@ -46,8 +46,8 @@ class Store:
     def new(cls, key: Tensor, shrinkage: Tensor, selection: Tensor | None, *, count_usage: bool) -> Store:
         """Tokens before their first read.
 
-        Shrinkage is float32, or float64 with float64 keys. Counters are float64, since float32 would
-        lose the mass of a read once millions of reads are summed.
+        Shrinkage is float32, or float64 with float64 keys. Counters are float64, because float32
+        would lose the mass of a read once millions of reads are summed.
         """
         number = torch.promote_types(key.dtype, torch.float32)
         use = life = None
