@@ -15,7 +15,8 @@ import xmemk.data
 from xmemk.data.mask_files import find_masks, mask_for
 from xmemk.data.masks import MaskError, write_mask
 from xmemk.data.overlay import write_overlay
-from xmemk.data.source import ahead, open_source
+from xmemk.data.read_ahead import ahead
+from xmemk.data.source import open_source
 from xmemk.data.video import VideoError, VideoWriter, read_frames
 
 CLIP = next((Path(xmemk.data.__file__).parent / "bunny").glob("*.mp4"))

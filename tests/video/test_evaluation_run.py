@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from xmemk import MemoryConfig
+from xmemk.data.images import read_image
 from xmemk.data.masks import MaskError, read_colours, read_mask
-from xmemk.data.source import read_image
 from xmemk.data.video import VideoError
 from xmemk.evaluation import run as module
 from xmemk.evaluation.layouts import open_dataset

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
+from .images import image_files
 from .masks import MaskError, mask_size, read_mask
-from .source import IMAGES, FrameSource
+from .source import FrameSource
 
 
 def find_masks(path: Path, source: FrameSource, start: int = 0) -> dict[int, Path]:
@@ -24,7 +25,7 @@ def find_masks(path: Path, source: FrameSource, start: int = 0) -> dict[int, Pat
             raise MaskError(f"{path}: the video has {source.frames} frames, so there is no frame {start} to start with")
         by_frame = {start: path}
     else:
-        files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in IMAGES}
+        files = {file.stem: file for file in image_files(path, MaskError)}
         if not files:
             raise MaskError(f"{path}: a folder without masks")
         by_frame = dict(sorted((_number(stem, source, file), file) for stem, file in files.items()))

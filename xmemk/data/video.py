@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,9 +12,13 @@ from typing import TYPE_CHECKING, cast
 
 import av
 import torch
+from av.sidedata.sidedata import Type as SideDataType
 from torch import Tensor
 
+from .orientation import AS_STORED, Orientation, from_matrix
+
 if TYPE_CHECKING:
+    from av.sidedata.sidedata import SideData
     from av.video.stream import VideoStream
 
 
@@ -23,12 +28,20 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the file says about its video; ``frames`` is None where it does not say."""
+    """What the file says about its video, as a player shows it.
+
+    frames: their number, None where the file does not say. rate: frames per second, on average.
+    orientation: how stored frames are turned to be shown; width and height are those shown.
+    pixel_aspect: width by height of a pixel. Frames keep their stored pixels, so a player shows
+    them ``width * pixel_aspect`` wide.
+    """
 
     width: int
     height: int
     frames: int | None
     rate: Fraction
+    orientation: Orientation = AS_STORED
+    pixel_aspect: Fraction = Fraction(1)
 
 
 def _open(path: str | Path) -> av.container.InputContainer:
@@ -38,53 +51,109 @@ def _open(path: str | Path) -> av.container.InputContainer:
         container = av.open(str(path))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: not a video that can be read ({_reason(error)})") from error
-    if not container.streams.video:
+    if _stream(container) is None:
         container.close()
         raise VideoError(f"{path}: has no video stream")
     return container
 
 
+def _stream(container: av.container.InputContainer) -> VideoStream | None:
+    """The first video stream that is no cover picture."""
+    covers = av.stream.Disposition.attached_pic
+    return next((s for s in container.streams.video if not s.disposition & covers), None)
+
+
 def probe(path: str | Path) -> VideoInfo:
-    """The size, length and rate of a video. Raises VideoError."""
+    """The size, length, rate and orientation of a video, from its header and its first frame.
+
+    Raises VideoError, also for a video without a frame.
+    """
     with _open(path) as container:
-        stream = container.streams.video[0]
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        stream = _stream(container)
+        assert stream is not None
         if not stream.width or not stream.height:
             raise VideoError(f"{path}: not a video that can be read (it says nothing of its size)")
-        return VideoInfo(stream.width, stream.height, stream.frames or None, rate)
+        frame = next(_decoded(path, container), None)
+        if frame is None:
+            raise VideoError(f"{path}: a video without frames")
+        orientation, rate = _orientation(path, frame), _rate(stream)
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
+        width, height = orientation.size(frame.width, frame.height)
+        pixel_aspect = 1 / aspect if orientation.transposed else aspect
+        return VideoInfo(width, height, stream.frames or None, rate, orientation, pixel_aspect)
 
 
 def read_frames(path: str | Path, size: tuple[int, int] | None = None, start: int = 0) -> Iterator[Tensor]:
-    """The frames from number ``start`` (0-based) on in decode order, as RGB uint8 [H, W, 3].
+    """The frames of :func:`read_timed_frames` without their times."""
+    return (image for _, image in read_timed_frames(path, size, start))
 
+
+def read_timed_frames(
+    path: str | Path, size: tuple[int, int] | None = None, start: int = 0
+) -> Iterator[tuple[Fraction, Tensor]]:
+    """The frames from number ``start`` (0-based) on: their time, and RGB uint8 [H, W, 3] as shown.
+
+    Time is in seconds on the file's clock, which audio shares and which need not begin at 0.
     size: (width, height) to resize to by area averaging; None for the video's own.
 
     Raises VideoError where the file is damaged, which may be in the middle, or has no frame
     ``start``.
     """
-    width, height = size or (None, None)
-    count = packets = 0
-    torn = False
+    count, time = 0, None
     with _open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        try:
-            for packet in container.demux(stream):
-                packets += packet.size > 0
-                torn |= packet.size > 0 and packet.is_corrupt
-                for frame in packet.decode():
-                    count += 1
-                    if count <= start:
-                        continue
-                    picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
-                    yield torch.from_numpy(picture.to_ndarray())
-        except av.FFmpegError as error:
-            raise VideoError(f"{path}: cannot be read beyond frame {count} ({_reason(error)})") from error
-        # Threaded decoders do not report errors in the last packets.
-        if torn or packets < _listed(container):
-            raise VideoError(f"{path}: cannot be read beyond frame {count}: damaged or cut off")
+        stream = _stream(container)
+        assert stream is not None
+        step = 1 / _rate(stream)
+        for frame in _decoded(path, container):
+            if frame.pts is not None and frame.time_base is not None:
+                time = frame.pts * frame.time_base
+            else:
+                time = Fraction(0) if time is None else time + step
+            count += 1
+            if count <= start:
+                continue
+            orientation = _orientation(path, frame)
+            width, height = orientation.size(*size) if size else (None, None)
+            picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
+            yield time, torch.from_numpy(orientation.applied(picture.to_ndarray()))
     if count <= start:
         raise VideoError(f"{path}: has {count} frames, so there is no frame {start}")
+
+
+def _decoded(path: str | Path, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+    """The stored frames in order. Raises VideoError where the file is damaged or cut off."""
+    stream = _stream(container)
+    assert stream is not None
+    stream.thread_type = "AUTO"
+    count = packets = 0
+    torn = False
+    try:
+        for packet in container.demux(stream):
+            packets += packet.size > 0
+            torn |= packet.size > 0 and packet.is_corrupt
+            for frame in packet.decode():
+                count += 1
+                yield frame
+    except av.FFmpegError as error:
+        raise VideoError(f"{path}: cannot be read beyond frame {count} ({_reason(error)})") from error
+    # Threaded decoders do not report errors in the last packets.
+    if torn or packets < _listed(container):
+        raise VideoError(f"{path}: cannot be read beyond frame {count}: damaged or cut off")
+
+
+def _rate(stream: VideoStream) -> Fraction:
+    return stream.average_rate or stream.guessed_rate or Fraction(25)
+
+
+def _orientation(path: str | Path, frame: av.VideoFrame) -> Orientation:
+    entries = cast("list[SideData]", list(frame.side_data))  # typed as a mapping of text, which it is not
+    data = next((entry for entry in entries if entry.type == SideDataType.DISPLAYMATRIX), None)
+    if data is None:
+        return AS_STORED
+    try:
+        return from_matrix(struct.unpack("=9i", bytes(data)[:36]))
+    except (ValueError, struct.error) as error:
+        raise VideoError(f"{path}: cannot be shown upright: {error}") from error
 
 
 def _listed(container: av.container.InputContainer) -> int:
@@ -94,7 +163,8 @@ def _listed(container: av.container.InputContainer) -> int:
     """
     if "mp4" not in container.format.name.split(","):
         return 0
-    return sum(entry.size > 0 for entry in container.streams.video[0].index_entries)
+    stream = _stream(container)
+    return 0 if stream is None else sum(entry.size > 0 for entry in stream.index_entries)
 
 
 class VideoWriter:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data.source import IMAGES
+from ..data.images import IMAGES
 
 LAYOUTS = ("davis2016", "davis2017", "youtube", "lvos", "mose", "long", "generic")
 SPLITS = ("val", "valid", "test", "test-dev", "train")  # in the order in which they are looked for

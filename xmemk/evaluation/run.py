@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.images import read_image
 from ..data.masks import MaskError, read_colours, read_mask
-from ..data.source import AHEAD, FrameSource, ahead, open_source, read_image
+from ..data.read_ahead import AHEAD, ahead
+from ..data.source import FrameSource, open_source
 from ..data.video import VideoError
 from ..measure.peak import Peak, resident_bytes
 from ..measure.stopwatch import Stopwatch
