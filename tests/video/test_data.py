@@ -119,7 +119,7 @@ def test_masks_that_are_none(tmp_path):
         ("absent.png", "no such mask file"),
         ("text.png", "not an image that can be read"),
         ("cut.png", "not an image that can be read"),
-        ("rgb.png", "wanted a palette or grey image of labels, got an image of mode RGB"),
+        ("rgb.png", "has no object"),
         ("empty.png", "has no object"),
         ("grey.jpg", "wanted a PNG of labels, got JPEG"),
     ):

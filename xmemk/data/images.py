@@ -38,8 +38,10 @@ def image_files(folder: Path, error: type[ValueError]) -> list[Path]:
 
 
 @contextlib.contextmanager
-def opened(path: str | Path, error: type[ValueError]) -> Iterator[Image.Image]:
-    """The image of a file with its header read; ``with`` ends before its pixels may be used.
+def opened(path: str | Path, error: type[ValueError], pixels: bool = True) -> Iterator[Image.Image]:
+    """The image of a file, to be read within ``with``.
+
+    pixels: whether more than the header will be read, so that the whole file is to be sound.
 
     Raises ``error``, in one sentence with the file's name, for whatever goes wrong within ``with``.
     """
@@ -50,7 +52,7 @@ def opened(path: str | Path, error: type[ValueError]) -> Iterator[Image.Image]:
         raise error(f"{path}: no such image file")
     try:
         with Image.open(path) as image:
-            if image.format == "PNG":  # whose checksums Pillow does not compare as it decodes
+            if pixels and image.format == "PNG":  # whose checksums Pillow does not compare as it decodes
                 with Image.open(path) as again:
                     again.verify()
             if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:

@@ -8,15 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .images import image_files
-from .masks import MaskError, mask_size, read_mask
+from .label_rules import LabelRule
+from .mask_values import MaskError, mask_size
+from .masks import AUTOMATIC
 from .source import FrameSource
 
 
-def find_masks(path: Path, source: FrameSource, start: int = 0) -> dict[int, Path]:
+class MaskFiles(dict[int, Path]):
+    """Mask files by frame number, and the rule by which :func:`mask_for` reads their labels."""
+
+    rule: LabelRule = AUTOMATIC
+
+
+def find_masks(path: Path, source: FrameSource, start: int = 0, rule: LabelRule = AUTOMATIC) -> MaskFiles:
     """The mask files by frame number, beginning with the first one that has an object.
 
-    path: a folder of PNGs named as frames, or the PNG of frame ``start``. A folder may have a mask
-    for every frame, so only headers are read of the files after the first.
+    path: a folder of images named as frames, or the image of frame ``start``. A folder may have a
+        mask for every frame, so only headers are read of palette and 8-bit masks after the first.
+    rule: how values become labels. That of the result has one number for each colour.
 
     Raises MaskError where the files do not fit the video.
     """
@@ -31,10 +40,13 @@ def find_masks(path: Path, source: FrameSource, start: int = 0) -> dict[int, Pat
         by_frame = dict(sorted((_number(stem, source, file), file) for stem, file in files.items()))
     for file in by_frame.values():
         _expect_shape(source, file)
-    first = next((n for n, file in by_frame.items() if bool((mask_for(source, file) > 0).any())), None)
+    rule = rule.fitted(by_frame.values())
+    first = next((n for n, file in by_frame.items() if bool((mask_for(source, file, rule) > 0).any())), None)
     if first is None:
         raise MaskError(f"{path}: has no object, every pixel is background (label 0)")
-    return {number: file for number, file in by_frame.items() if number >= first}
+    masks = MaskFiles({number: file for number, file in by_frame.items() if number >= first})
+    masks.rule = rule
+    return masks
 
 
 def _expect_shape(source: FrameSource, file: Path) -> None:
@@ -46,9 +58,9 @@ def _expect_shape(source: FrameSource, file: Path) -> None:
         raise MaskError(f"{file}: is {width}x{height}, which is not the shape of the video, {video}")
 
 
-def mask_for(source: FrameSource, file: Path) -> Tensor:
+def mask_for(source: FrameSource, file: Path, rule: LabelRule = AUTOMATIC) -> Tensor:
     """The labels [H, W] uint8 of a file at the video's size, scaled by nearest neighbour."""
-    mask = read_mask(file)
+    mask = rule.labels(file)
     size = source.height, source.width
     return mask if mask.shape == size else F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
 

@@ -129,7 +129,7 @@ def segment(
                 with interrupts.delayed():
                     between_frames = False
                     file = masks.get(frame.number)
-                    mask = None if file is None else mask_for(source, file)
+                    mask = None if file is None else mask_for(source, file, masks.rule)
                     labels = step_labels(tracker, frame.image, mask, scale=scale, end=following is None, watch=watch)
                     with watch("writing"):
                         write_labels(folder / f"{frame.name}.png", labels)
