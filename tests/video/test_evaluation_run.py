@@ -195,7 +195,7 @@ def test_input_that_does_not_fit(network, tmp_path):
     layouts.write_labels(root / "Annotations" / "480p" / "bear" / "00000.png", np.ones((32, 48, 3)), mode="RGB")
     fails(root, MaskError, r"00000.png: has no black or transparent pixel")
     Image.fromarray(np.full((32, 48), 300, np.uint16)).save(root / "Annotations" / "480p" / "bear" / "00000.png")
-    fails(root, MaskError, r"mode I;16; 8 bits hold at most 255 objects")
+    fails(root, MaskError, r"00000.png: has the label 300, wanted at most 255")
     root = layouts.davis(tmp_path / "frames", videos=("bear",), annotated=[0])
     layouts.write_frames(root / "JPEGImages" / "480p" / "bear", ["00006", "00008"])
     fails(root, VideoError, "frame 00007 is missing between 00000.jpg and 00008.jpg")

@@ -25,7 +25,6 @@ class LabelRule:
     """How the values of masks become labels. Without arguments, by what the files store:
 
     - indexes of a palette, and grey up to 255, are labels as they are;
-    - larger grey values are numbered 1, 2, ... in their order;
     - colours of the DAVIS palette are its labels; equal red, green and blue are that number;
       other colours are numbered 1, 2, ... in the order of frames, then of 0xRRGGBB. Black is the
       background, or what is transparent.
@@ -35,7 +34,8 @@ class LabelRule:
     threshold: pixels of at least this grey are object 1, others background; in stored units.
     colours: pairs of a colour 0xRRGGBB and its label; a pixel has the label of the nearest one.
         Black is the background unless it is listed.
-    stored: every value is a label, even where that looks like smoothed edges.
+    stored: every value is a label, even where that looks like smoothed edges. Grey above 255 is
+        numbered 1, 2, ... in its order.
     kind, numbers: which numbers stored values of that kind have, which :meth:`fitted` fills in.
     """
 
@@ -87,7 +87,7 @@ class LabelRule:
             self._expect_hard(path, mask)
             kinds.add(mask.kind)
             values.update(dict.fromkeys(_integers(path, mask)))
-        numbers = _numbered(to_number[0], to_number[0].parent, next(iter(kinds)), list(values))
+        numbers = self._numbered(to_number[0], next(iter(kinds)), list(values))
         as_they_are = kinds == {"grey"} and all(value == label for value, label in numbers.items())
         if len(kinds) > 1 or (len(to_number) < len(paths) and not as_they_are):
             raise MaskError(
@@ -98,7 +98,7 @@ class LabelRule:
 
     def labels(self, path: str | Path) -> Tensor:
         """The labels [H, W] uint8 of a file, 0 for the background. Raises MaskError."""
-        mask = read_values(path)
+        mask = read_values(path, rgb=bool(self.colours) or self.threshold is not None)
         if self.colours:
             return torch.from_numpy(self._nearest(path, mask))
         if self.threshold is not None:
@@ -109,7 +109,7 @@ class LabelRule:
         values = _integers(path, mask)
         numbers = dict(self.numbers) if mask.kind == self.kind else {}
         if not set(values) <= set(numbers):
-            numbers = _numbered(path, path, mask.kind, values)
+            numbers = self._numbered(path, mask.kind, values)
         table = np.array([numbers[value] for value in values], np.uint8)
         return torch.from_numpy(table[np.searchsorted(values, mask.values)])
 
@@ -138,6 +138,44 @@ class LabelRule:
         labels = labels[inverse.reshape(mask.values.shape)]
         return np.where(mask.values == TRANSPARENT, 0, labels).astype(np.uint8)
 
+    def _numbered(self, path: str | Path, kind: Kind, values: Sequence[int]) -> dict[int, int]:
+        """The label of each value, as :class:`LabelRule` says. Raises MaskError."""
+        opaque = [value for value in values if value != TRANSPARENT]
+        if kind != "colour":
+            if max(values) <= _MOST:
+                return {value: value for value in values}
+            if not self.stored:
+                raise MaskError(
+                    f"{path}: has the label {max(values)}, wanted at most {_MOST}; renumber the labels, or give "
+                    "--colours stored to number the values 1, 2, ... in their order"
+                )
+            objects, numbers = sorted(set(values) - {0}), {0: 0}
+        else:
+            numbers = {TRANSPARENT: 0}
+            if len(opaque) < len(values) and 0 in opaque and len(opaque) > 1:
+                raise MaskError(
+                    f"{path}: has black and transparent pixels; give --colours LIST with the colours of objects"
+                )
+            if len(opaque) == len(values) and 0 not in opaque:
+                raise MaskError(
+                    f"{path}: has no black or transparent pixel, so which colour is the background is not known; give "
+                    f"--colours {_listed(opaque[:8], 0)} with a number for each, 0 for the background"
+                )
+            objects = [value for value in opaque if value or len(opaque) < len(values)]
+            if 0 not in objects:
+                numbers[0] = 0
+            if all(value == (value & 255) * 0x010101 for value in objects) and 0 not in objects:
+                return numbers | {value: value & 255 for value in objects}
+            davis = {red << 16 | green << 8 | blue: label for label, (red, green, blue) in enumerate(palette())}
+            if all(value in davis for value in objects) and 0 not in objects:
+                return numbers | {value: davis[value] for value in objects}
+        if len(objects) > _MOST:
+            raise MaskError(
+                f"{path}: has {len(objects)} different values, more than the {_MOST} objects that a mask can have; "
+                "give --threshold, or --colours LIST with the colours of objects"
+            )
+        return numbers | {value: label for label, value in enumerate(objects, 1)}
+
     def _expect_hard(self, path: str | Path, mask: MaskValues) -> None:
         """Raises MaskError where it is ambiguous which labels are meant."""
         if self.stored:
@@ -165,9 +203,11 @@ class LabelRule:
 
 
 def _expect_background_first(path: str | Path, mask: MaskValues) -> None:
+    if not mask.colours or mask.colours[0] in (0, TRANSPARENT):
+        return
     present = [index for index in np.unique(mask.values).tolist() if index < len(mask.colours)]
     empty = [index for index in present if mask.colours[index] in (0, TRANSPARENT)]
-    if present and empty and present[0] == 0 and 0 not in empty:
+    if empty and present[0] == 0:
         raise MaskError(
             f"{path}: label 0, the background, is drawn in {_name('colour', mask.colours[0])}, and label {empty[0]} is "
             f"black or transparent; give --colours {_listed(mask.colours[i] for i in present if i not in empty)} for "
@@ -193,40 +233,6 @@ def _integers(path: str | Path, mask: MaskValues) -> list[int]:
     if mask.kind == "grey" and values[0] < 0:
         raise MaskError(f"{path}: has the value {values[0]}, wanted labels from 0 on")
     return values
-
-
-def _numbered(path: str | Path, where: str | Path, kind: Kind, values: Sequence[int]) -> dict[int, int]:
-    """The label of each value, as :class:`LabelRule` says. Raises MaskError."""
-    opaque = [value for value in values if value != TRANSPARENT]
-    if kind != "colour":
-        if max(values) <= _MOST:
-            return {value: value for value in values}
-        objects, numbers = sorted(set(values) - {0}), {0: 0}
-    else:
-        numbers = {TRANSPARENT: 0}
-        if len(opaque) < len(values) and 0 in opaque and len(opaque) > 1:
-            raise MaskError(
-                f"{path}: has black and transparent pixels; give --colours LIST with the colours of objects"
-            )
-        if len(opaque) == len(values) and 0 not in opaque:
-            raise MaskError(
-                f"{path}: has no black or transparent pixel, so which colour is the background is not known; give "
-                f"--colours {_listed(opaque[:8], 0)} with a number for each, 0 for the background"
-            )
-        objects = [value for value in opaque if value or len(opaque) < len(values)]
-        if 0 not in objects:
-            numbers[0] = 0
-        if all(value == (value & 255) * 0x010101 for value in objects) and 0 not in objects:
-            return numbers | {value: value & 255 for value in objects}
-        davis = {red << 16 | green << 8 | blue: label for label, (red, green, blue) in enumerate(palette())}
-        if all(value in davis for value in objects) and 0 not in objects:
-            return numbers | {value: davis[value] for value in objects}
-    if len(objects) > _MOST:
-        raise MaskError(
-            f"{where}: {len(objects)} different values, more than the {_MOST} objects that a mask can have; "
-            "give --threshold, or --colours LIST with the colours of objects"
-        )
-    return numbers | {value: label for label, value in enumerate(objects, 1)}
 
 
 def _grey(mask: MaskValues) -> NDArray[Any]:

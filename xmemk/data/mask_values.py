@@ -30,7 +30,7 @@ class MaskValues:
     kind: "index" of a palette, "grey" or "colour".
     values: [H, W]. Indexes and grey as stored, integer or float; colours as 0xRRGGBB;
         TRANSPARENT where a colour has no opacity.
-    rgb: [H, W, 3] uint8 on black, whatever the kind; None of grey with more than 8 bits.
+    rgb: [H, W, 3] uint8 on black, if asked for; None of grey with more than 8 bits.
     lossy: the format, if its compression changes pixels. partly: pixels of half opacity.
     colours: of the palette, 0xRRGGBB by index, TRANSPARENT for entries without opacity.
     """
@@ -43,8 +43,10 @@ class MaskValues:
     colours: tuple[int, ...] = ()
 
 
-def read_values(path: str | Path) -> MaskValues:
-    """Raises MaskError for a file that is no image, or whose channels have 16 bits each."""
+def read_values(path: str | Path, rgb: bool = False) -> MaskValues:
+    """The pixels of a mask file; with ``rgb``, their colours as well.
+
+    Raises MaskError for a file that is no image, or whose channels have 16 bits each."""
     with _opened(path) as image:
         tiles = getattr(image, "tile", None)
         raw = tiles[0][3] if tiles else ""
@@ -57,18 +59,20 @@ def read_values(path: str | Path) -> MaskValues:
         if image.mode in ("1", "L"):
             stored = turn(np.asarray(image).astype(np.uint8))
             values = stored // _SCALES.get(raw, 1)
-            return MaskValues("grey", values, np.repeat(stored[:, :, None], 3, axis=2), lossy)
+            return MaskValues("grey", values, np.repeat(stored[:, :, None], 3, axis=2) if rgb else None, lossy)
         if image.mode == "F" or image.mode.startswith("I"):
             return MaskValues("grey", turn(np.asarray(image)), None, lossy)
+        if image.mode == "P" and not rgb:
+            return MaskValues("index", turn(np.asarray(image)), None, lossy, colours=_palette(image))
         rgba = turn(np.asarray(image.convert("RGBA")))
         alpha = rgba[:, :, 3:].astype(np.uint16)
-        rgb = ((rgba[:, :, :3] * alpha + 127) // 255).astype(np.uint8)
+        on_black = ((rgba[:, :, :3] * alpha + 127) // 255).astype(np.uint8)
         if image.mode == "P":
-            return MaskValues("index", turn(np.asarray(image)), rgb, lossy, colours=_palette(image))
+            return MaskValues("index", turn(np.asarray(image)), on_black, lossy, colours=_palette(image))
         values = packed(rgba)
         values[alpha[:, :, 0] == 0] = TRANSPARENT
         partly = int(((alpha > 0) & (alpha < 255)).sum())
-        return MaskValues("colour", values, rgb, lossy, partly)
+        return MaskValues("colour", values, on_black, lossy, partly)
 
 
 def _opened(path: str | Path, pixels: bool = True) -> contextlib.AbstractContextManager[Image.Image]:

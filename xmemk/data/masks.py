@@ -14,6 +14,7 @@ from .mask_values import MaskError as MaskError
 from .palette import palette as palette
 
 AUTOMATIC = LabelRule()
+STORED = LabelRule(stored=True)
 
 
 def read_mask(path: str | Path, rule: LabelRule = AUTOMATIC) -> Tensor:

@@ -28,7 +28,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data.images import IMAGES
+from ..data.images import IMAGES, image_files
+from ..data.order import in_order, natural_key
 
 LAYOUTS = ("davis2016", "davis2017", "youtube", "lvos", "mose", "long", "generic")
 SPLITS = ("val", "valid", "test", "test-dev", "train")  # in the order in which they are looked for
@@ -220,7 +221,7 @@ def _videos(
     if not annotations.is_dir():
         raise DatasetError(f"{annotations}: wanted a folder of masks, found none")
     if names is None:
-        names = sorted(p.name for p in images.iterdir() if p.is_dir())
+        names = [folder.name for folder in in_order(p for p in images.iterdir() if p.is_dir())]
         if not names:
             raise DatasetError(f"{images}: wanted a folder for each video, found {_listing(images)}")
     videos = []
@@ -232,7 +233,7 @@ def _videos(
             raise DatasetError(
                 f"{annotations / name}: wanted masks of video {name}, found {_listing(annotations / name)}"
             )
-        lost = sorted(set(masks) - set(frames))
+        lost = sorted(set(masks) - set(frames), key=natural_key)
         if lost:
             raise DatasetError(f"{masks[lost[0]]}: video {name} has no frame {lost[0]}; it has {_range(frames)}")
         shots = tuple(Shot(stem, image, masks.get(stem)) for stem, image in frames.items())
@@ -257,7 +258,7 @@ def _meta(path: Path) -> dict[str, tuple[frozenset[int], frozenset[str]]]:
 
 
 def _named(video: Video, labels: frozenset[int], frames: frozenset[str]) -> Video:
-    lost = sorted(frames - {shot.name for shot in video.shots})
+    lost = sorted(frames - {shot.name for shot in video.shots}, key=natural_key)
     if lost:
         raise DatasetError(f"{video.folder}: frame {lost[0]}, which meta.json names, is missing")
     return replace(_only(video, lambda shot: shot.name in frames), labels=labels)
@@ -304,11 +305,10 @@ def _chosen(dataset: Dataset, names: Sequence[str]) -> tuple[Video, ...]:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The files by stem, in order of name."""
+    """The files by stem, in natural order."""
     if not folder.is_dir():
         return {}
-    names = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
-    return {p.stem: p for p in names}
+    return {file.stem: file for file in image_files(folder, DatasetError) if file.suffix.lower() in suffixes}
 
 
 def _range(frames: dict[str, Path]) -> str:
@@ -320,8 +320,7 @@ def _listing(folder: Path) -> str:
     """What is in a folder, in the words of an error."""
     if not folder.is_dir():
         return "no such folder"
-    names = sorted(p.name for p in folder.iterdir())
-    return _first_names(names) or "nothing"
+    return _first_names([path.name for path in in_order(folder.iterdir())]) or "nothing"
 
 
 def _first_names(names: list[str]) -> str:

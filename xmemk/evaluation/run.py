@@ -25,6 +25,7 @@ from ..video.labels import scale_of, step_labels, write_labels
 from ..video.resume import weights_digest
 from ..video.tracker import Tracker
 from .layouts import Dataset, DatasetError, Shot, Video
+from .metrics import rule_of
 from .policies import make_memory
 
 GROWTH = (100, 200)  # memory growth is measured between these frames (Sec. 3.1)
@@ -161,6 +162,7 @@ class _Annotations:
     def __init__(self, video: Video) -> None:
         self.colours: list[int] | None = None  # of the first annotation
         self._video = video
+        self._rule = rule_of(video)
         self._merged = 0  # the label of all objects as one
 
     def new(self, shot: Shot, known: tuple[int, ...], size: torch.Size) -> tuple[Tensor | None, tuple[int, ...] | None]:
@@ -174,7 +176,7 @@ class _Annotations:
         return torch.where(torch.isin(mask, torch.tensor(new, dtype=mask.dtype)), mask, 0), tuple(new)
 
     def _read(self, path: Path, size: torch.Size) -> Tensor:
-        mask = read_mask(path)
+        mask = read_mask(path, self._rule)
         if mask.shape != size:
             raise MaskError(f"{path}: is {mask.shape[1]}x{mask.shape[0]}, the video {size[1]}x{size[0]}")
         if self.colours is None:
