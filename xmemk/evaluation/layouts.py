@@ -308,7 +308,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """The files by stem, in natural order."""
     if not folder.is_dir():
         return {}
-    return {file.stem: file for file in image_files(folder, DatasetError) if file.suffix.lower() in suffixes}
+    return {file.stem: file for file in image_files(folder, DatasetError, suffixes)}
 
 
 def _range(frames: dict[str, Path]) -> str:
