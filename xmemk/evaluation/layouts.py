@@ -24,7 +24,7 @@ object's first annotation. All other annotations serve as ground truth alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,8 +120,6 @@ def open_dataset(
         dataset = _by_split(root, layout, split, all_frames)
     else:
         dataset = _flat(root, layout)
-    if not dataset.videos:
-        raise DatasetError(f"{root}: the list of split {dataset.split!r} names no video")
     if videos is not None:
         dataset = replace(dataset, videos=_chosen(dataset, videos))
     played = tuple(back_and_forth(video, repeat) for video in dataset.videos)
@@ -173,9 +171,13 @@ def _davis(root: Path, layout: str, split: str | None, resolution: str | None) -
     if size is None:
         expected = " or ".join(f"JPEGImages/{s}" for s in sizes)
         raise DatasetError(f"{root}: wanted {expected}, found {_listing(root / 'JPEGImages')}")
-    lines = [line.split() for line in lists[split].read_text().splitlines() if line.strip()]
+    try:
+        lines = [line.split() for line in lists[split].read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{lists[split]}: cannot be read as a list of videos ({error})") from error
     # Lists of 2016 have a line for each frame: "/JPEGImages/480p/VIDEO/00000.jpg /Annotations/...".
     names = dict.fromkeys(Path(words[0]).parent.name if "/" in words[0] else words[0] for words in lines)
+    _expect_folders(lists[split], names, root / "JPEGImages" / size)
     videos = _videos(
         root / "JPEGImages" / size, root / "Annotations" / size, names, joins=False, merged=layout == "davis2016"
     )
@@ -195,6 +197,7 @@ def _by_split(root: Path, layout: str, split: str | None, all_frames: bool | Non
     if all_frames is False or not images.is_dir():
         images = part / "JPEGImages"
     meta = _meta(part / "meta.json")
+    _expect_folders(part / "meta.json", meta, images)
     videos = _videos(images, part / "Annotations", list(meta), joins=True)
     return Dataset(root, layout, split, tuple(_named(v, *meta[v.name]) for v in videos), "all")
 
@@ -241,17 +244,30 @@ def _videos(
     return tuple(videos)
 
 
+def _expect_folders(listed: Path, names: Collection[str], images: Path) -> None:
+    """Raises DatasetError, with the list's name, for what is not the name of a folder of images."""
+    if not names:
+        raise DatasetError(f"{listed}: names no video")
+    for name in names:
+        if name in ("", ".", "..") or not name.isprintable() or Path(name).name != name:
+            raise DatasetError(f"{listed}: wanted names of folders, got {name!r}")
+        if not (images / name).is_dir():
+            raise DatasetError(
+                f"{images / name}: wanted the frames of video {name}, found no such folder; {listed} names it"
+            )
+
+
 def _meta(path: Path) -> dict[str, tuple[frozenset[int], frozenset[str]]]:
     """Of each video in YouTube-VOS' meta.json: its labels, and the frames that need results."""
     try:
-        videos = json.loads(path.read_text())["videos"]
+        videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
         listed = {}
         for name, video in videos.items():
             objects = video["objects"]
             frames = {str(frame) for one in objects.values() for frame in one["frames"]}
             listed[str(name)] = frozenset(int(label) for label in objects), frozenset(frames)
         return listed
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(
             f'{path}: wanted {{"videos": {{VIDEO: {{"objects": {{LABEL: {{"frames": [...]}}}}}}}}}} ({error!r})'
         ) from error
