@@ -177,9 +177,14 @@ def _davis(root: Path, layout: str, split: str | None, resolution: str | None) -
         raise DatasetError(f"{lists[split]}: cannot be read as a list of videos ({error})") from error
     # Lists of 2016 have a line for each frame: "/JPEGImages/480p/VIDEO/00000.jpg /Annotations/...".
     names = dict.fromkeys(Path(words[0]).parent.name if "/" in words[0] else words[0] for words in lines)
-    _expect_folders(lists[split], names, root / "JPEGImages" / size)
+    _expect_names(lists[split], split, names)
     videos = _videos(
-        root / "JPEGImages" / size, root / "Annotations" / size, names, joins=False, merged=layout == "davis2016"
+        root / "JPEGImages" / size,
+        root / "Annotations" / size,
+        names,
+        joins=False,
+        merged=layout == "davis2016",
+        listed=lists[split],
     )
     return Dataset(root, layout, split, videos, "davis")
 
@@ -197,8 +202,8 @@ def _by_split(root: Path, layout: str, split: str | None, all_frames: bool | Non
     if all_frames is False or not images.is_dir():
         images = part / "JPEGImages"
     meta = _meta(part / "meta.json")
-    _expect_folders(part / "meta.json", meta, images)
-    videos = _videos(images, part / "Annotations", list(meta), joins=True)
+    _expect_names(part / "meta.json", split, meta)
+    videos = _videos(images, part / "Annotations", list(meta), joins=True, listed=part / "meta.json")
     return Dataset(root, layout, split, tuple(_named(v, *meta[v.name]) for v in videos), "all")
 
 
@@ -215,9 +220,15 @@ def _flat(root: Path, layout: str) -> Dataset:
 
 
 def _videos(
-    images: Path, annotations: Path, names: Sequence[str] | dict[str, None] | None, *, joins: bool, merged: bool = False
+    images: Path,
+    annotations: Path,
+    names: Collection[str] | None,
+    *,
+    joins: bool,
+    merged: bool = False,
+    listed: Path | None = None,
 ) -> tuple[Video, ...]:
-    """One video for each folder of images, or for each of ``names``.
+    """One video for each folder of images, or for each of ``names``, which the file ``listed`` has.
 
     Raises DatasetError for a video without frames or masks, or with a mask that has no frame.
     """
@@ -231,7 +242,10 @@ def _videos(
     for name in names:
         frames, masks = _files(images / name, IMAGES), _files(annotations / name, (".png",))
         if not frames:
-            raise DatasetError(f"{images / name}: wanted the frames of video {name}, found {_listing(images / name)}")
+            raise DatasetError(
+                f"{images / name}: wanted the frames of video {name}, found {_listing(images / name)}"
+                + ("" if listed is None else f"; {listed} names the video")
+            )
         if not masks:
             raise DatasetError(
                 f"{annotations / name}: wanted masks of video {name}, found {_listing(annotations / name)}"
@@ -244,17 +258,13 @@ def _videos(
     return tuple(videos)
 
 
-def _expect_folders(listed: Path, names: Collection[str], images: Path) -> None:
-    """Raises DatasetError, with the list's name, for what is not the name of a folder of images."""
+def _expect_names(listed: Path, split: str, names: Collection[str]) -> None:
+    """Raises DatasetError for a list without names, or with others than those of folders."""
     if not names:
-        raise DatasetError(f"{listed}: names no video")
+        raise DatasetError(f"{listed}: the list of split {split!r} names no video")
     for name in names:
         if name in ("", ".", "..") or not name.isprintable() or Path(name).name != name:
             raise DatasetError(f"{listed}: wanted names of folders, got {name!r}")
-        if not (images / name).is_dir():
-            raise DatasetError(
-                f"{images / name}: wanted the frames of video {name}, found no such folder; {listed} names it"
-            )
 
 
 def _meta(path: Path) -> dict[str, tuple[frozenset[int], frozenset[str]]]:
