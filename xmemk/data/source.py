@@ -94,8 +94,13 @@ class FrameSource:
 
     def _folder(self, start: int) -> Iterator[VideoFrame]:
         assert self.names is not None
-        for number, name in enumerate(self.names[start:], start):
-            yield self._checked(VideoFrame(number, Path(name).stem, read_image(self.path / name), number / self.rate))
+        yield from map(self.image_frame, range(start, len(self.names)))
+
+    def image_frame(self, number: int) -> VideoFrame:
+        """A frame of a folder of images."""
+        assert self.names is not None
+        name = self.names[number]
+        return self._checked(VideoFrame(number, Path(name).stem, read_image(self.path / name), number / self.rate))
 
     def _checked(self, frame: VideoFrame) -> VideoFrame:
         height, width = frame.image.shape[:2]
