@@ -16,7 +16,8 @@ from PIL import Image
 from xmemk import Memory, MemoryConfig, api
 from xmemk.cli.app import run
 from xmemk.data.masks import read_mask, write_mask
-from xmemk.data.video import VideoWriter, read_frames
+from xmemk.data.video import read_frames
+from xmemk.data.video_writer import VideoWriter
 from xmemk.demo.checked_functions import CheckedFunctions
 from xmemk.demo.original import memory_read as original_read
 from xmemk.demo.pictures import Spread

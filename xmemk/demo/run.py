@@ -17,7 +17,8 @@ from ..backends import BACKENDS
 from ..data import BUNNY
 from ..data.masks import MaskError, read_object_mask, write_mask
 from ..data.overlay import overlay
-from ..data.video import VideoInfo, VideoWriter, probe, read_frames
+from ..data.video import VideoInfo, probe, read_frames
+from ..data.video_writer import VideoWriter
 from ..measure import machine
 from ..memory import Memory
 from ..reference.config import MemoryConfig
@@ -54,7 +55,7 @@ class DemoJob:
     video: Path = BUNNY / "clip.mp4"
     mask: Path = BUNNY / "00040.png"
     start: int = 40
-    out: Path = Path("out")
+    out: Path = Path("out/demo")
     backend: str = "auto"
     original_every: int = 8
     command: str = "xmemk demo"

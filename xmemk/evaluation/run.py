@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.images import read_image
 from ..data.masks import MaskError, read_colours, read_mask
-from ..data.source import AHEAD, FrameSource, ahead, open_source, read_image
+from ..data.read_ahead import AHEAD, ahead
+from ..data.source import FrameSource, open_source
 from ..data.video import VideoError
+from ..data.whole_files import collect, expect_folder, write_text
 from ..measure.peak import Peak, resident_bytes
 from ..measure.stopwatch import Stopwatch
 from ..network import XMem
@@ -23,6 +26,7 @@ from ..video.labels import scale_of, step_labels, write_labels
 from ..video.resume import weights_digest
 from ..video.tracker import Tracker
 from .layouts import Dataset, DatasetError, Shot, Video
+from .metrics import rule_of
 from .policies import make_memory
 
 GROWTH = (100, 200)  # memory growth is measured between these frames (Sec. 3.1)
@@ -117,7 +121,7 @@ def _follow(network: XMem, video: Video, folder: Path, settings: Settings, progr
     config = counting_usage(settings.config, len(video.shots))
     tracker = Tracker(network, memory=make_memory(settings.policy, config), autocast=settings.autocast)
     scale, annotations, idle = scale_of(source, settings.size), _Annotations(video), Stopwatch(enabled=False)
-    folder.mkdir(parents=True, exist_ok=True)
+    _own_folder(folder)
     clock, memory_at, frames = _DeviceClock(tracker.device), {}, 0
     last = len(video.shots) - 1
     peak = Peak(tracker.device)
@@ -159,6 +163,7 @@ class _Annotations:
     def __init__(self, video: Video) -> None:
         self.colours: list[int] | None = None  # of the first annotation
         self._video = video
+        self._rule = rule_of(video)
         self._merged = 0  # the label of all objects as one
 
     def new(self, shot: Shot, known: tuple[int, ...], size: torch.Size) -> tuple[Tensor | None, tuple[int, ...] | None]:
@@ -172,7 +177,7 @@ class _Annotations:
         return torch.where(torch.isin(mask, torch.tensor(new, dtype=mask.dtype)), mask, 0), tuple(new)
 
     def _read(self, path: Path, size: torch.Size) -> Tensor:
-        mask = read_mask(path)
+        mask = read_mask(path, self._rule)
         if mask.shape != size:
             raise MaskError(f"{path}: is {mask.shape[1]}x{mask.shape[0]}, the video {size[1]}x{size[0]}")
         if self.colours is None:
@@ -236,7 +241,7 @@ def _described(network: XMem, dataset: Dataset, settings: Settings) -> dict[str,
         "layout": dataset.layout,
         "split": dataset.split,
         "repeat": dataset.repeat,
-        "weights": weights_digest(network),
+        "weights": weights_digest(network.state_dict()),
         "device": next(network.parameters()).device.type,
         "policy": settings.policy,
         "size": settings.size,
@@ -274,7 +279,12 @@ def _check_settings(notes: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)
+    _own_folder(path.parent)
+    write_text(path, json.dumps(content, indent=1))
+
+
+def _own_folder(path: Path) -> None:
+    """Makes a folder for results, and removes what a killed run left in it."""
+    expect_folder(path.parent, (path.name,))
+    path.mkdir(parents=True, exist_ok=True)
+    collect(path)
