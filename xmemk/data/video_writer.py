@@ -145,7 +145,7 @@ class _Sound:
                 if packet.pts is None or packet.dts is None or packet.time_base is None:
                     continue
                 time = packet.pts * packet.time_base
-                if time < self._begin:
+                if time < self._begin and self._begin > 0:  # else it is a decoder's lead-in, before 0
                     continue
                 earlier = round(self._begin / packet.time_base)
                 packet.pts -= earlier
