@@ -142,3 +142,8 @@ class SeparateGroups:
             bucket.arena.values = values
             bucket.objects = tuple(label for label in bucket.objects if label not in leaving)
         self.buckets, self.gone = stay, gone
+
+
+# The names in pickles of version 0.1.
+Bucket = ExactBucket
+ExactGroups = SeparateGroups

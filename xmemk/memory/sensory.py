@@ -92,3 +92,6 @@ class SensoryMemory:
         if hidden.shape[1:3] != (len(labels), self.hidden_dim):
             raise ValueError(f"hidden: wanted O, CH = {len(labels)}, {self.hidden_dim}, got {list(hidden.shape)}")
         self._objects, self._hidden = labels, hidden
+
+
+Sensory = SensoryMemory  # the name in pickles of version 0.1
