@@ -21,6 +21,7 @@ from .records import ConsolidationInputs, ReadInputs
 _WIDTH = 427  # pixels of a picture
 _MOST = 24  # memory frames that are kept for pictures
 _SOURCES = 5  # frames that a query reads from, shown
+_HOTTEST = 0.99  # the share of cells below full heat
 
 
 @dataclass
@@ -72,12 +73,13 @@ class MemoryFrames:
     def _usage(self, inputs: ConsolidationInputs) -> tuple[list[tuple[str, Image.Image]], int]:
         cells = math.prod(self._grid)
         chosen = api.select_prototypes(inputs.usage, inputs.num_prototypes)[0].tolist()
+        hottest = inputs.usage.quantile(_HOTTEST)
         pictures = []
         for start in range(0, inputs.mk.shape[2], cells):
             frame = self._frame_with(inputs.mk[0, :, start : start + cells])
             if frame is not None:
                 stars = [index - start for index in chosen if start <= index < start + cells]
-                heat = inputs.usage[0, start : start + cells] / inputs.usage.max()
+                heat = (inputs.usage[0, start : start + cells] / hottest).clamp(max=1)
                 picture = _heated(frame.picture, heat.reshape(self._grid))
                 for cell in stars:
                     _star(picture, *self._place(cell, picture))
@@ -138,7 +140,7 @@ def _heated(picture: Image.Image, heat: Tensor | None) -> Image.Image:
     if heat is None:
         return Image.fromarray(grey.astype(np.uint8))
     size = (picture.height, picture.width)
-    fine = F.interpolate(heat[None, None].float().cpu().sqrt(), size, mode="bilinear")[0, 0].numpy()[..., None]
+    fine = F.interpolate(heat[None, None].float().cpu(), size, mode="bilinear")[0, 0].numpy()[..., None]
     colour = colormaps["inferno"](fine[..., 0])[..., :3] * 255
     return Image.fromarray((grey * (1 - 0.75 * fine) + colour * 0.75 * fine).astype(np.uint8))
 

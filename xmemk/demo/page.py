@@ -15,9 +15,11 @@ from .memory_view import MemoryView
 from .records import ReadTotals
 
 
-def write_page(path: Path, report: Any, totals: ReadTotals, folder: Path, memory: MemoryView, plots: str) -> None:
-    """Writes the page to ``path``, with the video and the pictures of ``folder`` and of the memory
-    embedded.
+def write_page(
+    path: Path, report: Any, totals: ReadTotals, folder: Path, line: float, memory: MemoryView, plots: str
+) -> None:
+    """Writes the page to ``path``, with the film and the pictures of ``folder`` and of the memory
+    embedded. line: where the original ends and the result begins at first, in percent.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -31,6 +33,7 @@ def write_page(path: Path, report: Any, totals: ReadTotals, folder: Path, memory
         usage=[(caption, _picture(picture)) for caption, picture in memory.usage],
         reading=[(caption, _picture(picture)) for caption, picture in memory.reading],
         memory=memory,
+        line=round(line),
         plots=Markup(plots),
     )
     path.write_text(page, encoding="utf-8")

@@ -189,6 +189,7 @@ def _run(
     count = 0
     lead = round(LEAD * info.rate)
     colours: dict[int, tuple[int, int, int]] = {}
+    line = 50.0
     began = time.perf_counter()
     with Film(folder, width, height, info.rate) as film:
         for number, image in _numbered(job, max(0, job.start - lead), (width, height), stages):
@@ -201,6 +202,7 @@ def _run(
                 for _ in range(lead - job.start):  # where too little comes before it, the first frame stands still
                     film.write(image, image)
                 colours = tints(image, labels)
+                line = 100 * labels.nonzero()[:, 1].float().mean().item() / width  # through the objects
                 now = stages.timed("writing masks and video", now)
             inside = ops.read_seconds + ops.check_seconds
             start = now
@@ -260,6 +262,7 @@ def _run(
         report,
         read_totals,
         folder,
+        line,
         view,
         plots(read_totals.reads, job.start + 1),
     )
