@@ -34,7 +34,8 @@ def test_the_checkout_is_not_on_the_path(tmp_path):
     code = (
         "import importlib.util, sys, xmemk.kernels\n"
         "print(sys.path)\n"
-        "print([name for name in ('benchmarks', 'kernels', 'tests', 'tools', 'setup') if importlib.util.find_spec(name)])"
+        "names = 'benchmarks', 'kernels', 'tests', 'tools', 'setup'\n"
+        "print([name for name in names if importlib.util.find_spec(name)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     path, modules = done.stdout.splitlines()
