@@ -23,16 +23,15 @@ Rules where the paper is silent, the same for every backend:
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import backends, checks
 from .backends import Call, Explanation
+from .modes import full_precision, transformed
 
 Segments = Tensor | Sequence[Tensor]
 
@@ -99,7 +98,7 @@ def memory_read(
     if top_k is not None:
         checks.top_k(top_k)
     run = _kernel("memory_read", (*memory.tensors, *queries), backend, top_k)
-    with _full_precision(qk):
+    with full_precision(qk):
         readout, usage = run(memory, queries, top_k, return_usage)
     return readout if usage is None else (readout, usage)
 
@@ -128,9 +127,10 @@ def affinity_topk(
     memory, queries = checks.read(mk, ms, None, qk, qe, with_values=False)
     checks.top_k(top_k)
     run = _kernel("affinity_topk", (*memory.tensors, *queries), backend, top_k)
-    with _full_precision(qk), torch.no_grad():
+    with full_precision(qk), torch.no_grad():
         weight, index, usage = run(memory, queries, top_k, return_usage)
-    return (weight, index) if usage is None else (weight, index, usage)
+    weight = weight.detach()  # of a tangent, too
+    return (weight, index) if usage is None else (weight, index, usage.detach())
 
 
 def readout_topk(
@@ -156,11 +156,11 @@ def readout_topk(
     if scale is not None:
         codes, scales = checks.scaled_affinity(mv, scale, weight, index)
         run = _kernel("readout_topk_scaled", (weight,), backend)
-        with _full_precision(weight):
+        with full_precision(weight):
             return run(codes, scales, weight, index)
     values = checks.affinity(mv, weight, index)
     run = _kernel("readout_topk", (weight, *values), backend)
-    with _full_precision(weight):
+    with full_precision(weight):
         return run(values, weight, index)
 
 
@@ -171,7 +171,7 @@ def similarity(mk: Segments, ms: Segments | None, qk: Tensor, qe: Tensor | None,
     """
     memory, queries = checks.read(mk, ms, None, qk, qe, with_values=False)
     run = _kernel("similarity", (*memory.tensors, *queries), backend)
-    with _full_precision(qk):
+    with full_precision(qk):
         return run(memory, queries)
 
 
@@ -213,7 +213,7 @@ def consolidate(
     """
     memory, selection = checks.consolidation(mk, ms, me, mv, usage, num_prototypes)
     run = _kernel("consolidate", (*memory.tensors, *(selection or ()), usage.detach()), backend)
-    with _full_precision(usage):
+    with full_precision(usage):
         return run(memory, selection, usage.detach(), num_prototypes)
 
 
@@ -256,14 +256,9 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
 def _kernel(op: str, tensors: Sequence[Tensor | None], backend: str, top_k: int | None = None) -> Callable[..., Any]:
     """What runs this call: a row of the table of backends."""
     call = _call(op, [t for t in tensors if t is not None], top_k)
-    chosen = backends.choose(call, backend)
-    if chosen != "torch" and _has_tangent(tensors):
-        # An operator would drop the tangent without a word.
-        if backend != "auto":
-            raise ValueError(f"backend: {backend!r} has no forward-mode gradient for {op}. Would do: 'torch'")
-        chosen = "torch"
-    row = backends.TABLE[op][chosen]
-    return row.run_with_gradient if call.gradient and row.run_with_gradient is not None else row.run
+    row = backends.TABLE[op][backends.choose(call, backend)]
+    differentiated = call.gradient or call.transform
+    return row.run_with_gradient if differentiated and row.run_with_gradient is not None else row.run
 
 
 _WITH_KEYS = ("memory_read", "affinity_topk", "consolidate")  # whose first tensor is [B, CK, N]
@@ -281,19 +276,5 @@ def _call(op: str, tensors: Sequence[Tensor], top_k: int | None = None) -> Call:
         top_k,
         first.shape[1] if op in _WITH_KEYS else 0,
         device.index,
+        transformed(tensors),
     )
-
-
-def _has_tangent(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether forward-mode differentiation (torch.func.jvp) is under way through one of them."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return False
-    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-
-
-def _full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Ends autocast, whose 16-bit products lose what is left when the terms of Eq. 2 cancel."""
-    device = like.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()

@@ -34,6 +34,7 @@ class Kernel:
     dtypes: tuple[torch.dtype, ...] | None = None  # None: any
     largest_k: int | None = None
     most_key_channels: int | None = None
+    transforms: bool = False  # of torch.func, and forward mode
     # (device type, index) -> why the kernel cannot run there, or None.
     error: Callable[[str, int | None], str | None] = lambda *_: None
     remedy: str = ""  # the end of that sentence
@@ -73,7 +74,7 @@ _cpu = partial(
     remedy=_DOCTOR,
     needs="CPU, C++ extension",
 )
-_torch = partial(Kernel, "torch", needs="any")
+_torch = partial(Kernel, "torch", transforms=True, needs="any")
 
 # "auto" takes the first backend that serves a call. "torch" serves every call, so it is last.
 _ROWS = (
@@ -119,7 +120,7 @@ class Call(NamedTuple):
     """What the choice depends on.
 
     device, device_index: of the tensors. dtype: the widest of theirs. key_channels: CK, or 0 where
-    the op has no keys.
+    the op has no keys. transform: forward mode or a transform of torch.func is under way.
     """
 
     op: str
@@ -129,6 +130,7 @@ class Call(NamedTuple):
     top_k: int | None = None
     key_channels: int = 0
     device_index: int | None = None
+    transform: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,8 @@ def refusal(backend: str, call: Call, errors: Errors | None = None) -> str | Non
         return f"needs {row.device} tensors, these are on {call.device}"
     if row.dtypes is not None and call.dtype not in row.dtypes:
         return f"has no {_name(call.dtype)} kernel for {call.op}"
+    if call.transform and not row.transforms:
+        return f"has no forward mode and no torch.func transforms for {call.op}"
     if call.gradient and row.run_with_gradient is None and call.op in DIFFERENTIABLE:
         return f"has no gradient for {call.op}; detach the inputs or use torch.no_grad()"
     if call.top_k is not None and row.largest_k is not None and call.top_k > row.largest_k:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import xmemk
-from xmemk import operators, reference
-from xmemk.testing import compare_close, make_inputs
+from xmemk import reference
+from xmemk.testing import make_inputs
 
 
 def leaves(n=40, q=13, dtype=torch.float64, **options):
@@ -146,21 +146,3 @@ def test_nothing_of_size_n_times_q_is_kept_for_the_backward(top_k, backend):
         xmemk.memory_read(*x.read, top_k=top_k, backend=backend)
     assert kept
     assert max(kept) < n * q // 10
-
-
-def test_forward_mode_is_never_dropped():
-    x = make_inputs(60, 9, value_channels=6)
-    tangent = torch.randn_like(x.qk)
-
-    def read(qk, backend="auto"):
-        return xmemk.memory_read(x.mk, x.ms, x.mv, qk, x.qe, backend=backend)
-
-    exact = x.double()
-    _, wanted = torch.func.jvp(
-        lambda qk: reference.memory_read(exact.mk, exact.ms, exact.mv, qk, exact.qe), (exact.qk,), (tangent.double(),)
-    )
-    _, got = torch.func.jvp(read, (x.qk,), (tangent,))
-    compare_close("tangent", got, wanted, 1e-5).check()
-    if operators.native_error() is None:
-        with pytest.raises(ValueError, match="no forward-mode gradient"):
-            torch.func.jvp(lambda qk: read(qk, "cpu"), (x.qk,), (tangent,))

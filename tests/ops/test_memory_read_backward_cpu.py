@@ -259,15 +259,6 @@ def test_nothing_to_differentiate(top_k, empty):
         torch.testing.assert_close(got[name], plain[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_second_derivative_is_refused():
-    x = make_inputs(9, 4, value_channels=3)
-    x.qk.requires_grad_()
-    out = xmemk.memory_read(*x.read, backend="cpu")
-    (grad,) = torch.autograd.grad(out.square().sum(), x.qk, create_graph=True)
-    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
-        grad.sum().backward()
-
-
 @pytest.mark.parametrize("shrinkage", [True, False])
 @pytest.mark.parametrize("top_k", [None, 5])
 def test_operators_pass_opcheck(shrinkage, top_k):

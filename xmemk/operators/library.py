@@ -6,7 +6,7 @@ here. What is plain PyTorch has no operator, so that the compiler sees through i
 
 In a schema the memory is given as equally long lists of segments: mk[i] [B, CK, N_i],
 ms[i] [B, 1, N_i] (an empty list for none), mv[i] [B, O, CV, N_i]; with queries qk [B, CK, Q], and
-qe as qk or none. A result that was not wanted is an empty tensor.
+qe as qk or none. A result that nobody asked for is an empty tensor.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def empty_readout(mv: Tensor, queries: int) -> Tensor:
     return mv.new_empty((b, queries, o, cv)).permute(0, 2, 3, 1)
 
 
-def empty_usage(mk: Tensors, qk: Tensor, wanted: bool) -> Tensor:
-    """A usage [B, N] without data; an empty tensor unless it is wanted."""
-    shape = (qk.shape[0], sum(k.shape[2] for k in mk)) if wanted else (0,)
+def empty_usage(mk: Tensors, qk: Tensor, return_usage: bool) -> Tensor:
+    """A usage [B, N] without data; an empty tensor without ``return_usage``."""
+    shape = (qk.shape[0], sum(k.shape[2] for k in mk)) if return_usage else (0,)
     return qk.new_empty(shape, dtype=torch.float32)
 
 

@@ -1,7 +1,7 @@
 """memory_read_backward: the gradients of memory_read_saving, shaped and typed as its inputs.
 
-``wanted`` has one bool for each of mk.., ms.., mv.., qk, qe, and the result one gradient; those
-that are not wanted are empty. readout, weight and index are what memory_read_saving returned. Only
+``needed`` has one bool for each of mk.., ms.., mv.., qk, qe, and the result one gradient; those
+that are not needed are empty. readout, weight and index are what memory_read_saving returned. Only
 a dense read on a device of SAVES_SOFTMAX needs the readout; any tensor may stand in its place
 elsewhere.
 """
@@ -19,34 +19,34 @@ from .native import kernels
 
 define(
     "memory_read_backward(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor qk, Tensor? qe, Tensor readout,"
-    " Tensor weight, Tensor index, Tensor? d_readout, Tensor? d_usage, bool[] wanted) -> Tensor[]"
+    " Tensor weight, Tensor index, Tensor? d_readout, Tensor? d_usage, bool[] needed) -> Tensor[]"
 )
 memory_read_backward = torch.ops.xmemk.memory_read_backward.default
 
 
 @fake("memory_read_backward")
 def _fake(mk: Tensors, ms: Tensors, mv: Tensors, qk: Tensor, qe: Tensor | None, *saved: Any) -> Tensors:
-    wanted: list[bool] = saved[-1]
+    needed: list[bool] = saved[-1]
     # Rows of channels, one for each token.
     return [
         x.new_empty((x.shape[0], x.shape[-1], *x.shape[1:-1])).movedim(1, -1)
-        if x is not None and want
+        if x is not None and need
         else qk.new_empty((0,))
-        for x, want in zip((*mk, *ms, *mv, qk, qe), wanted)
+        for x, need in zip((*mk, *ms, *mv, qk, qe), needed)
     ]
 
 
 @triton_kernel("memory_read_backward")
 def _triton(mk: Tensors, ms: Tensors, mv: Tensors, qk: Tensor, qe: Tensor | None, *saved: Any) -> Tensors:
-    _, weight, index, d_readout, d_usage, wanted = saved
+    _, weight, index, d_readout, d_usage, needed = saved
     # Of several segments of a kind all are computed, or none.
     n, m = len(mk), len(ms)
-    kinds = (any(wanted[:n]), any(wanted[n : n + m]), any(wanted[n + m : -2]), *wanted[-2:])
+    kinds = (any(needed[:n]), any(needed[n : n + m]), any(needed[n + m : -2]), *needed[-2:])
     memory, queries = MemoryInputs(mk, ms or None, mv), QueryInputs(qk, qe)
     backward = kernels().memory_read_backward
     dk, ds, dv, dq, de = backward(memory, queries, weight, index, d_readout, d_usage, kinds)
     every = (*(dk or [None] * n), *(ds or [None] * m), *(dv or [None] * n), dq, de)
-    return [g if want and g is not None else qk.new_empty((0,)) for g, want in zip(every, wanted)]
+    return [g if need and g is not None else qk.new_empty((0,)) for g, need in zip(every, needed)]
 
 
 def _no_second_backward(ctx: Any, *_: Any) -> None:

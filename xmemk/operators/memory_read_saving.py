@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import plain
 from ..inputs import MemoryInputs, QueryInputs
+from ..modes import full_precision
 from .library import (
     LIBRARY,
     SAVES_SOFTMAX,
@@ -85,13 +87,36 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, d_readout: Tensor | None, d_usage: Tensor | None, *_: None) -> tuple[Any, ...]:
     n, m = ctx.segments
-    *memory, qk, qe, readout, weight, index = ctx.saved_tensors
-    mk, ms, mv = memory[:n], memory[n : n + m], memory[n + m :]
+    *segments, qk, qe, readout, weight, index = ctx.saved_tensors
+    mk, ms, mv = segments[:n], segments[n : n + m], segments[n + m :]
     needs = ctx.needs_input_grad
-    wanted = [*needs[0], *needs[1], *needs[2], needs[3], needs[4]]
-    grads = memory_read_backward(mk, ms, mv, qk, qe, readout, weight, index, d_readout, d_usage, wanted)
-    kept = [g if w else None for g, w in zip(grads, wanted)]
+    needed = [*needs[0], *needs[1], *needs[2], needs[3], needs[4]]
+    if torch.is_grad_enabled():  # for derivatives of these gradients
+        memory, queries = MemoryInputs(mk, ms or None, mv), QueryInputs(qk, qe)
+        grads = _gradients_with_graph(memory, queries, weight, index, (d_readout, d_usage), needed)
+    else:
+        grads = memory_read_backward(mk, ms, mv, qk, qe, readout, weight, index, d_readout, d_usage, needed)
+    kept = [g if need else None for g, need in zip(grads, needed)]
     return kept[:n], kept[n : n + m], kept[n + m : -2], kept[-2], kept[-1], None, None
+
+
+def _gradients_with_graph(
+    memory: MemoryInputs, queries: QueryInputs, weight: Tensor, index: Tensor,
+    upstream: tuple[Tensor | None, Tensor | None], needed: list[bool],
+) -> list[Tensor | None]:  # fmt: skip
+    layout, tensors = plain.ReadTensors.of(memory, queries)
+    return_usage = upstream[1] is not None
+
+    def read(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+        inputs = layout.structs(tensors)
+        if index.shape[2] > 0:
+            readout, usage = plain.read_selected(*inputs, weight, index, return_usage)
+        else:
+            readout, usage = plain.memory_read(*inputs, None, return_usage)
+        return (readout,) if usage is None else (readout, usage)
+
+    with full_precision(queries.qk):
+        return plain.gradients(read, tensors, needed, upstream)
 
 
 torch.library.register_autograd("xmemk::memory_read_saving", _backward, setup_context=_save, lib=LIBRARY)

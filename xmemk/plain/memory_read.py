@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..inputs import MemoryInputs, QueryInputs
-from .affinity_topk import affinity_topk
+from .affinity_topk import affinity_topk, selected_scores, softmax, usage_of
 from .blocks import query_blocks
 from .operands import operands
 from .readout_topk import read_tokens
+from .weighted_sum import weighted_sum
 
 
 def memory_read(
@@ -22,6 +23,15 @@ def memory_read(
     return _read_dense(memory, queries, return_usage)
 
 
+def read_selected(
+    memory: MemoryInputs, queries: QueryInputs, weight: Tensor, index: Tensor, return_usage: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same of tokens that are selected already: of ``index``, where ``weight`` is not 0."""
+    weight = softmax(selected_scores(memory, queries, index, weight != 0))
+    usage = usage_of(weight, index, memory.tokens) if return_usage else None
+    return read_tokens(memory.mv, weight, index), usage
+
+
 def _read_dense(memory: MemoryInputs, queries: QueryInputs, return_usage: bool) -> tuple[Tensor, Tensor | None]:
     sides = operands(memory, queries)
     values = [v.to(sides.query.dtype).transpose(2, 3) for v in memory.mv]  # [B, O, N, CV]
@@ -32,9 +42,8 @@ def _read_dense(memory: MemoryInputs, queries: QueryInputs, return_usage: bool) 
         affinity = sides.scores(a, b).softmax(2)
         if usage is not None:
             usage = usage + affinity.sum(1) if sides.safe else usage + affinity.nan_to_num(0.0).sum(1)
-        parts = affinity.unsqueeze(1).split([v.shape[2] for v in values], dim=3)
         # One object after the other, so that the block of affinity stays in the cache.
-        read = [sum(p[:, 0] @ v[:, i] for p, v in zip(parts, values)) for i in range(objects)]
+        read = [weighted_sum(affinity, [v[:, i] for v in values]) for i in range(objects)]
         blocks.append(torch.stack(read, 1) if read else affinity.new_zeros(affinity.shape[0], 0, b - a, channels))
     readout = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
     return readout.to(memory.mv[0].dtype).transpose(2, 3), usage

@@ -24,8 +24,9 @@ from torch import Tensor
 from ..inputs import MemoryInputs, QueryInputs
 from .affinity_topk import affinity_topk
 from .blocks import queries_at_a_time, query_blocks
-from .operands import center_key, compute_dtype, operands
-from .tokens import gather_rows, locate, token_table
+from .operands import Operands, center_key, compute_dtype, operands
+from .readout_topk import readout_gradients
+from .tokens import gather_rows, new_rows, scatter_rows
 
 Gradients = tuple[MemoryInputs, QueryInputs]  # each gradient in the place of its input
 
@@ -37,10 +38,17 @@ def memory_read_backward(
     dtype = compute_dtype(queries.qk.dtype)
     d_readout = d_readout.to(dtype).permute(0, 3, 1, 2).flatten(2)  # [B, Q, O * CV]
     d_usage = None if d_usage is None else d_usage.to(dtype)
-    if top_k is not None and top_k < memory.tokens:
-        d_memory, d_queries = _topk(memory, queries, top_k, d_readout, d_usage)
+    tokens = memory.tokens
+    if top_k is not None and top_k < tokens:
+        weight, index, _ = affinity_topk(memory, queries, top_k)
+        d_memory, d_queries = _topk(memory, queries, weight, index, d_readout, d_usage)
+    elif (sides := operands(memory, queries)).direct is not None:
+        # The expanded sums over all tokens would overflow; those over selected tokens are direct.
+        weight, index, _ = affinity_topk(memory, queries, tokens)
+        index = torch.where(weight.isnan(), torch.arange(tokens, device=index.device), index)
+        d_memory, d_queries = _topk(memory, queries, weight, index, d_readout, d_usage)
     else:
-        d_memory, d_queries = _dense(memory, queries, d_readout, d_usage)
+        d_memory, d_queries = _dense(memory, queries, sides, d_readout, d_usage)
     return MemoryInputs(
         [g.to(k.dtype) for g, k in zip(d_memory.mk, memory.mk)],
         None if memory.ms is None or d_memory.ms is None else [g.to(s.dtype) for g, s in zip(d_memory.ms, memory.ms)],
@@ -51,8 +59,9 @@ def memory_read_backward(
     )
 
 
-def _dense(memory: MemoryInputs, queries: QueryInputs, d_readout: Tensor, d_usage: Tensor | None) -> Gradients:
-    sides = operands(memory, queries)
+def _dense(
+    memory: MemoryInputs, queries: QueryInputs, sides: Operands, d_readout: Tensor, d_usage: Tensor | None
+) -> Gradients:
     b, ck, _ = queries.qk.shape
     _, o, cv, _ = memory.mv[0].shape
     sizes = [k.shape[2] for k in memory.mk]
@@ -103,54 +112,39 @@ def _dense(memory: MemoryInputs, queries: QueryInputs, d_readout: Tensor, d_usag
 
 
 def _topk(
-    memory: MemoryInputs, queries: QueryInputs, top_k: int, d_readout: Tensor, d_usage: Tensor | None
-) -> Gradients:
+    memory: MemoryInputs, queries: QueryInputs, weight: Tensor, index: Tensor,
+    d_readout: Tensor, d_usage: Tensor | None,
+) -> Gradients:  # fmt: skip
     mk, ms, mv = memory
-    weight, index, _ = affinity_topk(memory, queries, top_k)
     b, ck, q_tokens = queries.qk.shape
-    _, o, cv, _ = mv[0].shape
     dtype = weight.dtype
     root = math.sqrt(ck)
     q = queries.qk.to(dtype).transpose(1, 2)
     e = torch.ones_like(q) if queries.qe is None else queries.qe.to(dtype).transpose(1, 2)
-    dk = [x.new_zeros(b * x.shape[2], ck, dtype=dtype) for x in mk]
-    ds = [x.new_zeros(b * x.shape[2], 1, dtype=dtype) for x in mk]
-    dv = [x.new_zeros(b * x.shape[3], o * cv, dtype=dtype) for x in mv]
+    dw, d_values = readout_gradients(mv, weight, index, d_readout)
+    if d_usage is not None:
+        dw = dw + d_usage.gather(1, index.flatten(1)).view_as(dw)
+    d_scores = weight * (dw - (weight * dw).sum(2, keepdim=True))
+    dk, ds = new_rows(mk, dtype), new_rows([x[:, :1] for x in mk], dtype)
     dq, de = torch.empty_like(q), torch.empty_like(q)
-    step = queries_at_a_time(q_tokens, b * top_k * max(o * cv, ck))
-    for start in range(0, q_tokens, max(1, step)):
+    step = max(1, queries_at_a_time(q_tokens, b * index.shape[2] * ck))
+    for start in range(0, q_tokens, step):
         span = slice(start, start + step)
-        w, i, d_out = weight[:, span], index[:, span], d_readout[:, span]
+        d_score, i, eb = d_scores[:, span], index[:, span], e[:, span].unsqueeze(2)
         difference = gather_rows(mk, i, dtype) - q[:, span].unsqueeze(2)  # [B, q, k, CK]
+        # A slot of weight 0 has no share, whatever its token's numbers are.
+        difference = difference.where((weight[:, span] != 0).unsqueeze(3), 0.0)
         s = 1.0 if ms is None else gather_rows(ms, i, dtype)[..., 0]
-        dw = (gather_rows(mv, i, dtype) @ d_out.unsqueeze(3))[..., 0]
-        if d_usage is not None:
-            dw = dw + d_usage.gather(1, i.flatten(1)).view_as(dw)
-        d_score = w * (dw - (w * dw).sum(2, keepdim=True))
-        eb = e[:, span].unsqueeze(2)
-        squared = difference.square()
-        _scatter(ds, mk, i, (-d_score / root * (eb * squared).sum(3)).unsqueeze(3))
-        h = (d_score * (-s / root)).unsqueeze(3)
+        h = (d_score * (-s / root)).where(d_score != 0, 0.0).unsqueeze(3)
         pull = h * difference
-        _scatter(dk, mk, i, 2 * eb * pull)
-        _scatter(dv, mv, i, w.unsqueeze(3) * d_out.unsqueeze(2))
+        distance = ((eb * difference) * difference).sum(3)
+        scatter_rows(ds, mk, i, (-d_score / root * distance).unsqueeze(3))
+        scatter_rows(dk, mk, i, 2 * eb * pull)
         dq[:, span] = -2 * e[:, span] * pull.sum(2)
-        de[:, span] = (h * squared).sum(2)
+        de[:, span] = (pull * difference).sum(2)
     d_memory = MemoryInputs(
         [g.view(b, x.shape[2], ck).transpose(1, 2) for g, x in zip(dk, mk)],
         None if ms is None else [g.view(b, 1, x.shape[2]) for g, x in zip(ds, mk)],
-        [g.view(b, x.shape[3], o, cv).permute(0, 2, 3, 1) for g, x in zip(dv, mv)],
+        d_values,
     )
     return d_memory, QueryInputs(dq.transpose(1, 2), None if queries.qe is None else de.transpose(1, 2))
-
-
-def _scatter(grads: list[Tensor], segments: list[Tensor], index: Tensor, rows: Tensor) -> None:
-    """Adds rows [B, q, k, channels] to the tokens they were gathered from.
-
-    ``grads``: a table [B * N_i, channels] for each segment.
-    """
-    targets = [g for g, segment in zip(grads, segments) if segment.shape[-1] > 0] if len(grads) > 1 else grads
-    for grad, (segment, here, local) in zip(targets, locate(segments, index)):
-        _, row = token_table(segment[:, :0], local)
-        masked = rows if not isinstance(here, Tensor) else rows.where(here.unsqueeze(3), 0.0)
-        grad.index_add_(0, row.flatten(), masked.flatten(0, -2))

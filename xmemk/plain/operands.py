@@ -5,7 +5,8 @@
 
 is the product of a memory operand [2 CK + 1, N] and a query operand [Q, 2 CK + 1]. The three terms
 cancel for the best matches. Translating k and q by a median key leaves S as it is and makes the
-terms small.
+terms small. Where one of them could overflow, S comes from the direct form, channel by channel;
+but not on a device or under a compiler, where nobody looks at numbers.
 """
 
 from __future__ import annotations
@@ -17,12 +18,32 @@ import torch
 from torch import Tensor
 
 from ..inputs import MemoryInputs, QueryInputs
+from ..modes import differentiated, may_look_at
 
 _CENTER_SAMPLES = 64  # keys of each segment whose median is the center
 
-# Products below this cannot add up to an overflow (float32 ends at 3.4e38, a score has 2 CK + 1
+# Products below this share of the largest number cannot add up to an overflow (a score has 2 CK + 1
 # terms), so no score can be NaN.
-_SAFE_PRODUCT = 1e34
+_SAFE_SHARE = 1e-5
+
+
+class DirectForm(NamedTuple):
+    """What the direct form is computed from, in the dtype of the arithmetic."""
+
+    k: Tensor  # [B, CK, N]
+    s: Tensor | None  # [B, 1, N]
+    q: Tensor  # [B, CK, Q]
+    e: Tensor | None  # [B, CK, Q]
+
+    def scores(self, start: int | None, stop: int | None) -> Tensor:
+        q = self.q[..., start:stop].unsqueeze(3)
+        distance = q.new_zeros(*q.shape[::2], self.k.shape[2])
+        for c in range(self.k.shape[1]):
+            difference = self.k[:, c].unsqueeze(1) - q[:, c]
+            pull = difference if self.e is None else difference * self.e[:, c, start:stop].unsqueeze(2)
+            distance = distance + pull * difference
+        score = -distance / math.sqrt(self.k.shape[1])
+        return score if self.s is None else score * self.s
 
 
 class Operands(NamedTuple):
@@ -31,11 +52,19 @@ class Operands(NamedTuple):
     memory: Tensor  # [B, 2 CK + 1, N]
     query: Tensor  # [B, Q, 2 CK + 1]
     safe: bool
+    direct: DirectForm | None = None  # in place of the product, where that may overflow
+    readable: Tensor | None = None  # [B, 1, N], where tokens that are not have been replaced
+
+    def raw_scores(self, start: int | None = None, stop: int | None = None) -> Tensor:
+        """Similarity [B, stop - start, N] of a block of queries."""
+        direct = self.direct
+        score = self.query[:, start:stop] @ self.memory if direct is None else direct.scores(start, stop)
+        return score if self.readable is None else torch.where(self.readable, score, math.nan)
 
     def scores(self, start: int | None = None, stop: int | None = None) -> Tensor:
-        """Similarity [B, stop - start, N] of a block of queries; what cannot be read is -inf."""
-        score = self.query[:, start:stop] @ self.memory
-        if self.safe:
+        """The same; what cannot be read is -inf."""
+        score = self.raw_scores(start, stop)
+        if self.safe and self.readable is None:
             return score
         return torch.where(score.isnan() | (score == math.inf), -math.inf, score)
 
@@ -65,6 +94,7 @@ def operands(memory: MemoryInputs, queries: QueryInputs) -> Operands:
     """Both sides of the product, of all segments, in :func:`compute_dtype`."""
     dtype = compute_dtype(queries.qk.dtype)
     center = center_key(memory.mk)
+    memory, readable = _without_what_is_not_finite(memory, queries)
     columns = []
     for i, key in enumerate(memory.mk):
         k = key.to(dtype) - center
@@ -77,14 +107,41 @@ def operands(memory: MemoryInputs, queries: QueryInputs) -> Operands:
     e = torch.ones_like(q) if queries.qe is None else queries.qe.to(dtype).transpose(1, 2)
     eq = e * q
     right = torch.cat([e, eq, (eq * q).sum(2, keepdim=True)], 2)
-    return Operands(left, right, _safe(left, right))
+    if not (may_look_at(left) and may_look_at(right)) or left.numel() == 0 or right.numel() == 0:
+        return Operands(left, right, safe=False, readable=readable)
+    limit = _SAFE_SHARE * torch.finfo(dtype).max
+    if _largest(left) * _largest(right) < limit:  # NaN compares false
+        return Operands(left, right, safe=True, readable=readable)
+    # What is not finite by itself scores -inf in any form; the rest decides on the form.
+    direct = _direct_form(memory, queries)
+    of_memory = _finite(direct.k, direct.s)
+    of_queries = _finite(direct.q, direct.e).transpose(1, 2)
+    small = _largest(left.where(of_memory, 0.0)) * _largest(right.where(of_queries, 0.0)) < limit
+    return Operands(left, right, safe=False, direct=None if small else direct, readable=readable)
 
 
-def _safe(memory: Tensor, query: Tensor) -> bool:
-    """Reads the numbers, so only where that costs no wait for a device and no graph break."""
-    if torch.compiler.is_compiling() or memory.device.type != "cpu" or memory.numel() == 0 or query.numel() == 0:
-        return False
-    return bool(_largest(memory) * _largest(query) < _SAFE_PRODUCT)  # NaN compares false
+def _without_what_is_not_finite(memory: MemoryInputs, queries: QueryInputs) -> tuple[MemoryInputs, Tensor | None]:
+    """Where derivatives are recorded: 0 times a number that is not finite would be NaN in them."""
+    if not differentiated((*memory.mk, *(memory.ms or ()), *queries)):
+        return memory, None
+    shrinkage: list[Tensor] | list[None] = [None] * len(memory.mk) if memory.ms is None else memory.ms
+    readable = [_finite(k, s) for k, s in zip(memory.mk, shrinkage)]
+    mk = [k.where(r, 0.0) for k, r in zip(memory.mk, readable)]
+    ms = None if memory.ms is None else [s.where(r, 0.0) for s, r in zip(memory.ms, readable)]
+    return MemoryInputs(mk, ms, memory.mv), torch.cat(readable, 2)
+
+
+def _finite(x: Tensor, y: Tensor | None) -> Tensor:
+    """x, y [B, C, n] -> whether all channels of both are finite, [B, 1, n]"""
+    finite = x.isfinite().all(1, keepdim=True)
+    return finite if y is None else finite & y.isfinite().all(1, keepdim=True)
+
+
+def _direct_form(memory: MemoryInputs, queries: QueryInputs) -> DirectForm:
+    dtype = compute_dtype(queries.qk.dtype)
+    k = torch.cat([key.to(dtype) for key in memory.mk], 2)
+    s = None if memory.ms is None else torch.cat([x.to(dtype) for x in memory.ms], 2)
+    return DirectForm(k, s, queries.qk.to(dtype), None if queries.qe is None else queries.qe.to(dtype))
 
 
 def _largest(x: Tensor) -> Tensor:

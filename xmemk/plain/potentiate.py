@@ -7,23 +7,38 @@ from torch import Tensor
 
 from ..inputs import MemoryInputs, QueryInputs
 from .blocks import query_blocks
+from .derivatives import differentiable
 from .operands import operands
+from .read_tensors import ReadTensors
+from .weighted_sum import weighted_sum
 
 
 def potentiate(memory: MemoryInputs, prototypes: QueryInputs) -> tuple[Tensor, Tensor]:
     """-> ps [B, 1, P] float32 (float64 for float64 keys), pv [B, O, CV, P]"""
+    layout, tensors = ReadTensors.of(memory, prototypes)
+
+    def average(*tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        return _average(*layout.structs(tensors))
+
+    shrinkage, values = differentiable(average, tensors)
+    return shrinkage, values
+
+
+def _average(memory: MemoryInputs, prototypes: QueryInputs) -> tuple[Tensor, Tensor]:
     mk, ms, mv = memory
     sides = operands(memory, prototypes)
     dtype = sides.query.dtype
     values = [v.to(dtype).transpose(2, 3) for v in mv]
-    # The shrinkage is averaged as one more value channel, in full precision.
+    b, o, _, channels = values[0].shape
+    # The shrinkage is averaged as one more value, in full precision.
     if ms is None:
-        shrinkage = [k.new_ones(k.shape[0], k.shape[2], 1, dtype=dtype) for k in mk]
+        shrinkage = [k.new_ones(b, k.shape[2], 1, dtype=dtype) for k in mk]
     else:
         shrinkage = [s.to(dtype).transpose(1, 2) for s in ms]
     pv, ps = [], []
-    for a, b in query_blocks(sides):
-        parts = sides.scores(a, b).softmax(2).split([k.shape[2] for k in mk], dim=2)
-        pv.append(sum((p.unsqueeze(1) @ v for p, v in zip(parts[1:], values[1:])), parts[0].unsqueeze(1) @ values[0]))
-        ps.append(sum((p @ s for p, s in zip(parts[1:], shrinkage[1:])), parts[0] @ shrinkage[0]))
+    for start, stop in query_blocks(sides):
+        affinity = sides.scores(start, stop).softmax(2)
+        read = [weighted_sum(affinity, [v[:, i] for v in values]) for i in range(o)]
+        pv.append(torch.stack(read, 1) if read else affinity.new_zeros(b, 0, stop - start, channels))
+        ps.append(weighted_sum(affinity, shrinkage))
     return torch.cat(ps, 1).transpose(1, 2), torch.cat(pv, 2).transpose(2, 3).to(mv[0].dtype)

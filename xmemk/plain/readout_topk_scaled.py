@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from .blocks import queries_at_a_time
-from .tokens import check_index, locate, token_table
+from .derivatives import differentiable
+from .tokens import check_index, gather_rows
+from .weighted_sum import sum_of_rows
 
 
 def readout_topk_scaled(mv: list[Tensor], scale: list[Tensor], weight: Tensor, index: Tensor) -> Tensor:
@@ -15,30 +17,23 @@ def readout_topk_scaled(mv: list[Tensor], scale: list[Tensor], weight: Tensor, i
     -> [B, O, CV, Q] float32, with channel stride 1.
     """
     check_index(index, sum(v.shape[3] for v in mv))
+    return differentiable(_read, (weight, index, *mv, *scale))[0]
+
+
+def _read(weight: Tensor, index: Tensor, *segments: Tensor) -> tuple[Tensor]:
+    mv, scale = list(segments[: len(segments) // 2]), list(segments[len(segments) // 2 :])
     b, o, cv, _ = mv[0].shape
     q, k = index.shape[1:]
-    step = queries_at_a_time(q, b * k * o * cv)
+    groups = scale[0].shape[2]
+    step = max(1, queries_at_a_time(q, b * k * o * cv))
     codes = [v.view(torch.uint8) for v in mv]  # bytes, which every step of a gather can do
     blocks = []
-    for a in range(0, q, max(1, step)):
+    for a in range(0, q, step):
         w, i = weight[:, a : a + step].float(), index[:, a : a + step]
-        parts = []
-        for (code, here, local), (factor, _, _) in zip(locate(codes, i), locate(scale, i)):
-            value = _rows(code, local).view(mv[0].dtype).float() * _factors(factor, local, cv)
-            parts.append(((w * here).unsqueeze(2) @ value.flatten(3)).view(b, i.shape[1], o, cv))
-        blocks.append(sum(parts[1:], parts[0]))
-    out = torch.cat(blocks, 1) if blocks else weight.new_zeros(b, 0, o, cv, dtype=torch.float32)
-    return out.permute(0, 2, 3, 1)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """x [B, O, C, N], index [B, q, k] -> [B, q, k, O, C]"""
-    table, row = token_table(x, index)
-    return table.index_select(0, row.flatten()).view(*index.shape, x.shape[1], x.shape[2])
-
-
-def _factors(scale: Tensor, index: Tensor, channels: int) -> Tensor:
-    """scale [B, O, G, N], index [B, q, k] -> [B, q, k, O, CV], or one that broadcasts to it"""
-    rows = _rows(scale, index)
-    groups = rows.shape[4]
-    return rows if groups == 1 else rows.repeat_interleave(-(-channels // groups), dim=4)[..., :channels]
+        value = gather_rows(codes, i, torch.uint8).view(mv[0].dtype).float().unflatten(3, (o, cv))
+        factor = gather_rows(scale, i, torch.float32).unflatten(3, (o, groups))
+        if groups > 1:
+            factor = factor.repeat_interleave(-(-cv // groups), dim=4)[..., :cv]
+        blocks.append(sum_of_rows(w, (value * factor).flatten(3)))
+    out = torch.cat(blocks, 1) if blocks else weight.new_zeros(b, 0, o * cv, dtype=torch.float32)
+    return (out.view(b, q, o, cv).permute(0, 2, 3, 1),)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..modes import may_look_at
+
 
 def locate(segments: list[Tensor], index: Tensor) -> Iterator[tuple[Tensor, Tensor | int, Tensor]]:
     """For each segment [..., N_i]: itself, where ``index`` falls into it, and the index within.
@@ -44,10 +46,25 @@ def gather_rows(segments: list[Tensor], index: Tensor, dtype: torch.dtype) -> Te
         table, row = token_table(segment, local)
         rows = table.index_select(0, row.flatten()).view(*index.shape, table.shape[1]).to(dtype)
         if isinstance(here, Tensor):
+            # Not a product: what is not finite is of tokens that nobody selected.
             rows = rows.where(here.unsqueeze(3), 0.0)
         total = rows if total is None else total + rows
     assert total is not None  # the border lets no empty memory through
     return total
+
+
+def new_rows(segments: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Zeros [B * N_i, channels] for each segment [B, ..., N_i], for :func:`scatter_rows`."""
+    return [x.new_zeros(x.shape[0] * x.shape[-1], math.prod(x.shape[1:-1]), dtype=dtype) for x in segments]
+
+
+def scatter_rows(tables: list[Tensor], segments: list[Tensor], index: Tensor, rows: Tensor) -> None:
+    """Adds rows [B, q, k, channels] to the tables' rows of the tokens they were gathered from."""
+    targets = [t for t, x in zip(tables, segments) if x.shape[-1] > 0] if len(tables) > 1 else tables
+    for table, (segment, here, local) in zip(targets, locate(segments, index)):
+        _, row = token_table(segment[:, :0], local)
+        masked = rows if not isinstance(here, Tensor) else rows.where(here.unsqueeze(3), 0.0)
+        table.index_add_(0, row.flatten(), masked.flatten(0, -2))
 
 
 def check_index(index: Tensor, tokens: int) -> None:
@@ -58,8 +75,9 @@ def check_index(index: Tensor, tokens: int) -> None:
     """
     if index.numel() == 0:
         return
-    if index.device.type != "cpu" or torch.compiler.is_compiling():
-        torch._assert_async(((index >= 0) & (index < tokens)).all(), f"index: wanted 0 to N - 1 of {tokens} tokens")
+    if not may_look_at(index):
+        inside = ((index >= 0) & (index < tokens)).all()
+        torch._assert_async(inside, f"index: wanted 0 to N - 1 of {tokens} tokens")
         return
     low, high = index.aminmax()
     if low < 0 or high >= tokens:

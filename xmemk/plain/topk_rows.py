@@ -5,17 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..modes import may_look_at
+
 
 def topk_rows(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """score [B, Q, N], k < N -> values, index [B, Q, k], descending.
 
     torch.topk leaves open which of several equal scores at rank k it takes. On the CPU in eager
-    mode, where reading the scores waits for nothing, the lowest index wins such a tie. Elsewhere
-    the choice of torch.topk stands.
+    mode the lowest index wins such a tie. Elsewhere, where a look at the scores would wait, the
+    choice of torch.topk stands.
     """
     if torch.compiler.is_compiling() or score.device.type != "cpu":
         values, index = score.topk(k, dim=2)
         return values, index
+    if not may_look_at(score):
+        values, index = score.sort(dim=2, descending=True, stable=True)
+        return values[..., :k], index[..., :k]
     values, index = score.topk(k + 1, dim=2)
     equal = values[..., 1:] == values[..., :-1]
     values, index = values[..., :k].contiguous(), index[..., :k].contiguous()
