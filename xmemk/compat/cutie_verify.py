@@ -95,7 +95,7 @@ def verified(base: Any, original: Any, report: PatchReport) -> Any:
                 host.sensory = dict(self.sensory)
                 host.obj_v = {obj: x.clone() for obj, x in self.obj_v.items()}
                 host.CK, host.CV, host.H, host.W = self.CK, self.CV, self.H, self.W
-            return Judge(f"{kind} {self._calls[kind]}{after} of Cutie's MemoryManager"), host
+            return Judge(f"{kind} {self._calls[kind]}{after} of Cutie's MemoryManager", report), host
 
         def _try_host(self, judge: Judge, call: Callable[[], Any]) -> Any:
             try:

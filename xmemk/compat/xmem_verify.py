@@ -73,7 +73,7 @@ def verified(original: Callable[[Any], Any], report: PatchReport) -> type[Memory
             if self._host is not None:
                 for name in self._stores():
                     _copy_state(getattr(self, name), getattr(self._host, name))
-            return Judge(f"{kind} {self._calls[kind]}{after} of XMem's MemoryManager"), self._host
+            return Judge(f"{kind} {self._calls[kind]}{after} of XMem's MemoryManager", report), self._host
 
         def _try_host(self, judge: Judge, call: Callable[[], Any]) -> Any:
             try:
