@@ -20,11 +20,13 @@ def _few_tracked_objects():
 
 
 @pytest.fixture(autouse=True)
-def _known_stand_ins(monkeypatch):
-    """The stand-ins count as known versions; ``unknown_stand_ins`` undoes that."""
-    for family, module in (("XMem", xmem_like), ("DEVA", deva_like)):
-        code = bodies.fingerprint(bodies.bodies_of_manager(module.MemoryManager))
-        monkeypatch.setitem(known.FINGERPRINTS, family, known.FINGERPRINTS[family] | {code})
-    for name in bodies.FOUR:
-        digits = bodies.body_hash(getattr(memory_util, name))
-        monkeypatch.setitem(known.FUNCTIONS, name, known.FUNCTIONS[name] | {digits})
+def _known_stand_ins():
+    """The stand-ins count as known versions."""
+    with pytest.MonkeyPatch.context() as patch:
+        for family, module in (("XMem", xmem_like), ("DEVA", deva_like)):
+            code = bodies.fingerprint(bodies.bodies_of_manager(module.MemoryManager))
+            patch.setitem(known.FINGERPRINTS, family, known.FINGERPRINTS[family] | {code})
+        for name in bodies.FOUR:
+            digits = bodies.body_hash(getattr(memory_util, name))
+            patch.setitem(known.FUNCTIONS, name, known.FUNCTIONS[name] | {digits})
+        yield
