@@ -4,8 +4,9 @@ import gc
 
 import pytest
 from hosts.deva_like import memory_manager as deva_like
+from hosts.matanyone_like import memory_utils as matanyone_functions
 from hosts.xmem_like import memory_manager as xmem_like
-from hosts.xmem_like import memory_util
+from hosts.xmem_like import memory_util as xmem_functions
 
 from xmemk.compat.recognition import bodies, known
 
@@ -27,6 +28,6 @@ def _known_stand_ins():
             code = bodies.fingerprint(bodies.bodies_of_manager(module.MemoryManager))
             patch.setitem(known.FINGERPRINTS, family, known.FINGERPRINTS[family] | {code})
         for name in bodies.FOUR:
-            digits = bodies.body_hash(getattr(memory_util, name))
-            patch.setitem(known.FUNCTIONS, name, known.FUNCTIONS[name] | {digits})
+            digits = {bodies.body_hash(getattr(module, name)) for module in (xmem_functions, matanyone_functions)}
+            patch.setitem(known.FUNCTIONS, name, known.FUNCTIONS[name] | digits)
         yield

@@ -58,6 +58,7 @@ class VerifiedFunctions:
         self._check(affinity, similarity, theirs, top_k)
         if return_usage:
             difference = (affinity.compute() - theirs).abs().nan_to_num(0.0).amax(1)
+            judge.not_finite = int((~theirs.isfinite()).any(1).sum())
             judge.open_queries = int((difference > TOLERANCE).sum())  # the product judges them
             judge.usage("usage", result[1], usage)
         return result

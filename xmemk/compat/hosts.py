@@ -48,7 +48,8 @@ class Options:
 class HostCode:
     """One copy of a host's memory code: its manager, or its functions by name.
 
-    unknown: bodies that no known version has, by name. fingerprint: of all its bodies together.
+    level: what is replaced, in words. unknown: bodies that no known version has, by name.
+    fingerprint: of all its bodies together.
     """
 
     family: Family
@@ -57,6 +58,7 @@ class HostCode:
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
     fingerprint: str = ""
+    level: str = "manager"
 
 
 @dataclass
@@ -78,6 +80,7 @@ def find(target: Target, options: Options) -> Findings:
     managers = [x for x in _managers() if target.holds_module(x.__module__, sys.modules.get(x.__module__))]
     refused: dict[type, UnknownHost] = {}
     used: dict[int, HostCode] = {}  # id of a function -> the manager that uses it, and is replaced
+    unserved: dict[str, UnknownHost] = {}  # by module of functions
     for manager in managers:
         try:
             host = _manager_host(manager, options)
@@ -100,12 +103,14 @@ def find(target: Target, options: Options) -> Findings:
             except UnknownHost as error:
                 if len(users) < len(functions) and name not in {x for m in refused for x in homes(m)}:
                     raise
-                findings.left.append(f"the functions of {name}: {error}")
+                unserved[name] = error
     served = {host.where for host in findings.hosts if host.functions}
     for manager, error in refused.items():
         if not served & set(homes(manager)):
-            raise error
+            nor = "".join(f"; nor are its functions: {unserved[name]}" for name in homes(manager) if name in unserved)
+            raise UnknownHost(f"{error}{nor}")
         findings.left.append(f"{_where(manager)}, which goes on to use xmemk's functions: {error}")
+    findings.left += [f"the functions of {name}: {error}" for name, error in unserved.items()]
     _check_state(managers, findings)
     return findings
 
@@ -149,11 +154,15 @@ def _manager_host(manager: type, options: Options) -> HostCode:
 def _function_host(
     name: str, functions: dict[str, Callable[..., Any]], options: Options, trusted: bool, left: list[str]
 ) -> HostCode:
-    """trusted: whether a manager that is replaced uses them."""
+    """trusted: whether a manager that is replaced uses them.
+
+    What of them is not replaced goes to ``left``.
+    """
     family = family_of_functions(functions, name)
     bodies = {name: body_hash(function) for name, function in functions.items()}
     unknown = {name: digits for name, digits in bodies.items() if digits not in FUNCTIONS[name]}
-    host = HostCode(family, name, None, functions, unknown, fingerprint(bodies))
+    level = "functions" if trusted else "functions only"
+    host = HostCode(family, name, None, functions, unknown, fingerprint(bodies), level)
     if trusted or options.verify or host.fingerprint in options.trust:
         return host
     for extra in set(unknown) - set(_NEEDED):

@@ -223,9 +223,7 @@ class _Binding:
     def _describe(self, findings: hosts.Findings, left: dict[type, type]) -> None:
         report = self.report
         report.families = sorted({host.family.name for host in findings.hosts})
-        report.levels = {host.where: "manager" if host.manager else "functions only" for host in findings.hosts}
-        homes = {name for host in findings.hosts if host.manager for name in hosts.homes(host.manager)}
-        report.levels |= {where: "functions" for where in homes & set(report.levels)}
+        report.levels = {host.where: host.level for host in findings.hosts}
         report.untrusted = {host.where: host.fingerprint for host in findings.hosts if host.unknown}
         report.adopted = len(self._adopted)
         report.left = [f"{_name(x)}, a subclass of {_name(original)}" for x, original in left.items()]

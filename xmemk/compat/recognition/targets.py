@@ -63,22 +63,24 @@ class Target:
         """
         assert self.name is not None
         importlib.import_module(self.name)
-        prefix = f"{self.name}."
+        prefix, other = f"{self.name}.", None
         for folder in self._places:
             for place in _MANAGERS:
                 file = Path(folder, *place.split(".")).with_suffix(".py")
                 own = own_name(file)
-                if own is None:
-                    continue
-                if not self._stands_for(own, file):
-                    raise RuntimeError(
-                        f"nothing in use can be patched: {file.with_name('inference_core.py')} imports its memory as "
-                        f"{own!r}, which is not {file} here; call patch after the application's imports, or put "
-                        f"{folder} on sys.path as the application does"
-                    )
-                prefix = own.removesuffix(place)
-                importlib.import_module(own)
-                importlib.import_module(own.rsplit(".", 1)[0] + ".inference_core")
+                if own is not None and self._stands_for(own, file):
+                    prefix = own.removesuffix(place)
+                    importlib.import_module(own)
+                    importlib.import_module(own.rsplit(".", 1)[0] + ".inference_core")
+                elif own is not None:
+                    other = other or (folder, file, own)
+        if other is not None and prefix == f"{self.name}." and not self.holds(other[2]):
+            folder, file, own = other
+            raise RuntimeError(
+                f"nothing in use can be patched: {file.with_name('inference_core.py')} imports its memory as {own!r}, "
+                f"which is not {file} here; call patch after the application's imports, or put {folder} on sys.path as "
+                "the application does"
+            )
         for place in (*_MANAGERS, *_FUNCTIONS):
             spec = _spec(prefix + place)
             if spec is not None and self.holds(prefix + place, spec.origin) and not _is_loaded(spec.origin):
