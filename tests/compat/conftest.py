@@ -25,8 +25,8 @@ def _known_stand_ins():
     """The stand-ins count as known versions."""
     with pytest.MonkeyPatch.context() as patch:
         for family, module in (("XMem", xmem_like), ("DEVA", deva_like)):
-            code = bodies.fingerprint(bodies.bodies_of_manager(module.MemoryManager))
-            patch.setitem(known.FINGERPRINTS, family, known.FINGERPRINTS[family] | {code})
+            table = bodies.bodies_of_manager(module.MemoryManager)
+            patch.setitem(known.BODIES, family, (*known.BODIES[family], table))
         for name in bodies.FOUR:
             digits = {bodies.body_hash(getattr(module, name)) for module in (xmem_functions, matanyone_functions)}
             patch.setitem(known.FUNCTIONS, name, known.FUNCTIONS[name] | digits)

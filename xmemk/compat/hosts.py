@@ -176,7 +176,8 @@ def _check_bodies(host: HostCode, options: Options) -> None:
     if not host.unknown or options.verify or host.fingerprint in options.trust:
         return
     (name, digits), *more = host.unknown.items()
-    also = f" (nor are {', '.join(f'{x} {y}' for x, y in more)})" if more else ""
+    others = ", ".join(f"{x} {y}" for x, y in more[:3]) + (f" and {len(more) - 3} more" if len(more) > 3 else "")
+    also = f" (nor are {others})" if more else ""
     raise UnknownHost(
         f"{host.where.removesuffix('.MemoryManager')}.{name}: its code {digits} is not that of a known version of "
         f"{host.family.name}{also}; patch(verify=True) runs both, and gives the fingerprint for trust= where they agree"
