@@ -16,7 +16,6 @@
 #include <torch/library.h>
 
 #include "first_look.h"
-#include "gemm_tile.h"
 #include "key_bank.h"
 #include "quantised_bank.h"
 #include "read_steps.h"
@@ -160,14 +159,10 @@ class TopkRead {
     });
   }
 
-  // score[rows, kTileKeys]; where there is a first look, to the last bit what it makes of a token by itself.
+  // score[rows, kTileKeys], to the last bit what the first look makes of a token by itself
   void multiply(const VecKernels& kernels, int64_t rows, const float* query, const float* tile, float* score) const {
     const int64_t width = operands_.width();
-    if (kernels.look != nullptr) {
-      kernels.look->product(query, rows, width, tile, kTileKeys, score);
-    } else {
-      gemm_tile(rows, kTileKeys, width, query, width, tile, kTileKeys, score, kTileKeys, false);
-    }
+    kernels.product(rows, kTileKeys, width, query, width, tile, kTileKeys, score, kTileKeys, false);
   }
 
   void reset(const VecKernels& kernels, int64_t rows, Candidates* of_row, Scratch& scratch) const {

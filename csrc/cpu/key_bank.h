@@ -1,5 +1,5 @@
 // The operands of the similarity as one matrix product (see xmemk/plain/operands.py): keys and queries, translated by a
-// median key, as rows and columns of 2 CK + 1 numbers, packed tile by tile for gemm_tile. Channel by channel, the large
+// median key, as rows and columns of 2 CK + 1 numbers, packed tile by tile for VecKernels::product. Channel by channel, the large
 // term last: in this order the running sum stays small, and with it the rounding.
 #pragma once
 
@@ -51,7 +51,7 @@ class Operands {
   // overflows is left as it is. `scratch` has 3 CK floats.
   void rescore(int64_t b, int64_t query, const uint32_t* token, int64_t count, float* score, float* scratch) const;
 
-  // score[j] of `query`, a row of pack_queries, and token[j], to the last bit what LookKernels::product makes of it.
+  // score[j] of `query`, a row of pack_queries, and token[j], to the last bit what VecKernels::product makes of it.
   // Up to 15 more scores are overwritten; `scratch` has 16 CK floats.
   void score_as_product(const LookKernels& kernels, int64_t b, const float* query, const uint32_t* token, int64_t count,
                         float* score, float* scratch) const;

@@ -10,7 +10,6 @@
 #include <limits>
 #include <vector>
 
-#include "gemm_tile.h"
 #include "key_bank.h"
 #include "read_gradients.h"
 #include "read_steps.h"
@@ -220,7 +219,7 @@ class DenseBackward {
       if (of_scores_) score_gradients(at, q, scratch.weight.get(), value);
       if (of_values_ && out_.mv[tile.segment].defined()) add_values(at, q, scratch.weight.get(), add);
       if (of_keys_) {
-        gemm_tile(kRows, width_, std::min(kSpan, count_queries() - q), d_score(at, q), block_,
+        kernels_.product(kRows, width_, std::min(kSpan, count_queries() - q), d_score(at, q), block_,
                   memory_->query.get() + q * width_, width_, memory_->key_sum.get() + at * kRows * width_, width_, add);
       }
     }
@@ -233,7 +232,7 @@ class DenseBackward {
   // weight[kRows, kSpan] of queries q, q + 1, ... of the block
   void affinities(int64_t at, int64_t q, float* weight) const {
     for (int64_t p = 0; p < span(q); p += kPanel) {
-      gemm_tile(kRows, kPanel, width_, memory_->rows.get() + at * kRows * width_, width_,
+      kernels_.product(kRows, kPanel, width_, memory_->rows.get() + at * kRows * width_, width_,
                 memory_->query_columns.get() + (q + p) * width_, kPanel, weight + p, kSpan, false);
     }
     const int64_t count = std::min(kSpan, count_queries() - q);
@@ -251,7 +250,7 @@ class DenseBackward {
     float* d = d_score(at, q);
     for (int64_t p = 0; p < span(q) && row_ > 0; p += kPanel) {
       for (int64_t o = 0; o < objects_; ++o) {
-        gemm_tile(tile.count, kPanel, channels_, value[o].data, value[o].stride,
+        kernels_.product(tile.count, kPanel, channels_, value[o].data, value[o].stride,
                   memory_->d_out_columns.get() + (q + p) * row_ + o * channels_ * kPanel, kPanel, d + p, block_, o > 0);
       }
     }
@@ -294,7 +293,7 @@ class DenseBackward {
       const ValueTiles::Tile d_out =
           upstream_.in_place() ? upstream_.rows(b_, o, first_query_ + q, count, nullptr)
                                : ValueTiles::Tile{memory_->d_out.get() + (o * block_ + q) * channels_, channels_};
-      gemm_tile(tile.count, channels_, count, weight, kSpan, d_out.data, d_out.stride, sum + o * channels_, row_, add);
+      kernels_.product(tile.count, channels_, count, weight, kSpan, d_out.data, d_out.stride, sum + o * channels_, row_, add);
     }
   }
 
@@ -342,7 +341,7 @@ class DenseBackward {
       std::fill_n(memory_->d_score.get() + r * block_ + panel * kPanel, kPanel, 0.0f);
     }
     for (int64_t at = 0; at < tiles; at += kQuad) {
-      gemm_tile(width_, kPanel, kTileKeys, memory_->columns.get() + at * kRows * width_, kTileKeys,
+      kernels_.product(width_, kPanel, kTileKeys, memory_->columns.get() + at * kRows * width_, kTileKeys,
                 d_score(at, panel * kPanel), block_, sum, kPanel, true);
     }
   }

@@ -11,7 +11,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 
-#include "gemm_tile.h"
 #include "key_bank.h"
 #include "read_steps.h"
 #include "value_tiles.h"
@@ -112,7 +111,7 @@ class DenseRead {
 
   void scores(int64_t rows, int64_t t, const float* query, float* out) const {
     const int64_t width = operands_.width();
-    gemm_tile(rows, kTileKeys, width, query, width, bank_.tile(t), kTileKeys, out, kTileKeys, false);
+    kernels_.product(rows, kTileKeys, width, query, width, bank_.tile(t), kTileKeys, out, kTileKeys, false);
   }
 
   // Queries [at, at + rows) of the block; their scores are kept from the first look to the last.
@@ -208,12 +207,12 @@ class DenseRead {
   void multiply(int64_t rows, int64_t t, const float* weight, float* sums, bool add, float* scratch) const {
     for (int64_t o = 0; o < values_.objects() && values_.channels() > 0; ++o) {
       const ValueTiles::Tile value = values_.get(b_, o, t, scratch);
-      gemm_tile(rows, values_.channels(), kTileKeys, weight, kTileKeys, value.data, value.stride,
+      kernels_.product(rows, values_.channels(), kTileKeys, weight, kTileKeys, value.data, value.stride,
                 sums + o * values_.channels(), row_, add);
     }
     if (more_ == nullptr) return;
     const ValueTiles::Tile value = more_->get(b_, 0, t, scratch);
-    gemm_tile(rows, 1, kTileKeys, weight, kTileKeys, value.data, value.stride, sums + read_, row_, add);
+    kernels_.product(rows, 1, kTileKeys, weight, kTileKeys, value.data, value.stride, sums + read_, row_, add);
   }
 
   // What tile t receives from queries [at, at + rows).
