@@ -70,9 +70,10 @@ XMEMK_TARGET void widen_half(const uint16_t* half, int64_t count, float* out) {
 
 }  // namespace
 
-const VecKernels kVecAvx2 = {"avx2",      scan,     largest,    exponentials,    add_scaled,        order_keys,
-                             count_above, distance, affinities, score_gradients, dot_of_difference, dot_add_scaled,
-                             widen_half, product};
+const VecKernels kVecAvx2 = {
+    "avx2",   scan,       largest,         exponentials,      add_scaled,     order_keys, count_above,
+    distance, affinities, score_gradients, dot_of_difference, dot_add_scaled, widen_half, largest_magnitudes,
+    product};
 
 }  // namespace xmemk::cpu
 

@@ -79,9 +79,9 @@ XMEMK_TARGET void widen_half(const uint16_t* half, int64_t count, float* out) {
 
 }  // namespace
 
-const VecKernels kVecAvx512 = {"avx512",          scan,           largest,   exponentials, add_scaled,
-                               order_keys,        count_above,    distance,  affinities,   score_gradients,
-                               dot_of_difference, dot_add_scaled, widen_half, product};
+const VecKernels kVecAvx512 = {"avx512",          scan,           largest,    exponentials,       add_scaled,
+                               order_keys,        count_above,    distance,   affinities,         score_gradients,
+                               dot_of_difference, dot_add_scaled, widen_half, largest_magnitudes, product};
 
 }  // namespace xmemk::cpu
 

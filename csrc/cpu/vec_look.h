@@ -46,8 +46,8 @@ struct LookKernels {
   // Drops the tokens that do not reach the bar, and keeps the order of the others.
   void (*keep_reaching)(LookFound& found);
 
-  // What VecKernels::product makes of a query and 16 tokens, to the last bit; keys of `channels` contiguous floats, with
-  // shrinkage / sqrt(CK).
+  // What VecKernels::product makes of a query and 16 tokens, to the last bit; keys of `channels` contiguous floats,
+  // with shrinkage / sqrt(CK).
   void (*score_tokens)(const float* const* key, const float* shrinkage, const float* centre, const float* query,
                        int64_t channels, float* score);
 };

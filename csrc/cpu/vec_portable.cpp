@@ -77,8 +77,8 @@ void widen_half(const uint16_t* half, int64_t count, float* out) {
 
 }  // namespace
 
-const VecKernels kVecPortable = {"portable",        scan,           largest,   exponentials, add_scaled,
-                                 order_keys,        count_above,    distance,  affinities,   score_gradients,
-                                 dot_of_difference, dot_add_scaled, widen_half, product};
+const VecKernels kVecPortable = {"portable",        scan,           largest,    exponentials,       add_scaled,
+                                 order_keys,        count_above,    distance,   affinities,         score_gradients,
+                                 dot_of_difference, dot_add_scaled, widen_half, largest_magnitudes, product};
 
 }  // namespace xmemk::cpu

@@ -1,6 +1,7 @@
-// The product of two small matrices, by whatever vectors the struct Lanes of the including file offers. Included by each
-// vec_*.cpp inside its own namespace. Every number is one chain of (fused) multiply-adds from the first of the k terms
-// to the last, whatever the shape: nothing is generated or kept for a shape, and a number does not depend on its tile.
+// The product of two small matrices, by whatever vectors the struct Lanes of the including file offers. Included by
+// each vec_*.cpp inside its own namespace. Every number is one chain of (fused) multiply-adds from the first of the k
+// terms to the last, whatever the shape: nothing is generated or kept for a shape, and a number does not depend on its
+// tile.
 
 constexpr int64_t kPrefetchRows = 8;  // of B, which are as a rule farther apart than the processor foresees
 
