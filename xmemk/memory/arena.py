@@ -48,6 +48,7 @@ from torch import Tensor
 from ..inputs import MemoryInputs, QueryInputs
 from .bank import Bank, add_block, place
 from .changes import commit
+from .choice import Recall, after_eviction, can_recall
 from .functions import PUBLIC
 from .graph import Captures, ReadGraph
 from .scaled import values_for
@@ -78,6 +79,7 @@ class Arena:
         self.graph = None if graphs is None else ReadGraph(graphs)
         self.table = Table(spec.frame, spec.frames)
         self.reads = 0
+        self.choice: Tensor | None = None  # of the last read (:mod:`.choice`)
         b, device = spec.batch, spec.device
         self.key = Bank(b, (spec.key_channels,), spec.key_dtype, device)
         self.shrinkage = Bank(b, (), spec.number, device)
@@ -174,7 +176,12 @@ class Arena:
             replayed = self.graph.read(self, runs, queries, **options)
             if replayed is not None:
                 return replayed
-        return self.values.read(self.keys(runs), runs, queries, **options)
+        keys, recall = self.keys(runs), None
+        if can_recall(keys, queries, top_k, backend) and self.functions is PUBLIC:
+            recall = Recall(runs, [block.shape[1] for block in self.key.blocks], self.choice, queries.qk.shape[2])
+        result = self.values.read(keys, runs, queries, recall=recall, **options)
+        self.choice = None if recall is None else recall.choice
+        return result
 
     def keys(self, runs: Sequence[Run]) -> MemoryInputs:
         """Keys [B, CK, n] and shrinkage [B, 1, n] of each run as views, without values."""
@@ -240,6 +247,7 @@ class Arena:
 
         Ascending order takes less scratch.
         """
+        self.choice = after_eviction(self.choice, index, self.key.blocks[LONG_TERM].shape[1])
         for bank in self.banks.values():
             bank.keep(index, ascending)
         self.table.long = index.shape[1]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..inputs import MemoryInputs, QueryInputs
 from .bank import Bank
+from .choice import Recall
 from .spec import LARGEST_CODE, Spec
 from .table import Run
 from .values import Values
@@ -60,12 +61,15 @@ class ScaledValues(Values):
         top_k: int | None,
         return_usage: bool,
         backend: str,
+        recall: Recall | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Values.read`."""
         if top_k is not None:
-            weight, index, *usages = self.functions.affinity_topk(
-                keys.mk, keys.ms, *queries, top_k=top_k, return_usage=return_usage, backend=backend
-            )
+            options: dict[str, Any] = {"top_k": top_k, "return_usage": return_usage, "backend": backend}
+            if recall is None:
+                weight, index, *usages = self.functions.affinity_topk(keys.mk, keys.ms, *queries, **options)
+            else:
+                weight, index, *usages = recall.affinity(self.functions, keys, queries, **options)
             scales = [self.scale.view(run) for run in runs]
             readout = self.functions.readout_topk(self.segments(runs), weight, index, scale=scales, backend=backend)
             return readout.to(self.spec.value_dtype), usages[0] if usages else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..inputs import MemoryInputs, QueryInputs
 from .bank import Bank
+from .choice import Recall
 from .spec import Spec
 from .table import Run
 
@@ -43,11 +44,19 @@ class Values:
         top_k: int | None,
         return_usage: bool,
         backend: str,
+        recall: Recall | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Eq. 1 over the tokens of ``runs``: readout [B, O, CV, Q], and usage [B, N] or None.
 
-        keys: keys and shrinkage of these tokens, a segment per run.
+        keys: keys and shrinkage of these tokens, a segment per run. recall: what the read takes
+        from the one before it.
         """
+        if recall is not None:
+            weight, index, *usages = recall.affinity(
+                self.functions, keys, queries, top_k=top_k, return_usage=return_usage, backend=backend
+            )
+            readout = self.functions.readout_topk(self.segments(runs), weight, index, backend=backend)
+            return readout.to(self.spec.value_dtype), usages[0] if usages else None
         memory = keys._replace(mv=self.segments(runs))
         options: dict[str, Any] = {"return_usage": True} if return_usage else {}
         result = self.functions.memory_read(*memory, *queries, top_k=top_k, backend=backend, **options)
