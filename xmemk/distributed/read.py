@@ -198,12 +198,13 @@ def _affinity(
     order = order.gather(2, score.detach().gather(2, order).argsort(dim=2, descending=True, stable=True))
     score, index, standing = (x.gather(2, order) for x in (score, index, standing))
     known = score.detach()
-    peak, last, limit = _agreed(known, standing, top_k, shards)
+    peak, last, norm, limit = _agreed(known, standing, top_k, shards)
     mine = ((known > last) | ((known == last) & (standing <= limit))) & (known != -math.inf)
     raised = (score - peak).exp().where(mine, 0.0)
     # A query without any finite score reads NaN.
     raised = raised.where(peak != -math.inf, math.nan)
-    norm = replicated(total(raised.sum(2, keepdim=True), shards), shards)
+    if raised.requires_grad:  # the same sum, differentiable
+        norm = replicated(total(raised.sum(2, keepdim=True), shards), shards)
     weight = (raised / norm).to(torch.promote_types(queries.qk.dtype, torch.float32))
     index = index.where(mine, index[:, :, :1])
     k = min(top_k, index.shape[2])
@@ -233,11 +234,11 @@ def _candidates(
     return pad(score, (0, missing), value=-math.inf), pad(index, (0, missing))
 
 
-def _agreed(score: Tensor, standing: Tensor, top_k: int, shards: Shards) -> tuple[Tensor, Tensor, Tensor]:
+def _agreed(score: Tensor, standing: Tensor, top_k: int, shards: Shards) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What all ranks' candidates [B, Q, c] say of each query, [B, Q, 1] each.
 
-    The best score, the k-th best, and the last place of a token that is chosen with the k-th. Each
-    rank merges a slice of the queries and tells the others.
+    The best score, the k-th best, the norm of the softmax, and the last place of a token that is
+    chosen with the k-th. Each rank merges a slice of the queries and tells the others.
     """
     b, q, c = score.shape
     slices = shards.slices_of(q)
@@ -254,9 +255,10 @@ def _agreed(score: Tensor, standing: Tensor, top_k: int, shards: Shards) -> tupl
     limit = torch.full_like(slots, _NOWHERE)
     if bool((tied.sum(2, keepdim=True) > slots).any()):
         limit = everywhere.where(tied, _NOWHERE).sort(2).values.gather(2, slots - 1)
-    verdict = torch.stack([peak, last, limit.view(torch.float64)])[..., 0]
-    peak, last, limit = shards.gather_last(verdict, [part.stop - part.start for part in slices], 0.0).unsqueeze(3)
-    return peak, last, limit.contiguous().view(torch.int64)
+    norm = (best - peak).exp().sum(2, keepdim=True)
+    verdict = torch.stack([peak, last, norm, limit.view(torch.float64)])[..., 0]
+    peak, last, norm, limit = shards.gather_last(verdict, [part.stop - part.start for part in slices], 0.0).unsqueeze(3)
+    return peak, last, norm, limit.contiguous().view(torch.int64)
 
 
 def _direct(memory: MemoryInputs, queries: QueryInputs, index: Tensor) -> Tensor:
