@@ -8,6 +8,7 @@
 #include <torch/version.h>
 
 #include "cpu/first_look.h"
+#include "cpu/interrupt.h"
 #include "cpu/vec.h"
 
 namespace {
@@ -52,9 +53,22 @@ pybind11::dict build_info() {
   return info;
 }
 
+unsigned long main_thread = 0;
+
+// Python runs signal handlers on its main thread, when that asks for it; a KeyboardInterrupt is one that raises.
+const xmemk::cpu::InterruptHooks kSignals = {
+    [] { return PyThread_get_thread_ident() == main_thread; },
+    [] {
+      const pybind11::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
+    },
+};
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  main_thread = pybind11::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  xmemk::cpu::set_interrupt_hooks(kSignals);
   m.doc() = "C++ and CUDA kernels of xmemk.";
   m.def("build_info", &build_info, "What this module was built with, and the operators it has kernels for.");
   m.def("_vector_sets", &xmemk::cpu::vec_names, "The vector instruction sets this processor can run, best first.");

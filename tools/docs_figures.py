@@ -1,13 +1,11 @@
-"""The figures of docs/kernels.md as SVG, drawn when the site is built: docs_figures.py FOLDER
-writes them there.
-"""
+"""The figures of docs/kernels.md as SVG: docs_figures.py writes them to docs/pictures."""
 
 from __future__ import annotations
 
 import random
-import sys
 from pathlib import Path
 
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 INK, MUTED, BLUE, ORANGE, GREEN = "#7a7f87", "#b9bec6", "#3b7dd8", "#e07b39", "#3f9b62"
 
 
@@ -136,4 +134,4 @@ def figures() -> dict[str, str]:
 
 if __name__ == "__main__":
     for name, svg in figures().items():
-        (Path(sys.argv[1]) / f"{name}.svg").write_text(svg)
+        (PICTURES / f"{name}.svg").write_text(svg)

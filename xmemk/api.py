@@ -24,6 +24,7 @@ Rules where the paper is silent, the same for every backend:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -46,6 +47,7 @@ def memory_read(
     *,
     top_k: int | None = ...,
     return_usage: Literal[False] = ...,
+    hint: Tensor | None = ...,
     backend: str = ...,
 ) -> Tensor: ...
 @overload
@@ -58,6 +60,7 @@ def memory_read(
     *,
     top_k: int | None = ...,
     return_usage: Literal[True],
+    hint: Tensor | None = ...,
     backend: str = ...,
 ) -> tuple[Tensor, Tensor]: ...
 def memory_read(
@@ -69,6 +72,7 @@ def memory_read(
     *,
     top_k: int | None = None,
     return_usage: bool = False,
+    hint: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """F = v W(k, q) of Eq. 1. W is the softmax over memory tokens of the similarity S of Eq. 2:
@@ -84,6 +88,8 @@ def memory_read(
         top_k: restrict the softmax to the k most similar tokens of each query, exactly. None, or a
             top_k of N or more, means all.
         return_usage: also return the probability mass each token received (Sec. 2.3).
+        hint: tokens [B, Q, k'] int64 that are likely to be among the best of each query, such as
+            last frame's; any hint changes time only, and only on backend "cpu".
 
     Returns:
         readout [B, O, CV, Q] in mv's dtype, with channel stride 1; with ``return_usage`` also
@@ -92,12 +98,13 @@ def memory_read(
     Differentiable in mk, ms, mv, qk and qe; neither backend "cpu" nor "torch" in eager mode stores
     an N x Q matrix for the backward pass.
     Raises TypeError or ValueError for wrong types, shapes, dtypes or devices, and for an empty
-    memory.
+    memory; IndexError for a hint outside 0 .. N - 1, which is looked at in eager mode on the CPU.
     """
     memory, queries = checks.read(mk, ms, mv, qk, qe)
     if top_k is not None:
         checks.top_k(top_k)
-    run = _kernel("memory_read", (*memory.tensors, *queries), backend, top_k)
+    checks.hint(hint, queries.qk, memory.tokens)
+    run = _kernel("memory_read", (*memory.tensors, *queries), backend, top_k, hint)
     with full_precision(qk):
         readout, usage = run(memory, queries, top_k, return_usage)
     return readout if usage is None else (readout, usage)
@@ -111,9 +118,10 @@ def affinity_topk(
     *,
     top_k: int,
     return_usage: bool = False,
+    hint: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
-    """The sparse affinity W of a top-k read (see :func:`memory_read` for the arguments and Eq. 2).
+    """The sparse affinity W of a top-k read (see :func:`memory_read` for arguments, Eq. 2, errors).
 
     Returns:
         weight [B, Q, k] float32 (float64 for float64 keys), descending, and index [B, Q, k] int64
@@ -126,7 +134,8 @@ def affinity_topk(
     """
     memory, queries = checks.read(mk, ms, None, qk, qe, with_values=False)
     checks.top_k(top_k)
-    run = _kernel("affinity_topk", (*memory.tensors, *queries), backend, top_k)
+    checks.hint(hint, queries.qk, memory.tokens)
+    run = _kernel("affinity_topk", (*memory.tensors, *queries), backend, top_k, hint)
     with full_precision(qk), torch.no_grad():
         weight, index, usage = run(memory, queries, top_k, return_usage)
     weight = weight.detach()  # of a tangent, too
@@ -253,12 +262,15 @@ def explain(function: Callable[..., Any] | str, *args: Any, backend: str = "auto
     return backends.explain(call, backend)
 
 
-def _kernel(op: str, tensors: Sequence[Tensor | None], backend: str, top_k: int | None = None) -> Callable[..., Any]:
+def _kernel(
+    op: str, tensors: Sequence[Tensor | None], backend: str, top_k: int | None = None, hint: Tensor | None = None
+) -> Callable[..., Any]:
     """What runs this call: a row of the table of backends."""
     call = _call(op, [t for t in tensors if t is not None], top_k)
     row = backends.TABLE[op][backends.choose(call, backend)]
     differentiated = call.gradient or call.transform
-    return row.run_with_gradient if differentiated and row.run_with_gradient is not None else row.run
+    run = row.run_with_gradient if differentiated and row.run_with_gradient is not None else row.run
+    return partial(run, hint=hint) if hint is not None and row.takes_hint else run
 
 
 _WITH_KEYS = ("memory_read", "affinity_topk", "consolidate")  # whose first tensor is [B, CK, N]

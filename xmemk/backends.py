@@ -35,6 +35,7 @@ class Kernel:
     largest_k: int | None = None
     most_key_channels: int | None = None
     transforms: bool = False  # of torch.func, and forward mode
+    takes_hint: bool = False  # whether `run` has the argument hint; other kernels need none
     # (device type, index) -> why the kernel cannot run there, or None.
     error: Callable[[str, int | None], str | None] = lambda *_: None
     remedy: str = ""  # the end of that sentence
@@ -78,15 +79,15 @@ _torch = partial(Kernel, "torch", transforms=True, needs="any")
 
 # "auto" takes the first backend that serves a call. "torch" serves every call, so it is last.
 _ROWS = (
-    _triton("memory_read", operators.memory_read, operators.memory_read_saving),
-    _triton("affinity_topk", operators.affinity_topk),
+    _triton("memory_read", operators.memory_read, operators.memory_read_saving, takes_hint=True),
+    _triton("affinity_topk", operators.affinity_topk, takes_hint=True),
     _triton("readout_topk", operators.readout_topk),
     _triton("consolidate", operators.consolidate_triton),
     _cuda("select_prototypes", operators.select_prototypes),
     _cuda("consolidate", operators.consolidate_cuda, remark="potentiation in PyTorch"),
     _cuda("evict_lfu", operators.evict_lfu),
-    _cpu("memory_read", operators.memory_read, operators.memory_read_saving),
-    _cpu("affinity_topk", operators.affinity_topk),
+    _cpu("memory_read", operators.memory_read, operators.memory_read_saving, takes_hint=True),
+    _cpu("affinity_topk", operators.affinity_topk, takes_hint=True),
     _cpu("readout_topk", operators.readout_topk),
     _cpu("readout_topk_scaled", operators.readout_topk_scaled),
     _cpu("select_prototypes", operators.select_prototypes, dtypes=_ALL_DTYPES),

@@ -70,6 +70,27 @@ def read(
     return memory, QueryInputs(qk, qe)
 
 
+def hint(x: object, qk: Tensor, tokens: int) -> None:
+    """Tokens that are likely to be among the best of a read, or None.
+
+    The numbers are read on the CPU alone, and not while a compiler traces.
+    """
+    if x is None:
+        return
+    if not isinstance(x, Tensor) or x.dtype != torch.int64:
+        raise TypeError(f"hint: wanted an int64 tensor [B, Q, k], got {_what(x)}")
+    if x.dim() != 3 or x.shape[0] != qk.shape[0] or x.shape[1] != qk.shape[2]:
+        raise ValueError(
+            f"hint: wanted [B={qk.shape[0]}, Q={qk.shape[2]}, k] to go with qk {_shape(qk)}, got {_shape(x)}"
+        )
+    _device("hint", x, "qk", qk)
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() == 0:
+        return
+    least, largest = (int(end) for end in x.aminmax())
+    if least < 0 or largest >= tokens:
+        raise IndexError(f"hint: wanted 0 to {tokens - 1} (N = {tokens} tokens), got {least if least < 0 else largest}")
+
+
 def affinity(mv: Segments, weight: Tensor, index: Tensor, dtypes: tuple[torch.dtype, ...] = _FLOATING) -> list[Tensor]:
     """Values and the sparse affinity they are read out with.
 

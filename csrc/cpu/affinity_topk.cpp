@@ -15,8 +15,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "direct_form.h"
 #include "first_look.h"
-#include "gemm_tile.h"
 #include "key_bank.h"
 #include "quantised_bank.h"
 #include "read_steps.h"
@@ -26,6 +26,7 @@ namespace xmemk::cpu {
 namespace {
 
 constexpr int64_t kCandidateBytes = 8 << 20;  // of queries that are under way together, unless threads would go idle
+constexpr int64_t kSummed = 32;               // weights that add up to one number in float32, the sums in double
 constexpr int64_t kSampleTiles = 8;           // at most, and an eighth of the memory
 
 class TopkRead {
@@ -87,6 +88,7 @@ class TopkRead {
     Buffer<float> query, score, sample;
     Buffer<uint32_t> sample_index;
     Buffer<int32_t> spare;
+    DirectForm direct;
   };
 
   struct QueryBlock {
@@ -137,9 +139,12 @@ class TopkRead {
     const int64_t samples = std::max<int64_t>(1, sample_tiles_);
     const VecKernels& kernels = vec();
     const auto make = [&] {
-      return Scratch{Buffer<float>(kTileQueries * width), Buffer<float>(kTileQueries * kTileKeys * samples),
+      return Scratch{Buffer<float>(kTileQueries * width),
+                     Buffer<float>(kTileQueries * kTileKeys * samples),
                      Buffer<float>(samples * kTileKeys + 2 * kScanSlack),
-                     Buffer<uint32_t>(samples * kTileKeys + 2 * kScanSlack), Buffer<int32_t>(capacity_)};
+                     Buffer<uint32_t>(samples * kTileKeys + 2 * kScanSlack),
+                     Buffer<int32_t>(capacity_),
+                     DirectForm(operands_)};
     };
     const int64_t tasks = static_cast<int64_t>(query_tiles.size()) * splits_;
     for_each_task(tasks, make, [&](int64_t task, Scratch& scratch) {
@@ -147,11 +152,15 @@ class TopkRead {
       const int64_t rows = std::min(kTileQueries, block_.count - at);
       Candidates* of_row = candidates_.data() + split * block_.count + at;
       operands_.pack_queries(block_.b, block_.first + at, rows, scratch.query.get());
+      scratch.direct.set_queries(block_.b, block_.first + at, rows, scratch.query.get());
       if (first_tile == 0) reset(kernels, rows, of_row, scratch);
       const int64_t from = first_tile + split * tiles / splits_, to = first_tile + (split + 1) * tiles / splits_;
       for (int64_t t = from; t < to; ++t) {
+        check_interrupt();
         const int64_t keys = bank_.tile_keys(t);
         multiply(kernels, rows, scratch.query.get(), bank_.tile(t), scratch.score.get());
+        scratch.direct.correct(bank_.largest_terms(t), bank_.terms(t), t * kTileKeys, keys, scratch.score.get(), 1,
+                               kTileKeys);
         for (int64_t r = 0; r < rows; ++r) {
           of_row[r].add(kernels, scratch.score.get() + r * kTileKeys, keys, static_cast<uint32_t>(t * kTileKeys), k_,
                         scratch.spare.get());
@@ -160,14 +169,10 @@ class TopkRead {
     });
   }
 
-  // score[rows, kTileKeys]; where there is a first look, to the last bit what it makes of a token by itself.
+  // score[rows, kTileKeys], to the last bit what the first look makes of a token by itself
   void multiply(const VecKernels& kernels, int64_t rows, const float* query, const float* tile, float* score) const {
     const int64_t width = operands_.width();
-    if (kernels.look != nullptr) {
-      kernels.look->product(query, rows, width, tile, kTileKeys, score);
-    } else {
-      gemm_tile(rows, kTileKeys, width, query, width, tile, kTileKeys, score, kTileKeys, false);
-    }
+    kernels.product(rows, kTileKeys, width, query, width, tile, kTileKeys, score, kTileKeys, false);
   }
 
   void reset(const VecKernels& kernels, int64_t rows, Candidates* of_row, Scratch& scratch) const {
@@ -222,13 +227,18 @@ class TopkRead {
     std::vector<std::pair<float, uint32_t>> sorted(best.count);
     for (int64_t j = 0; j < best.count; ++j) sorted[j] = {-best.value[j], best.index[j]};
     std::sort(sorted.begin(), sorted.end());
-    float sum = 0;
-    for (int64_t j = 0; j < best.count; ++j) {
-      weight[j] = std::exp(sorted[0].first - sorted[j].first);
-      index[j] = sorted[j].second;
-      sum += weight[j];
+    double sum = 0;
+    for (int64_t first = 0; first < best.count; first += kSummed) {
+      float part = 0;
+      for (int64_t j = first; j < std::min(first + kSummed, best.count); ++j) {
+        weight[j] = std::exp(sorted[0].first - sorted[j].first);
+        index[j] = sorted[j].second;
+        part += weight[j];
+      }
+      sum += part;
     }
-    for (int64_t j = 0; j < best.count; ++j) weight[j] /= sum;
+    const float whole = static_cast<float>(sum);
+    for (int64_t j = 0; j < best.count; ++j) weight[j] /= whole;
     // A slot left over repeats the best token with weight 0; without any token, the weights are NaN.
     for (int64_t j = best.count; j < k_; ++j) {
       weight[j] = best.count > 0 ? 0.0f : std::numeric_limits<float>::quiet_NaN();
@@ -294,6 +304,7 @@ at::Tensor usage_of(const at::Tensor& weight, const at::Tensor& index, int64_t t
       const int64_t count = std::min(kTokens, tokens - first);
       std::fill_n(sums.begin(), count, 0.0);
       for (int64_t j = 0; j < entries; ++j) {
+        if (j % kTokens == 0) check_interrupt();
         const int64_t token = i[j] - first;  // a query that reads NaN adds nothing
         if (token >= 0 && token < count && w[j] > 0) sums[token] += w[j];
       }
@@ -311,6 +322,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> affinity_topk(at::TensorList mk, 
                                                              std::optional<std::vector<at::Tensor>> packed,
                                                              const std::optional<at::Tensor>& centre) {
   check_affinity_topk(mk, ms, qk, qe, top_k);
+  const Interruptible interruptible;
   const LookInputs look = look_inputs("affinity_topk", mk, qk, hint, packed, centre);
   auto [weight, index] = select_topk(mk, ms, qk, qe, top_k, look);
   at::Tensor usage = return_usage ? usage_of(weight, index, tokens_of(mk)) : at::empty({0}, weight.options());

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <limits>
 
+#include "direct_form.h"
+
 namespace xmemk::cpu {
 namespace {
 
@@ -98,7 +100,7 @@ bool FirstLook::try_collect(int64_t b, int64_t first, int64_t rows, const float*
     scratch.found[r].bar = r < rows ? lowered(of_row[r].bar) : kInfinity;
     scratch.limit[r] = std::max(kRaiseAfter, 2 * k_);
   }
-  if (!quantise_queries(rows, query, scratch)) return false;
+  if (!quantise_queries(b, first, rows, query, scratch)) return false;
   if (hint_) raise_by_hint(b, first, rows, query, scratch);
   const int64_t probed = std::max(ceil_div(to - from, kProbe), ceil_div(2 * k_, kLookTokens));
   const int64_t step = (to - from) / probed;
@@ -120,7 +122,7 @@ bool FirstLook::try_collect(int64_t b, int64_t first, int64_t rows, const float*
 }
 
 // -> whether the bound holds for all of them
-bool FirstLook::quantise_queries(int64_t rows, const float* query, Scratch& scratch) const {
+bool FirstLook::quantise_queries(int64_t b, int64_t first, int64_t rows, const float* query, Scratch& scratch) const {
   const int64_t width = operands_.width(), padded = groups_of(rows) * kLookQueries;
   std::memset(scratch.code.get(), 0, padded * steps_ * sizeof(int32_t));
   const float slack = look_slack(operands_.channels());
@@ -140,9 +142,11 @@ bool FirstLook::quantise_queries(int64_t rows, const float* query, Scratch& scra
       largest = std::max(largest, std::abs(row[i]));
     }
     if (!finite) {
+      if (operands_.is_finite_query(b, first + r)) return false;  // it is the terms that overflow
       scratch.found[r].bar = kInfinity;
       continue;
     }
+    if (are_too_large(bank_.largest(), terms_of_query(row, width))) return false;
     const bool scaled = largest >= kLeastScaled;
     const float scale = scaled ? largest / kLargestCode : 0, inverse = scaled ? kLargestCode / largest : 0;
     double norm = 0, error = 0;
@@ -191,6 +195,7 @@ void FirstLook::raise_by_hint(int64_t b, int64_t first, int64_t rows, const floa
 bool FirstLook::scan(int64_t groups, int64_t from, int64_t to, int64_t step, Scratch& scratch) const {
   int64_t passing = groups * kLookQueries * (kPassing + 8 * k_);
   for (int64_t i = from; i < to; i += step) {
+    check_interrupt();
     const uint8_t* block = bank_.block(i);
     const uint32_t token = bank_.block_token(i);
     for (int64_t g = 0; g < groups; ++g) {

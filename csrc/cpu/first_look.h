@@ -26,7 +26,8 @@
 //   most 2^-126 2^40, and rows below 2^-100, which count as 0, at most 2^-100 2^5 2^40. A bar is lowered by 2^-50.
 //
 // Outside of it. A token with a number that is not finite has no finite score, whatever the query, and likewise a
-// query: neither passes. A memory or a query with a larger norm, or with negative shrinkage, goes to the float32 path.
+// query: neither passes. A memory or a query with a larger norm, or with negative shrinkage, goes to the float32 path,
+// and so do pairs whose scores may not be the chain above (direct_form.h).
 //
 // Bar. The k-th largest lower bound so far, or the k-th largest score of the hint's tokens: k tokens are known to reach
 // it, so that one whose upper bound is below it is not among the k best, ties included.
@@ -74,7 +75,7 @@ class FirstLook {
  private:
   bool try_collect(int64_t b, int64_t first, int64_t rows, const float* query, int64_t from, int64_t to,
                    Candidates* of_row, Scratch& scratch) const;
-  bool quantise_queries(int64_t rows, const float* query, Scratch& scratch) const;
+  bool quantise_queries(int64_t b, int64_t first, int64_t rows, const float* query, Scratch& scratch) const;
   void raise_by_hint(int64_t b, int64_t first, int64_t rows, const float* query, Scratch& scratch) const;
   bool scan(int64_t groups, int64_t from, int64_t to, int64_t step, Scratch& scratch) const;
   bool raise(LookFound& found, int64_t& limit, int32_t* spare) const;

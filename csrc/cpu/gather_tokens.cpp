@@ -4,9 +4,10 @@
 #include <algorithm>
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
+
+#include "parallel.h"
 
 namespace xmemk::cpu {
 namespace {
@@ -60,7 +61,7 @@ at::Tensor gather_tokens(const at::Tensor& x, const at::Tensor& index) {
     const scalar_t* from = x.const_data_ptr<scalar_t>();
     scalar_t* out = result.mutable_data_ptr<scalar_t>();
     const int64_t* rows = chosen.const_data_ptr<int64_t>();
-    at::parallel_for(0, b * o * blocks, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, b * o * blocks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t bi = i / (o * blocks), oi = i / blocks % o, ci = i % blocks * kChannels;
         gather_channels(from + bi * batch_stride + oi * object_stride + ci * channel_stride,

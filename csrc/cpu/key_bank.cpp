@@ -129,6 +129,22 @@ void Operands::pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, 
   });
 }
 
+Terms Operands::terms_of_keys(int64_t b, int64_t first, int64_t count, const float* columns, int64_t stride,
+                              Terms* out) const {
+  const VecKernels& kernels = vec();
+  float square[kTileKeys], linear[kTileKeys], constant[kTileKeys];
+  kernels.largest_magnitudes(columns, channels_, 2 * stride, count, square);
+  kernels.largest_magnitudes(columns + stride, channels_, 2 * stride, count, linear);
+  kernels.largest_magnitudes(columns + 2 * channels_ * stride, 1, stride, count, constant);
+  Terms largest;
+  for (int64_t j = 0; j < count; ++j) {
+    out[j] = {square[j], linear[j], constant[j]};
+    if (!out[j].are_finite() && !is_finite_key(b, first + j)) out[j] = {};
+    largest.raise(out[j]);
+  }
+  return largest;
+}
+
 void Operands::pack_queries(int64_t b, int64_t first, int64_t count, float* out) const {
   const float* center = center_.data() + b * channels_;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "pack_queries", [&] {
@@ -181,6 +197,18 @@ void Operands::read_queries(int64_t b, int64_t first, int64_t count, bool transl
       }
     }
   });
+}
+
+bool Operands::is_finite_key(int64_t b, int64_t token) const {
+  std::vector<float> k(channels_ + 1);
+  read_keys(b, token, 1, false, k.data(), &k[channels_]);
+  return are_finite(k.data(), channels_ + 1);
+}
+
+bool Operands::is_finite_query(int64_t b, int64_t query) const {
+  std::vector<float> q(2 * channels_);
+  read_queries(b, query, 1, false, q.data(), q.data() + channels_);
+  return are_finite(q.data(), 2 * channels_);
 }
 
 void Operands::subtract_center(int64_t b, float* row) const {
@@ -253,7 +281,9 @@ KeyBank::KeyBank(const Operands& operands)
     : operands_(operands),
       tiles_(ceil_div(operands.tokens(), kTileKeys)),
       chunk_tiles_(std::min<int64_t>(tiles_, std::max<int64_t>(1, kBytes / (operands.tile_size() * 4)))),
-      data_(chunk_tiles_ * operands.tile_size()) {}
+      data_(chunk_tiles_ * operands.tile_size()),
+      terms_(chunk_tiles_ * kTileKeys),
+      largest_(chunk_tiles_) {}
 
 void KeyBank::load(int64_t b, int64_t first) {
   if (b == b_ && first == first_) return;
@@ -261,7 +291,10 @@ void KeyBank::load(int64_t b, int64_t first) {
   first_ = first;
   for_each_task(std::min(chunk_tiles_, tiles_ - first), [&](int64_t i) {
     const int64_t token = (first + i) * kTileKeys;
-    operands_.pack_keys(b, token, tile_keys(first + i), 1, data_.get() + i * operands_.tile_size());
+    float* tile = data_.get() + i * operands_.tile_size();
+    operands_.pack_keys(b, token, tile_keys(first + i), 1, tile);
+    largest_[i] =
+        operands_.terms_of_keys(b, token, tile_keys(first + i), tile, kTileKeys, terms_.data() + i * kTileKeys);
   });
 }
 

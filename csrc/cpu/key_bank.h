@@ -1,8 +1,10 @@
 // The operands of the similarity as one matrix product (see xmemk/plain/operands.py): keys and queries, translated by a
-// median key, as rows and columns of 2 CK + 1 numbers, packed tile by tile for gemm_tile. Channel by channel, the large
-// term last: in this order the running sum stays small, and with it the rounding.
+// median key, as rows and columns of 2 CK + 1 numbers, packed tile by tile for VecKernels::product. Channel by channel,
+// the large term last: in this order the running sum stays small, and with it the rounding.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <optional>
 #include <vector>
 
@@ -15,6 +17,19 @@ namespace xmemk::cpu {
 
 constexpr int64_t kTileKeys = 256;
 constexpr int64_t kTileQueries = 64;
+
+// The largest of the numbers that stand for a token or a query in the product: of (s k^2, 2 s k, s) or (e, e q,
+// sum e q^2). What is not finite counts as infinity.
+struct Terms {
+  float square = 0, linear = 0, constant = 0;
+
+  bool are_finite() const { return std::isfinite(square) && std::isfinite(linear) && std::isfinite(constant); }
+  void raise(const Terms& other) {
+    square = std::max(square, other.square);
+    linear = std::max(linear, other.linear);
+    constant = std::max(constant, other.constant);
+  }
+};
 
 class Operands {
  public:
@@ -39,8 +54,15 @@ class Operands {
   // beyond `count` are 0.
   void pack_keys(int64_t b, int64_t first, int64_t count, int64_t step, float* out, int64_t columns = kTileKeys) const;
 
+  // Of tokens [first, first + count), packed as columns [width, stride], one by one -> the largest of all. A token that
+  // is not finite itself has none.
+  Terms terms_of_keys(int64_t b, int64_t first, int64_t count, const float* columns, int64_t stride, Terms* out) const;
+
   // out[count, width] = (e, e q of each channel, then sum e q^2)
   void pack_queries(int64_t b, int64_t first, int64_t count, float* out) const;
+
+  bool is_finite_key(int64_t b, int64_t token) const;  // and its shrinkage
+  bool is_finite_query(int64_t b, int64_t query) const;
 
   // Rows of numbers as Eq. 2 has them: keys k[count, CK] with s[count] = shrinkage / sqrt(CK), queries q, e[count, CK].
   // `translated`: by the median key.
@@ -51,7 +73,7 @@ class Operands {
   // overflows is left as it is. `scratch` has 3 CK floats.
   void rescore(int64_t b, int64_t query, const uint32_t* token, int64_t count, float* score, float* scratch) const;
 
-  // score[j] of `query`, a row of pack_queries, and token[j], to the last bit what LookKernels::product makes of it.
+  // score[j] of `query`, a row of pack_queries, and token[j], to the last bit what VecKernels::product makes of it.
   // Up to 15 more scores are overwritten; `scratch` has 16 CK floats.
   void score_as_product(const LookKernels& kernels, int64_t b, const float* query, const uint32_t* token, int64_t count,
                         float* score, float* scratch) const;
@@ -100,6 +122,8 @@ class KeyBank {
   // Makes tiles [first, first + chunk_tiles) of batch element b available; nothing is done where they are already.
   void load(int64_t b, int64_t first);
   const float* tile(int64_t t) const { return data_.get() + (t - first_) * operands_.tile_size(); }
+  const Terms* terms(int64_t t) const { return terms_.data() + (t - first_) * kTileKeys; }
+  const Terms& largest_terms(int64_t t) const { return largest_[t - first_]; }
   int64_t tile_keys(int64_t t) const { return std::min(kTileKeys, operands_.tokens() - t * kTileKeys); }
 
  private:
@@ -109,6 +133,7 @@ class KeyBank {
   int64_t tiles_, chunk_tiles_;
   int64_t b_ = -1, first_ = -1;
   Buffer<float> data_;
+  std::vector<Terms> terms_, largest_;  // of each token and of each tile
 };
 
 }  // namespace xmemk::cpu

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "interrupt.h"
 #include "read_gradients.h"
 #include "read_steps.h"
 
@@ -20,6 +21,7 @@ std::vector<at::Tensor> memory_read_backward(at::TensorList mk, at::TensorList m
   constexpr const char* op = "memory_read_backward";
   check_keys(op, mk, ms, qk, qe);
   check_values_of_keys(op, mv, mk);
+  const Interruptible interruptible;
   const int64_t tokens = tokens_of(mk);
   check_saved(op, mv, qk, readout, weight, index, d_readout, d_usage, tokens);
   TORCH_CHECK_VALUE(wanted.size() == mk.size() + ms.size() + mv.size() + 2, op, ": wanted: wanted one per tensor, got ",

@@ -10,20 +10,20 @@
 #include <limits>
 #include <vector>
 
-#include "gemm_tile.h"
+#include "direct_form.h"
 #include "key_bank.h"
 #include "read_gradients.h"
 #include "read_steps.h"
+#include "token_group.h"
 #include "value_tiles.h"
 #include "vec.h"
 
 namespace xmemk::cpu {
 namespace {
 
-constexpr int64_t kRows = 64;                 // tokens of a tile, all of one segment
+constexpr int64_t kRows = TokenGroup::kRows, kQuad = TokenGroup::kQuad;
 constexpr int64_t kPanel = 64;                // queries that lie side by side
 constexpr int64_t kSpan = 4 * kPanel;         // queries that a tile meets at a time
-constexpr int64_t kQuad = 4;                  // tiles that a query's sums go through at a time
 constexpr int64_t kBlockBytes = 16 << 20;     // of queries that are packed together
 constexpr int64_t kMostQueries = 16 * kSpan;  // of them
 constexpr float kHeavy = 1.0f / 128;          // a weight from which on its gradient is summed by the direct form
@@ -48,38 +48,32 @@ class DenseBackward {
         queries_(operands_.queries()),
         of_values_(ReadGradients::any(out.mv) && row_ > 0),
         of_keys_(ReadGradients::any(out.mk) || ReadGradients::any(out.ms)),
-        of_scores_(out.of_scores()) {
+        of_scores_(out.of_scores()),
+        group_(operands_, read.mk, at::get_num_threads()) {
     if (d_usage_.defined() && of_scores_) mean_d_usage_ = average_dense(read.mk, read.ms, d_usage_, read.qk, read.qe);
-    int64_t token = 0;
-    for (size_t i = 0; i < read.mk.size(); ++i) {
-      const int64_t n = read.mk[i].size(2);
-      for (int64_t first = 0; first < n; first += kRows) {
-        tiles_.push_back({i, first, token + first, std::min(kRows, n - first)});
-      }
-      token += n;
-    }
-    const int64_t tiles = ceil_div(tiles_.size(), kQuad) * kQuad, threads = at::get_num_threads();
-    group_ = std::min(tiles, std::max<int64_t>(2 * kQuad, ceil_div(2 * threads, kQuad) * kQuad));
-    const int64_t copies = upstream_.in_place() ? 1 : 2;
-    const int64_t fit = kBlockBytes / (4 * (copies * row_ + 2 * width_)) / kSpan * kSpan;
+    const int64_t floats = (upstream_.in_place() ? 1 : 2) * row_ + 2 * width_;
+    const int64_t fit = kBlockBytes / (4 * floats) / kSpan * kSpan;
     block_ = std::min(ceil_div(queries_, kPanel) * kPanel, std::clamp(fit, kSpan, kMostQueries));
   }
 
   void run() {
     const int64_t blocks = ceil_div(queries_, block_), panels = ceil_div(queries_, kPanel);
-    const Memory memory(*this, panels);
+    Memory memory(*this, panels);
     memory_ = &memory;
     delta_.resize(panels * kPanel);
+    direct_.assign(ceil_div(block_, kPanel), DirectForm(operands_));
     for (b_ = 0; b_ < operands_.batch(); ++b_) {
       std::fill_n(memory.query_sum.get(), panels * width_ * kPanel, 0.0f);
-      for (int64_t first = 0; first < static_cast<int64_t>(tiles_.size()); first += group_) {
-        first_tile_ = first;
-        load_tiles();
+      for (std::vector<float>& panel : memory.query_direct) panel.clear();
+      for (int64_t first = 0; first < group_.tiles(); first += group_.room()) {
+        group_.load(b_, first);
+        std::fill(memory.key_direct.begin(), memory.key_direct.end(), 0.0f);
+        std::fill(memory.shrinkage_direct.begin(), memory.shrinkage_direct.end(), 0.0);
         for (int64_t q = 0; q < queries_; q += block_) {
           first_query_ = q;
           if (blocks > 1 || first == 0) load_queries(first == 0);
           for_each_task(
-              count_tiles(), [&] { return Scratch(objects_ * channels_, keys_); },
+              group_.count(), [&] { return Scratch(objects_ * channels_, keys_); },
               [&](int64_t tile, Scratch& scratch) { tokens_pass(tile, scratch); });
           if (!out_.of_query()) continue;
           for_each_task(count_panels(), [&](int64_t panel) { queries_pass(panel); });
@@ -93,34 +87,32 @@ class DenseBackward {
   }
 
  private:
-  struct Tile {
-    size_t segment;
-    int64_t first, token, count;  // first token within the segment and of all, and how many
-  };
-
   // What the tasks share.
   struct Memory {
-    // Of a group of tiles: keys [kRows, CK], shrinkage, operands as rows [kRows, width] and, of each four, as columns
-    // [width, kTileKeys]; the sums over queries; the gradient of the scores [rows, block].
-    Buffer<float> key, shrinkage, rows, columns, key_sum, value_sum, d_score;
+    // Of the group of tiles: the sums over queries; the gradient of the scores [rows, block].
+    Buffer<float> key_sum, value_sum, d_score;
     // Of a block of queries: operands as rows and, panel by panel, as columns [width, kPanel]; the same of d_readout,
     // [O, block, CV] unless it can be read where it is, and [O * CV, kPanel].
     Buffer<float> query, query_columns, d_out, d_out_columns;
     Buffer<float> query_sum;  // [panels of all queries, width, kPanel]
+    // Gradients by the direct form: of the group's tokens, and of the panels of all queries [kPanel, 2 CK] that have
+    // any.
+    std::vector<float> key_direct;
+    std::vector<double> shrinkage_direct;
+    std::vector<std::vector<float>> query_direct;
 
     Memory(const DenseBackward& d, int64_t panels)
-        : key(d.group_ * kRows * d.keys_),
-          shrinkage(d.group_ * kRows),
-          rows(d.group_ * kRows * d.width_),
-          columns(d.group_ * kRows * d.width_),
-          key_sum(d.group_ * kRows * d.width_),
-          value_sum(d.sums_values_apart() ? d.group_ * kRows * d.row_ : 0),
-          d_score(d.of_scores_ ? d.group_ * kRows * d.block_ : 0),
+        : key_sum(d.group_.room() * kRows * d.width_),
+          value_sum(d.sums_values_apart() ? d.group_.room() * kRows * d.row_ : 0),
+          d_score(d.of_scores_ ? d.group_.room() * kRows * d.block_ : 0),
           query(d.block_ * d.width_),
           query_columns(d.block_ * d.width_),
           d_out(d.upstream_.in_place() ? 0 : d.block_ * d.row_),
           d_out_columns(d.block_ * d.row_),
-          query_sum(panels * d.width_ * kPanel) {}
+          query_sum(panels * d.width_ * kPanel),
+          key_direct(d.group_.room() * kRows * d.keys_),
+          shrinkage_direct(d.group_.room() * kRows),
+          query_direct(panels) {}
   };
 
   struct Scratch {
@@ -128,7 +120,6 @@ class DenseBackward {
     Scratch(int64_t row, int64_t keys) : weight(kRows * kSpan), value(kRows * std::max(row, 3 * keys)) {}
   };
 
-  int64_t count_tiles() const { return std::min<int64_t>(group_, tiles_.size() - first_tile_); }
   int64_t count_queries() const { return std::min(block_, queries_ - first_query_); }
   int64_t count_panels() const { return ceil_div(count_queries(), kPanel); }
   // 16-bit gradients cannot take up sums as they are.
@@ -140,43 +131,6 @@ class DenseBackward {
     return at::kFloat;
   }
 
-  // Tile `at` of the group: its operands. A token that cannot be read, which shows as a number that is not finite, is 0
-  // throughout: 0 times what is not finite would be NaN for all queries.
-  void load_tile(int64_t at) {
-    float* key = memory_->key.get() + at * kRows * keys_;
-    float* s = memory_->shrinkage.get() + at * kRows;
-    float* rows = memory_->rows.get() + at * kRows * width_;
-    float* columns = memory_->columns.get() + at / kQuad * kTileKeys * width_ + at % kQuad * kRows;
-    std::fill_n(rows, kRows * width_, 0.0f);
-    if (first_tile_ + at < static_cast<int64_t>(tiles_.size())) {
-      const Tile& tile = tiles_[first_tile_ + at];
-      operands_.read_keys(b_, tile.token, tile.count, true, key, s);
-      for (int64_t r = 0; r < tile.count; ++r) {
-        float *k = key + r * keys_, *row = rows + r * width_;
-        bool finite = std::isfinite(s[r]);
-        for (int64_t c = 0; c < keys_; ++c) {
-          row[2 * c] = -(s[r] * k[c]) * k[c];
-          row[2 * c + 1] = 2 * (s[r] * k[c]);
-          finite = finite && std::isfinite(row[2 * c]) && std::isfinite(row[2 * c + 1]);
-        }
-        row[2 * keys_] = -s[r];
-        dead_[at * kRows + r] = !finite;
-        if (finite) continue;
-        std::fill_n(k, keys_, 0.0f);
-        std::fill_n(row, width_, 0.0f);
-        s[r] = 0;
-      }
-    }
-    for (int64_t c = 0; c < width_; ++c) {
-      for (int64_t r = 0; r < kRows; ++r) columns[c * kTileKeys + r] = rows[r * width_ + c];
-    }
-  }
-
-  void load_tiles() {
-    dead_.assign(group_ * kRows, 1);  // also rows behind the last token, whose score of 0 could be any query's best
-    for_each_task(ceil_div(count_tiles(), kQuad) * kQuad, [&](int64_t at) { load_tile(at); });
-  }
-
   // The block's operands, and with `first` what is to be taken off each gradient of a weight.
   void load_queries(bool first) {
     for_each_task(
@@ -186,6 +140,7 @@ class DenseBackward {
           float* query = memory_->query.get() + at * width_;
           operands_.pack_queries(b_, first_query_ + at, count, query);
           std::fill(query + count * width_, query + kPanel * width_, 0.0f);
+          direct_[panel].set_queries(b_, first_query_ + at, count, query);
           transpose<kPanel>(query, width_, width_, memory_->query_columns.get() + at * width_, kPanel);
           double sum[kPanel] = {};
           for (int64_t o = 0; o < objects_ && channels_ > 0; ++o) {
@@ -209,22 +164,38 @@ class DenseBackward {
 
   // Tile `at` of the group against the block of queries.
   void tokens_pass(int64_t at, Scratch& scratch) {
-    const Tile& tile = tiles_[first_tile_ + at];
+    const TokenGroup::Tile& tile = group_.tile(at);
     std::vector<ValueTiles::Tile> value(objects_);
     for (int64_t o = 0; of_scores_ && o < objects_ && channels_ > 0; ++o) {
       value[o] = values_.rows(b_, o, tile.token, tile.count, scratch.value.get() + o * kRows * channels_);
     }
     for (int64_t q = 0; q < count_queries(); q += kSpan) {
+      check_interrupt();
       const bool add = first_query_ + q > 0;
       affinities(at, q, scratch.weight.get());
       if (of_scores_) score_gradients(at, q, scratch.weight.get(), value);
       if (of_values_ && out_.mv[tile.segment].defined()) add_values(at, q, scratch.weight.get(), add);
-      if (of_keys_) {
-        gemm_tile(kRows, width_, std::min(kSpan, count_queries() - q), d_score(at, q), block_,
-                  memory_->query.get() + q * width_, width_, memory_->key_sum.get() + at * kRows * width_, width_, add);
-      }
+      if (of_keys_) sum_over_queries(at, q, add);
     }
     if (first_query_ + count_queries() == queries_) finish_tile(at, scratch.value.get());
+  }
+
+  // The part of queries q, q + 1, ... of the block in the gradients of a tile's keys.
+  void sum_over_queries(int64_t at, int64_t q, bool add) const {
+    const int64_t count = std::min(kSpan, count_queries() - q);
+    float* sum = memory_->key_sum.get() + at * kRows * width_;
+    bool direct = false;
+    for (int64_t p = 0; p < span(q); p += kPanel)
+      direct |= are_too_large(group_.largest_terms(at), direct_[(q + p) / kPanel].largest());
+    if (!direct) {
+      kernels_.product(kRows, width_, count, d_score(at, q), block_, memory_->query.get() + q * width_, width_, sum,
+                       width_, add);
+      return;
+    }
+    if (!add) std::fill_n(sum, kRows * width_, 0.0f);
+    const TokenGroup::Tile& tile = group_.tile(at);
+    add_key_gradients({operands_, b_, tile.token, tile.count, first_query_ + q, count, d_score(at, q), block_},
+                      memory_->key_direct.data() + at * kRows * keys_, memory_->shrinkage_direct.data() + at * kRows);
   }
 
   float* d_score(int64_t at, int64_t q) const { return memory_->d_score.get() + at * kRows * block_ + q; }
@@ -233,26 +204,29 @@ class DenseBackward {
   // weight[kRows, kSpan] of queries q, q + 1, ... of the block
   void affinities(int64_t at, int64_t q, float* weight) const {
     for (int64_t p = 0; p < span(q); p += kPanel) {
-      gemm_tile(kRows, kPanel, width_, memory_->rows.get() + at * kRows * width_, width_,
-                memory_->query_columns.get() + (q + p) * width_, kPanel, weight + p, kSpan, false);
+      kernels_.product(kRows, kPanel, width_, group_.rows(at), width_, memory_->query_columns.get() + (q + p) * width_,
+                       kPanel, weight + p, kSpan, false);
+      direct_[(q + p) / kPanel].correct(group_.largest_terms(at), group_.terms(at), group_.tile(at).token,
+                                        group_.tile(at).count, weight + p, kSpan, 1);
     }
     const int64_t count = std::min(kSpan, count_queries() - q);
     const float* shift = softmax_.const_data_ptr<float>() + 2 * b_ * queries_ + first_query_ + q;
     for (int64_t r = 0; r < kRows; ++r) {
       float* row = weight + r * kSpan;
-      if (dead_[at * kRows + r]) std::fill_n(row, count, std::numeric_limits<float>::quiet_NaN());
+      if (group_.cannot_be_read(at, r)) std::fill_n(row, count, std::numeric_limits<float>::quiet_NaN());
       kernels_.affinities(row, shift, shift + queries_, count);
       std::fill(row + count, row + span(q), 0.0f);
     }
   }
 
   void score_gradients(int64_t at, int64_t q, const float* weight, const std::vector<ValueTiles::Tile>& value) const {
-    const Tile& tile = tiles_[first_tile_ + at];
+    const TokenGroup::Tile& tile = group_.tile(at);
     float* d = d_score(at, q);
     for (int64_t p = 0; p < span(q) && row_ > 0; p += kPanel) {
       for (int64_t o = 0; o < objects_; ++o) {
-        gemm_tile(tile.count, kPanel, channels_, value[o].data, value[o].stride,
-                  memory_->d_out_columns.get() + (q + p) * row_ + o * channels_ * kPanel, kPanel, d + p, block_, o > 0);
+        kernels_.product(tile.count, kPanel, channels_, value[o].data, value[o].stride,
+                         memory_->d_out_columns.get() + (q + p) * row_ + o * channels_ * kPanel, kPanel, d + p, block_,
+                         o > 0);
       }
     }
     const float* more = d_usage_.defined() ? d_usage_.const_data_ptr<float>() + b_ * operands_.tokens() : nullptr;
@@ -286,7 +260,7 @@ class DenseBackward {
   }
 
   void add_values(int64_t at, int64_t q, const float* weight, bool add) const {
-    const Tile& tile = tiles_[first_tile_ + at];
+    const TokenGroup::Tile& tile = group_.tile(at);
     const int64_t count = std::min(kSpan, count_queries() - q);
     float* sum = memory_->value_sum.get() + at * kRows * row_;
     if (!sums_values_apart()) sum = out_.mv[tile.segment].mutable_data_ptr<float>() + first_row(tile) * row_;
@@ -294,7 +268,8 @@ class DenseBackward {
       const ValueTiles::Tile d_out =
           upstream_.in_place() ? upstream_.rows(b_, o, first_query_ + q, count, nullptr)
                                : ValueTiles::Tile{memory_->d_out.get() + (o * block_ + q) * channels_, channels_};
-      gemm_tile(tile.count, channels_, count, weight, kSpan, d_out.data, d_out.stride, sum + o * channels_, row_, add);
+      kernels_.product(tile.count, channels_, count, weight, kSpan, d_out.data, d_out.stride, sum + o * channels_, row_,
+                       add);
     }
   }
 
@@ -302,7 +277,7 @@ class DenseBackward {
     return readout_.const_data_ptr<float>() + b_ * readout_.stride(0) + o * readout_.stride(1) +
            query * readout_.stride(3);
   }
-  int64_t first_row(const Tile& tile) const { return b_ * segment_tokens(tile.segment) + tile.first; }
+  int64_t first_row(const TokenGroup::Tile& tile) const { return b_ * segment_tokens(tile.segment) + tile.first; }
   int64_t segment_tokens(size_t i) const {
     for (const auto* list : {&out_.mk, &out_.ms, &out_.mv}) {
       if (i < list->size() && (*list)[i].defined()) return (*list)[i].size(1);
@@ -312,7 +287,7 @@ class DenseBackward {
 
   // The sums over all queries are complete.
   void finish_tile(int64_t at, float* scratch) const {
-    const Tile& tile = tiles_[first_tile_ + at];
+    const TokenGroup::Tile& tile = group_.tile(at);
     const int64_t first = first_row(tile);
     if (sums_values_apart()) {
       put(out_.mv[tile.segment], first * row_, tile.count * row_, memory_->value_sum.get() + at * kRows * row_);
@@ -320,12 +295,13 @@ class DenseBackward {
     if (!of_keys_) return;
     const float root = 1 / std::sqrt(static_cast<float>(keys_));
     for (int64_t r = 0; r < tile.count; ++r) {
-      const float* k = memory_->key.get() + (at * kRows + r) * keys_;
+      const float* k = group_.keys(at) + r * keys_;
       const float* sum = memory_->key_sum.get() + (at * kRows + r) * width_;
-      const float s = memory_->shrinkage[at * kRows + r];
-      double ds = -double(sum[2 * keys_]);
+      const float s = group_.shrinkage(at)[r];
+      const float* direct = memory_->key_direct.data() + (at * kRows + r) * keys_;
+      double ds = memory_->shrinkage_direct[at * kRows + r] - double(sum[2 * keys_]);
       for (int64_t c = 0; c < keys_; ++c) {
-        scratch[c] = 2 * s * (sum[2 * c + 1] - k[c] * sum[2 * c]);
+        scratch[c] = 2 * s * (sum[2 * c + 1] - k[c] * sum[2 * c]) + direct[c];
         ds += double(k[c]) * (2 * double(sum[2 * c + 1]) - double(k[c]) * sum[2 * c]);
       }
       put(out_.mk[tile.segment], (first + r) * keys_, keys_, scratch);
@@ -337,13 +313,31 @@ class DenseBackward {
   // Adds the group's part to the sums over tokens of a panel of the block.
   void queries_pass(int64_t panel) const {
     float* sum = memory_->query_sum.get() + (first_query_ / kPanel + panel) * width_ * kPanel;
-    const int64_t tiles = ceil_div(count_tiles(), kQuad) * kQuad;
-    for (int64_t r = count_tiles() * kRows; r < tiles * kRows; ++r) {
+    const int64_t tiles = ceil_div(group_.count(), kQuad) * kQuad;
+    for (int64_t r = group_.count() * kRows; r < tiles * kRows; ++r) {
       std::fill_n(memory_->d_score.get() + r * block_ + panel * kPanel, kPanel, 0.0f);
     }
     for (int64_t at = 0; at < tiles; at += kQuad) {
-      gemm_tile(width_, kPanel, kTileKeys, memory_->columns.get() + at * kRows * width_, kTileKeys,
-                d_score(at, panel * kPanel), block_, sum, kPanel, true);
+      Terms tokens;
+      for (int64_t i = at; i < at + kQuad; ++i) tokens.raise(group_.largest_terms(i));
+      if (are_too_large(tokens, direct_[panel].largest())) {
+        sum_over_tokens(at, panel);
+        continue;
+      }
+      kernels_.product(width_, kPanel, kTileKeys, group_.columns(at), kTileKeys, d_score(at, panel * kPanel), block_,
+                       sum, kPanel, true);
+    }
+  }
+
+  // The part of four tiles in the gradients of a panel's queries, by the direct form.
+  void sum_over_tokens(int64_t first, int64_t panel) const {
+    std::vector<float>& sum = memory_->query_direct[first_query_ / kPanel + panel];
+    if (sum.empty()) sum.assign(kPanel * 2 * keys_, 0.0f);
+    const int64_t query = panel * kPanel, count = std::min(kPanel, count_queries() - query);
+    for (int64_t at = first; at < std::min(first + kQuad, group_.count()); ++at) {
+      const TokenGroup::Tile& tile = group_.tile(at);
+      add_query_gradients(
+          {operands_, b_, tile.token, tile.count, first_query_ + query, count, d_score(at, query), block_}, sum.data());
     }
   }
 
@@ -361,6 +355,14 @@ class DenseBackward {
         de[i] = square[j] + q[i] * (linear[j] + q[i] * last[j]);
       }
     }
+    const std::vector<float>& direct = memory_->query_direct[panel];
+    // Nothing but the direct form has a part in a query whose own terms overflow.
+    const auto plus = [](float sum, float more) { return std::isfinite(sum) ? sum + more : more; };
+    for (int64_t i = 0; !direct.empty() && i < count * keys_; ++i) {
+      const float* more = direct.data() + i / keys_ * 2 * keys_ + i % keys_;
+      dq[i] = plus(dq[i], more[0]);
+      de[i] = plus(de[i], more[keys_]);
+    }
     put(out_.qk, (b_ * queries_ + at) * keys_, count * keys_, dq);
     put(out_.qe, (b_ * queries_ + at) * keys_, count * keys_, de);
   }
@@ -375,12 +377,12 @@ class DenseBackward {
   at::Tensor mean_d_usage_;                                          // [B, Q]
   const int64_t objects_, channels_, row_, width_, keys_, queries_;  // objects_: 0 where d_readout is none
   const bool of_values_, of_keys_, of_scores_;
-  std::vector<Tile> tiles_;
-  int64_t group_, block_;  // tiles and queries that are under way together
-  const Memory* memory_ = nullptr;
+  TokenGroup group_;
+  int64_t block_;  // queries that are under way together
+  Memory* memory_ = nullptr;
   std::vector<float> delta_;
-  std::vector<char> dead_;
-  int64_t b_ = 0, first_tile_ = 0, first_query_ = 0;
+  std::vector<DirectForm> direct_;  // the panels of the block
+  int64_t b_ = 0, first_query_ = 0;
 };
 
 }  // namespace

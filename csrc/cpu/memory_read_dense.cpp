@@ -11,7 +11,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 
-#include "gemm_tile.h"
+#include "direct_form.h"
 #include "key_bank.h"
 #include "read_steps.h"
 #include "value_tiles.h"
@@ -80,8 +80,7 @@ class DenseRead {
         if (kept_) {
           bank_.load(b, 0);
           for_each_task(
-              ceil_div(count_, kTileQueries),
-              [&] { return Scratch(operands_.width(), values_.channels(), bank_.tiles()); },
+              ceil_div(count_, kTileQueries), [&] { return Scratch(operands_, values_.channels(), bank_.tiles()); },
               [&](int64_t task, Scratch& scratch) { read_kept(task * kTileQueries, scratch); });
         } else {
           find_softmax();
@@ -104,25 +103,38 @@ class DenseRead {
 
   struct Scratch {
     Buffer<float> query, score, value;
-    Scratch(int64_t width, int64_t channels, int64_t tiles)
-        : query(kTileQueries * width), score(tiles * kScores), value(kTileKeys * std::max<int64_t>(channels, 1)) {}
+    DirectForm direct;
+    Scratch(const Operands& operands, int64_t channels, int64_t tiles)
+        : query(kTileQueries * operands.width()),
+          score(tiles * kScores),
+          value(kTileKeys * std::max<int64_t>(channels, 1)),
+          direct(operands) {}
   };
 
   int64_t rows_at(int64_t at) const { return std::min(kTileQueries, count_ - at); }
 
-  void scores(int64_t rows, int64_t t, const float* query, float* out) const {
+  void set_queries(int64_t at, Scratch& scratch) const {
+    operands_.pack_queries(b_, first_ + at, rows_at(at), scratch.query.get());
+    scratch.direct.set_queries(b_, first_ + at, rows_at(at), scratch.query.get());
+  }
+
+  void scores(int64_t rows, int64_t t, Scratch& scratch, float* out) const {
+    check_interrupt();
     const int64_t width = operands_.width();
-    gemm_tile(rows, kTileKeys, width, query, width, bank_.tile(t), kTileKeys, out, kTileKeys, false);
+    const float* query = scratch.query.get();
+    kernels_.product(rows, kTileKeys, width, query, width, bank_.tile(t), kTileKeys, out, kTileKeys, false);
+    scratch.direct.correct(bank_.largest_terms(t), bank_.terms(t), t * kTileKeys, bank_.tile_keys(t), out, 1,
+                           kTileKeys);
   }
 
   // Queries [at, at + rows) of the block; their scores are kept from the first look to the last.
   void read_kept(int64_t at, Scratch& scratch) {
     const int64_t rows = rows_at(at), tiles = bank_.tiles();
     Softmax softmax[kTileQueries];
-    operands_.pack_queries(b_, first_ + at, rows, scratch.query.get());
+    set_queries(at, scratch);
     for (int64_t t = 0; t < tiles; ++t) {
       float* score = scratch.score.get() + t * kScores;
-      scores(rows, t, scratch.query.get(), score);
+      scores(rows, t, scratch, score);
       for (int64_t r = 0; r < rows; ++r) {
         const float largest = kernels_.largest(score + r * kTileKeys, bank_.tile_keys(t));
         softmax[r].largest = std::max(softmax[r].largest, largest);
@@ -144,11 +156,11 @@ class DenseRead {
     for_each_chunk(
         [&](int64_t at, int64_t split, int64_t from, int64_t to, Scratch& scratch) {
           const int64_t rows = rows_at(at);
-          operands_.pack_queries(b_, first_ + at, rows, scratch.query.get());
+          set_queries(at, scratch);
           Softmax* part = parts.data() + split * count_ + at;
           std::fill_n(part, rows, Softmax());
           for (int64_t t = from; t < to; ++t) {
-            scores(rows, t, scratch.query.get(), scratch.score.get());
+            scores(rows, t, scratch, scratch.score.get());
             for (int64_t r = 0; r < rows; ++r) {
               Softmax tile;
               float* score = scratch.score.get() + r * kTileKeys;
@@ -167,12 +179,12 @@ class DenseRead {
     for_each_chunk(
         [&](int64_t at, int64_t split, int64_t from, int64_t to, Scratch& scratch) {
           const int64_t rows = rows_at(at);
-          operands_.pack_queries(b_, first_ + at, rows, scratch.query.get());
+          set_queries(at, scratch);
           float* sums = sums_ + (split * count_ + at) * row_;
           const Softmax* softmax = softmax_at(at);
           for (int64_t t = from; t < to; ++t) {
             float* score = scratch.score.get();
-            scores(rows, t, scratch.query.get(), score);
+            scores(rows, t, scratch, score);
             for (int64_t r = 0; r < rows; ++r) exponentials(t, score + r * kTileKeys, softmax[r].shift());
             // Of the first chunk each split has a tile, so its sums begin there.
             multiply(rows, t, score, sums, t >= bank_.chunk_tiles() || t > from, scratch.value.get());
@@ -189,7 +201,7 @@ class DenseRead {
       bank_.load(b_, first);
       const int64_t tiles = std::min(bank_.chunk_tiles(), bank_.tiles() - first);
       for_each_task(
-          ceil_div(count_, kTileQueries) * splits_, [&] { return Scratch(operands_.width(), values_.channels(), 1); },
+          ceil_div(count_, kTileQueries) * splits_, [&] { return Scratch(operands_, values_.channels(), 1); },
           [&](int64_t task, Scratch& scratch) {
             const int64_t split = task % splits_, at = task / splits_ * kTileQueries;
             f(at, split, first + split * tiles / splits_, first + (split + 1) * tiles / splits_, scratch);
@@ -208,12 +220,12 @@ class DenseRead {
   void multiply(int64_t rows, int64_t t, const float* weight, float* sums, bool add, float* scratch) const {
     for (int64_t o = 0; o < values_.objects() && values_.channels() > 0; ++o) {
       const ValueTiles::Tile value = values_.get(b_, o, t, scratch);
-      gemm_tile(rows, values_.channels(), kTileKeys, weight, kTileKeys, value.data, value.stride,
-                sums + o * values_.channels(), row_, add);
+      kernels_.product(rows, values_.channels(), kTileKeys, weight, kTileKeys, value.data, value.stride,
+                       sums + o * values_.channels(), row_, add);
     }
     if (more_ == nullptr) return;
     const ValueTiles::Tile value = more_->get(b_, 0, t, scratch);
-    gemm_tile(rows, 1, kTileKeys, weight, kTileKeys, value.data, value.stride, sums + read_, row_, add);
+    kernels_.product(rows, 1, kTileKeys, weight, kTileKeys, value.data, value.stride, sums + read_, row_, add);
   }
 
   // What tile t receives from queries [at, at + rows).

@@ -6,6 +6,7 @@
 #include <ATen/ops/ones.h>
 #include <torch/library.h>
 
+#include "interrupt.h"
 #include "read_steps.h"
 
 namespace xmemk::cpu {
@@ -14,6 +15,7 @@ namespace {
 std::tuple<at::Tensor, at::Tensor> potentiate(at::TensorList mk, at::TensorList ms, at::TensorList mv,
                                               const at::Tensor& pk, const std::optional<at::Tensor>& pe) {
   check_potentiate(mk, ms, mv, pk, pe);
+  const Interruptible interruptible;
   std::vector<at::Tensor> shrinkage;
   for (size_t i = 0; i < mk.size(); ++i) {
     shrinkage.push_back(ms.empty() ? at::ones({mk[i].size(0), 1, mk[i].size(2)}, mk[i].options().dtype(at::kFloat))

@@ -1,17 +1,24 @@
 #include "quantised_bank.h"
 
 #include <algorithm>
-#include <atomic>
+#include <cmath>
 #include <limits>
 
 namespace xmemk::cpu {
 namespace {
 
-bool is_bounded(const uint8_t* block) {
-  const float* scale = reinterpret_cast<const float*>(block);
-  bool unbounded = false;
-  for (int64_t i = 0; i < kLookTokens; ++i) unbounded |= scale[i] == std::numeric_limits<float>::infinity();
-  return !unbounded;
+// Of the tokens that can be read.
+Terms largest_terms(const uint8_t* block) {
+  const float* number = reinterpret_cast<const float*>(block);
+  const float* shrinkage = number + (kLookNumbers - 1) * kLookTokens;
+  float scale = 0, constant = 0;
+  for (int64_t i = 0; i < kLookTokens; ++i) {  // NaN compares false
+    const bool readable = number[i] >= 0;
+    scale = readable && number[i] > scale ? number[i] : scale;
+    constant = readable && shrinkage[i] > constant ? shrinkage[i] : constant;
+  }
+  const float largest = scale * kLargestCode * (1 + 0x1p-20f);
+  return {largest, largest, constant};
 }
 
 std::vector<at::Tensor> contiguous(const std::vector<at::Tensor>& tensors) {
@@ -31,6 +38,11 @@ void quantise_block(const LookKernels& kernels, const Operands& operands, int64_
     shrinkage[i] = i < count ? -shrinkage[i] : std::numeric_limits<float>::quiet_NaN();
   }
   kernels.quantise(scratch, rows, shrinkage, look_slack(operands.channels()), block);
+  // What cannot be read and what only its square makes overflow look alike.
+  float* scale = reinterpret_cast<float*>(block);
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::isnan(scale[i]) && operands.is_finite_key(b, first + i)) scale[i] = std::numeric_limits<float>::infinity();
+  }
 }
 
 QuantisedBank::QuantisedBank(const LookKernels& kernels, const Operands& operands,
@@ -53,12 +65,12 @@ QuantisedBank::QuantisedBank(const LookKernels& kernels, const Operands& operand
       data_((packed.empty() ? chunk_blocks_ : operands.segments()) * block_bytes_) {}
 
 bool QuantisedBank::load(int64_t b, int64_t first) {
-  if (b == b_ && first == first_) return bounded_;
+  if (b == b_ && first == first_) return std::isfinite(largest_.square);
   b_ = b;
   first_ = first;
   constexpr int64_t kTogether = 16;  // blocks that are worth a task
   const int64_t count = std::min(chunk_blocks_, blocks() - first);
-  std::atomic<bool> bounded{true};
+  std::vector<Terms> largest(ceil_div(count, kTogether));
   for_each_task(
       ceil_div(count, kTogether), [&] { return Buffer<float>(operands_.width() * kLookTokens); },
       [&](int64_t task, Buffer<float>& scratch) {
@@ -73,11 +85,12 @@ bool QuantisedBank::load(int64_t b, int64_t first) {
             float* scale = reinterpret_cast<float*>(copy);
             std::fill(scale + of.count, scale + kLookTokens, std::numeric_limits<float>::quiet_NaN());
           }
-          if (!is_bounded(block(i))) bounded = false;
+          largest[task].raise(largest_terms(block(i)));
         }
       });
-  bounded_ = bounded;
-  return bounded_;
+  largest_ = {};
+  for (const Terms& part : largest) largest_.raise(part);
+  return std::isfinite(largest_.square);
 }
 
 const uint8_t* QuantisedBank::packed_block(const Block& block) const {

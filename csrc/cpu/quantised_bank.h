@@ -40,6 +40,8 @@ class QuantisedBank {
   // Makes blocks [first, first + chunk_blocks) of batch element b available. -> whether the bound holds for all tokens.
   bool load(int64_t b, int64_t first);
 
+  const Terms& largest() const { return largest_; }  // of the loaded blocks, or more
+
   const uint8_t* block(int64_t i) const;
   uint32_t block_token(int64_t i) const { return static_cast<uint32_t>(blocks_[i].first); }
 
@@ -59,7 +61,7 @@ class QuantisedBank {
   std::vector<Block> blocks_;
   int64_t block_bytes_, chunk_blocks_;
   int64_t b_ = -1, first_ = -1;
-  bool bounded_ = false;
+  Terms largest_;
   Buffer<uint8_t> data_;
 };
 

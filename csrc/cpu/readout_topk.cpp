@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <ATen/Dispatch.h>
@@ -18,6 +19,7 @@ namespace {
 
 constexpr int64_t kAhead = 6;           // tokens to fetch ahead
 constexpr int64_t kChannels = 16;       // of channel-major values at a time: a cache line of the result
+constexpr int64_t kSummed = 64;         // values that add up to a sum in float32, the sums in double
 constexpr int64_t kRowChannels = 4096;  // of a token-major row at a time, so that the sum stays in the first cache
 
 template <typename scalar_t>
@@ -52,7 +54,7 @@ struct Values {
 // out[channels] of one object and one query; values with channel stride 1.
 template <typename scalar_t>
 void read_rows(const VecKernels& kernels, const Values<scalar_t>& values, int64_t b, int64_t o, int64_t k,
-               const float* weight, const int64_t* index, float* sum, float* wide, scalar_t* out) {
+               const float* weight, const int64_t* index, float* sum, float* wide, double* total, scalar_t* out) {
   const auto row = [&](int64_t j) {
     const auto& from = values.of(index[j]);
     return from.data + b * from.batch + o * from.object + (index[j] - from.start) * from.token;
@@ -63,6 +65,12 @@ void read_rows(const VecKernels& kernels, const Values<scalar_t>& values, int64_
     std::fill_n(sum, n, 0.0f);
     for (int64_t j = 0; j < k; ++j) {
       if (j + kAhead < k) prefetch(row(j + kAhead) + first, n);
+      if (j > 0 && j % kSummed == 0) {
+        for (int64_t c = 0; c < n; ++c) {
+          total[c] = (j == kSummed ? 0 : total[c]) + sum[c];
+          sum[c] = 0;
+        }
+      }
       const scalar_t* v = row(j) + first;
       if constexpr (std::is_same_v<scalar_t, float>) {
         kernels.add_scaled(sum, v, weight[j], n);
@@ -70,6 +78,9 @@ void read_rows(const VecKernels& kernels, const Values<scalar_t>& values, int64_
         widen(kernels, v, n, wide);
         kernels.add_scaled(sum, wide, weight[j], n);
       }
+    }
+    if (k > kSummed) {
+      for (int64_t c = 0; c < n; ++c) sum[c] = static_cast<float>(total[c] + sum[c]);
     }
     for (int64_t c = 0; c < n; ++c) out[first + c] = static_cast<scalar_t>(sum[c]);
   }
@@ -80,13 +91,18 @@ template <typename scalar_t>
 void read_channels(const Values<scalar_t>& values, int64_t b, int64_t o, int64_t first, int64_t n, int64_t k,
                    const float* weight, const int64_t* index, scalar_t* out) {
   float sum[kChannels] = {};
+  double total[kChannels] = {};
   for (int64_t j = 0; j < k; ++j) {
+    for (int64_t c = 0; j > 0 && j % kSummed == 0 && c < n; ++c) {
+      total[c] += sum[c];
+      sum[c] = 0;
+    }
     const auto& from = values.of(index[j]);
     const scalar_t* v =
         from.data + b * from.batch + o * from.object + first * from.channel + (index[j] - from.start) * from.token;
     for (int64_t c = 0; c < n; ++c) sum[c] += weight[j] * static_cast<float>(v[c * from.channel]);
   }
-  for (int64_t c = 0; c < n; ++c) out[c] = static_cast<scalar_t>(sum[c]);
+  for (int64_t c = 0; c < n; ++c) out[c] = static_cast<scalar_t>(total[c] + sum[c]);
 }
 
 }  // namespace
@@ -104,12 +120,14 @@ at::Tensor read_topk(at::TensorList mv, const at::Tensor& weight, const at::Tens
     if (values.token_major()) {
       constexpr int64_t kQueries = 16;  // that are worth a task
       for_each_task(
-          ceil_div(batch * queries, kQueries), [] { return Buffer<float>(2 * kRowChannels); },
-          [&](int64_t task, Buffer<float>& scratch) {
+          ceil_div(batch * queries, kQueries),
+          [] { return std::pair{Buffer<float>(2 * kRowChannels), Buffer<double>(kRowChannels)}; },
+          [&](int64_t task, auto& scratch) {
             for (int64_t i = task * kQueries; i < std::min((task + 1) * kQueries, batch * queries); ++i) {
               for (int64_t o = 0; o < objects; ++o) {
-                read_rows(kernels, values, i / queries, o, k, w + i * k, chosen + i * k, scratch.get(),
-                          scratch.get() + kRowChannels, result + (i * objects + o) * channels);
+                read_rows(kernels, values, i / queries, o, k, w + i * k, chosen + i * k, scratch.first.get(),
+                          scratch.first.get() + kRowChannels, scratch.second.get(),
+                          result + (i * objects + o) * channels);
               }
             }
           });
@@ -131,6 +149,7 @@ namespace {
 
 at::Tensor readout_topk(at::TensorList mv, const at::Tensor& weight, const at::Tensor& index) {
   check_readout_topk(mv, weight, index);
+  const Interruptible interruptible;
   const at::Tensor chosen = index.contiguous();
   const int64_t tokens = tokens_of(mv);
   const int64_t* i = chosen.const_data_ptr<int64_t>();

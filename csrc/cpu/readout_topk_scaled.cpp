@@ -4,6 +4,7 @@
 // Channel c belongs to group c / ceil(CV / G).
 #include <algorithm>
 #include <array>
+#include <utility>
 #include <vector>
 
 #include <ATen/ops/empty.h>
@@ -19,6 +20,7 @@ namespace {
 
 constexpr int64_t kAhead = 6;     // tokens to fetch ahead
 constexpr int64_t kQueries = 16;  // that are worth a task
+constexpr int64_t kSummed = 64;   // values that add up to a sum in float32, the sums in double
 
 struct Segment {
   const uint8_t* code;
@@ -61,10 +63,17 @@ class ScaledReadout {
   int64_t tokens() const { return tokens_; }
 
   // out[channels] of one object and one query
-  void read(int64_t b, int64_t o, int64_t k, const float* weight, const int64_t* index, float* wide, float* out) const {
+  void read(int64_t b, int64_t o, int64_t k, const float* weight, const int64_t* index, float* wide, double* total,
+            float* out) const {
     const VecKernels& kernels = vec();
     std::fill_n(out, channels_, 0.0f);
     for (int64_t j = 0; j < k; ++j) {
+      if (j > 0 && j % kSummed == 0) {
+        for (int64_t c = 0; c < channels_; ++c) {
+          total[c] = (j == kSummed ? 0 : total[c]) + out[c];
+          out[c] = 0;
+        }
+      }
       if (j + kAhead < k) {
         const Segment& next = of(index[j + kAhead]);
         if (next.code_stride[2] == 1) prefetch(code(next, b, o, index[j + kAhead]), channels_);
@@ -79,6 +88,9 @@ class ScaledReadout {
         const float a = weight[j] * scale[g * from.scale_stride[2]];
         kernels.add_scaled(out + c, wide + c, a, std::min(group_, channels_ - c));
       }
+    }
+    if (k > kSummed) {
+      for (int64_t c = 0; c < channels_; ++c) out[c] = static_cast<float>(total[c] + out[c]);
     }
   }
 
@@ -113,12 +125,14 @@ at::Tensor readout_topk_scaled(at::TensorList mv, at::TensorList scale, const at
   const float* w = weights.const_data_ptr<float>();
   at::Tensor out = at::empty({batch, queries, objects, channels}, weights.options());
   float* result = out.mutable_data_ptr<float>();
+  const Interruptible interruptible;
   for_each_task(
-      ceil_div(batch * queries, kQueries), [&] { return Buffer<float>(channels); },
-      [&](int64_t task, Buffer<float>& wide) {
+      ceil_div(batch * queries, kQueries), [&] { return std::pair{Buffer<float>(channels), Buffer<double>(channels)}; },
+      [&](int64_t task, auto& scratch) {
         for (int64_t q = task * kQueries; q < std::min((task + 1) * kQueries, batch * queries); ++q) {
           for (int64_t o = 0; o < objects; ++o) {
-            values.read(q / queries, o, k, w + q * k, i + q * k, wide.get(), result + (q * objects + o) * channels);
+            values.read(q / queries, o, k, w + q * k, i + q * k, scratch.first.get(), scratch.second.get(),
+                        result + (q * objects + o) * channels);
           }
         }
       });

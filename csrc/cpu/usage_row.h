@@ -7,9 +7,10 @@
 #include <limits>
 #include <type_traits>
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/bit_cast.h>
+
+#include "parallel.h"
 
 namespace xmemk::cpu {
 
@@ -97,7 +98,7 @@ void for_each_row(const at::Tensor& usage, const F& f) {
     return;
   }
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, usage.size(1)));
-  at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) f(b);
   });
 }
@@ -117,7 +118,7 @@ struct Parts {
   // f(part, begin, end) for the first `how_many` parts.
   template <typename F>
   void for_each(int64_t how_many, const F& f) const {
-    at::parallel_for(0, how_many, 1, [&](int64_t first, int64_t last) {
+    parallel_for(0, how_many, 1, [&](int64_t first, int64_t last) {
       for (int64_t part = first; part < last; ++part) f(part, part * size / count, (part + 1) * size / count);
     });
   }

@@ -58,6 +58,13 @@ struct VecKernels {
 
   void (*widen_half)(const uint16_t* half, int64_t count, float* out);
 
+  // out[i]: the largest |x[r * stride + i]| of `rows` rows, infinity where one is not finite.
+  void (*largest_magnitudes)(const float* x, int64_t rows, int64_t stride, int64_t count, float* out);
+
+  // C[m, n] = A[m, k] B[k, n] (+ C), row-major with the given leading dimensions.
+  void (*product)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                  int64_t ldc, bool add);
+
   const LookKernels* look = nullptr;  // vec_look.h; none where a product of bytes does not pay
 };
 

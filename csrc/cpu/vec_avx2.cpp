@@ -13,6 +13,29 @@ namespace {
 
 #include "vec_loops.h"
 
+#define XMEMK_UNROLL _Pragma("GCC unroll 4")
+
+struct Lanes {
+  using Vector = __m256;
+  static constexpr int64_t kCount = 8;
+  static constexpr int kRows = 4;  // 12 sums, 3 numbers of B and 1 of A in 16 registers
+
+  XMEMK_TARGET static __m256i first(int64_t n) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lanes);
+  }
+  XMEMK_TARGET static Vector broadcast(float x) { return _mm256_set1_ps(x); }
+  XMEMK_TARGET static Vector load(const float* p) { return _mm256_loadu_ps(p); }
+  XMEMK_TARGET static Vector load_some(const float* p, int64_t n) { return _mm256_maskload_ps(p, first(n)); }
+  XMEMK_TARGET static void store(float* p, Vector x) { _mm256_storeu_ps(p, x); }
+  XMEMK_TARGET static void store_some(float* p, Vector x, int64_t n) { _mm256_maskstore_ps(p, first(n), x); }
+  XMEMK_TARGET static Vector multiply_add(Vector x, Vector y, Vector z) { return _mm256_fmadd_ps(x, y, z); }
+  XMEMK_TARGET static Vector plus(Vector x, Vector y) { return _mm256_add_ps(x, y); }
+  XMEMK_TARGET static void prefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+};
+
+#include "vec_product.h"
+
 XMEMK_TARGET Scanned scan(const float* score, int64_t count, uint32_t first, float bar, float* value, uint32_t* index,
                           int64_t room) {
   constexpr int64_t kGroup = 16;
@@ -47,9 +70,10 @@ XMEMK_TARGET void widen_half(const uint16_t* half, int64_t count, float* out) {
 
 }  // namespace
 
-const VecKernels kVecAvx2 = {"avx2",      scan,     largest,    exponentials,    add_scaled,        order_keys,
-                             count_above, distance, affinities, score_gradients, dot_of_difference, dot_add_scaled,
-                             widen_half};
+const VecKernels kVecAvx2 = {
+    "avx2",   scan,       largest,         exponentials,      add_scaled,     order_keys, count_above,
+    distance, affinities, score_gradients, dot_of_difference, dot_add_scaled, widen_half, largest_magnitudes,
+    product};
 
 }  // namespace xmemk::cpu
 

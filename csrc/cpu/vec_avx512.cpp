@@ -14,6 +14,26 @@ namespace {
 
 #include "vec_loops.h"
 
+#define XMEMK_UNROLL _Pragma("GCC unroll 8")
+
+struct Lanes {
+  using Vector = __m512;
+  static constexpr int64_t kCount = 16;
+  static constexpr int kRows = 8;  // 24 sums, 3 numbers of B and 1 of A in 32 registers
+
+  XMEMK_TARGET static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+  XMEMK_TARGET static Vector broadcast(float x) { return _mm512_set1_ps(x); }
+  XMEMK_TARGET static Vector load(const float* p) { return _mm512_loadu_ps(p); }
+  XMEMK_TARGET static Vector load_some(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  XMEMK_TARGET static void store(float* p, Vector x) { _mm512_storeu_ps(p, x); }
+  XMEMK_TARGET static void store_some(float* p, Vector x, int64_t n) { _mm512_mask_storeu_ps(p, first(n), x); }
+  XMEMK_TARGET static Vector multiply_add(Vector x, Vector y, Vector z) { return _mm512_fmadd_ps(x, y, z); }
+  XMEMK_TARGET static Vector plus(Vector x, Vector y) { return _mm512_add_ps(x, y); }
+  XMEMK_TARGET static void prefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+};
+
+#include "vec_product.h"
+
 XMEMK_TARGET Scanned scan(const float* score, int64_t count, uint32_t first, float bar, float* value, uint32_t* index,
                           int64_t room) {
   constexpr int64_t kGroup = 16;
@@ -59,9 +79,9 @@ XMEMK_TARGET void widen_half(const uint16_t* half, int64_t count, float* out) {
 
 }  // namespace
 
-const VecKernels kVecAvx512 = {"avx512",          scan,           largest,   exponentials, add_scaled,
-                               order_keys,        count_above,    distance,  affinities,   score_gradients,
-                               dot_of_difference, dot_add_scaled, widen_half};
+const VecKernels kVecAvx512 = {"avx512",          scan,           largest,    exponentials,       add_scaled,
+                               order_keys,        count_above,    distance,   affinities,         score_gradients,
+                               dot_of_difference, dot_add_scaled, widen_half, largest_magnitudes, product};
 
 }  // namespace xmemk::cpu
 

@@ -171,7 +171,7 @@ XMEMK_TARGET inline void transpose_lanes(__m512* x) {
   }
 }
 
-// The operations of pack_keys and product, one by one, so that the scores are equal to the last bit.
+// The operations of pack_keys and VecKernels::product, one by one, so that the scores are equal to the last bit.
 XMEMK_TARGET void score_tokens(const float* const* key, const float* shrinkage, const float* centre, const float* query,
                                int64_t channels, float* score) {
   const __m512 s = _mm512_loadu_ps(shrinkage), sign = _mm512_set1_ps(-0.0f);
@@ -199,37 +199,9 @@ XMEMK_TARGET void score_tokens(const float* const* key, const float* shrinkage, 
   _mm512_storeu_ps(score, sum);
 }
 
-template <int kRows, int kColumns>
-XMEMK_TARGET inline void product_rows(const float* query, int64_t width, const float* key, int64_t ld, float* score) {
-  for (int64_t j = 0; j < ld; j += kColumns * kLanes) {
-    __m512 sum[kRows][kColumns];
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kColumns; ++v) sum[r][v] = _mm512_setzero_ps();
-    }
-    for (int64_t i = 0; i < width; ++i) {
-      __m512 k[kColumns];
-      for (int v = 0; v < kColumns; ++v) k[v] = _mm512_loadu_ps(key + i * ld + j + v * kLanes);
-      for (int r = 0; r < kRows; ++r) {
-        const __m512 q = _mm512_set1_ps(query[r * width + i]);
-        for (int v = 0; v < kColumns; ++v) sum[r][v] = _mm512_fmadd_ps(k[v], q, sum[r][v]);
-      }
-    }
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kColumns; ++v) _mm512_storeu_ps(score + r * ld + j + v * kLanes, sum[r][v]);
-    }
-  }
-}
-
-XMEMK_TARGET void product(const float* query, int64_t rows, int64_t width, const float* key, int64_t ld, float* score) {
-  int64_t r = 0;
-  for (; r + 8 <= rows; r += 8) product_rows<8, 2>(query + r * width, width, key, ld, score + r * ld);
-  for (; r + 4 <= rows; r += 4) product_rows<4, 4>(query + r * width, width, key, ld, score + r * ld);
-  for (; r < rows; ++r) product_rows<1, 8>(query + r * width, width, key, ld, score + r * ld);
-}
-
 }  // namespace
 
-const LookKernels kLookAvx512Vnni = {quantise, look, keep_reaching, product, score_tokens};
+const LookKernels kLookAvx512Vnni = {quantise, look, keep_reaching, score_tokens};
 
 }  // namespace xmemk::cpu
 

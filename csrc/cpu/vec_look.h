@@ -46,11 +46,8 @@ struct LookKernels {
   // Drops the tokens that do not reach the bar, and keeps the order of the others.
   void (*keep_reaching)(LookFound& found);
 
-  // score[r, ld] = query[rows, width] key[width, ld]: each the chain of fused multiply-adds from the first number to
-  // the last. ld is a multiple of 128.
-  void (*product)(const float* query, int64_t rows, int64_t width, const float* key, int64_t ld, float* score);
-
-  // The same numbers for 16 tokens: keys of `channels` contiguous floats, with shrinkage / sqrt(CK).
+  // What VecKernels::product makes of a query and 16 tokens, to the last bit; keys of `channels` contiguous floats,
+  // with shrinkage / sqrt(CK).
   void (*score_tokens)(const float* const* key, const float* shrinkage, const float* centre, const float* query,
                        int64_t channels, float* score);
 };

@@ -152,3 +152,22 @@ XMEMK_TARGET inline float dot_add_scaled(float* __restrict y, const float* __res
   }
   return sum[0];
 }
+
+XMEMK_TARGET inline void largest_magnitudes(const float* x, int64_t rows, int64_t stride, int64_t count, float* out) {
+  constexpr int32_t kInfinity = 0x7f800000;
+  constexpr int64_t kColumns = 64;
+  for (int64_t first = 0; first < count; first += kColumns) {
+    const int64_t columns = count - first < kColumns ? count - first : kColumns;
+    int32_t largest[kColumns] = {};  // bits of numbers without their sign: integers in their order, NaN above infinity
+    for (int64_t r = 0; r < rows; ++r) {
+      int32_t bits[kColumns];
+      std::memcpy(bits, x + r * stride + first, columns * sizeof(float));
+      for (int64_t i = 0; i < columns; ++i) {
+        const int32_t size = bits[i] & 0x7fffffff;
+        largest[i] = size > largest[i] ? size : largest[i];
+      }
+    }
+    for (int64_t i = 0; i < columns; ++i) largest[i] = largest[i] > kInfinity ? kInfinity : largest[i];
+    std::memcpy(out + first, largest, columns * sizeof(float));
+  }
+}

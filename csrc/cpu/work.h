@@ -3,12 +3,16 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
 
 #include <ATen/Parallel.h>
+
+#include "interrupt.h"
+#include "parallel.h"
 
 namespace xmemk::cpu {
 
@@ -35,11 +39,22 @@ template <typename Make, typename F>
 void for_each_task(int64_t count, const Make& make, const F& f) {
   if (count == 0) return;
   std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t, int64_t) {
-    int64_t task = next.fetch_add(1);
-    if (task >= count) return;
-    auto scratch = make();
-    for (; task < count; task = next.fetch_add(1)) f(task, scratch);
+  std::atomic<bool> stopped{false};
+  parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t, int64_t) {
+    const StopsWith stops(stopped);
+    try {
+      int64_t task = next.fetch_add(1);
+      if (task >= count) return;
+      auto scratch = make();
+      for (; task < count; task = next.fetch_add(1)) {
+        check_interrupt();
+        f(task, scratch);
+      }
+    } catch (const Stopped&) {  // another thread's exception is the one to be seen
+    } catch (...) {
+      stopped = true;
+      throw;
+    }
   });
 }
 
@@ -69,6 +84,10 @@ inline void transpose(const float* x, int64_t stride, int64_t channels, float* o
     }
     for (int64_t c = c0; c < c1; ++c) std::fill(out + c * kColumns + count, out + (c + 1) * kColumns, 0.0f);
   }
+}
+
+inline bool are_finite(const float* x, int64_t count) {
+  return std::all_of(x, x + count, [](float v) { return std::isfinite(v); });
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import sys
 import threading
 import types
@@ -15,7 +16,8 @@ from hosts.xmem_like import inference_core, kv_memory_store, memory_manager, mem
 from test_compat_xmem import CONFIG, follow, frames
 
 import xmemk
-from xmemk.compat import UnknownHost, VerificationError, patching, signatures, xmem
+from xmemk.compat import UnknownHost, VerificationError, patching, xmem
+from xmemk.compat.recognition import signatures
 from xmemk.compat.report import PatchReport
 from xmemk.compat.verify import Judge
 
@@ -27,8 +29,9 @@ MODULES = (inference_core, memory_manager, memory_util, kv_memory_store)
 def _one_thread(threads):
     threads(1)
     yield
-    for handle in list(patching._active):
-        handle.undo()
+    for binding in list(patching._active):
+        binding.unbind()
+        patching._active.remove(binding)
 
 
 @pytest.fixture
@@ -199,11 +202,13 @@ def test_refuses_a_store_or_functions_of_another_form(names, monkeypatch):
 
     other = type("KeyValueMemoryStore", (kv_memory_store.KeyValueMemoryStore,), {"add": add})
     monkeypatch.setattr(memory_manager, "KeyValueMemoryStore", other)
-    with pytest.raises(
-        UnknownHost, match=r"KeyValueMemoryStore.add: wanted the signature .* found \(self, key, value\)"
-    ):
-        xmemk.patch(HOST)
-    monkeypatch.undo()
+    words = r"KeyValueMemoryStore.add: wanted the signature .* found \(self, key, value\)"
+    with pytest.raises(UnknownHost, match=words):
+        xmemk.patch(HOST, functions=False)
+    with xmemk.patch(HOST) as handle:  # the functions alone
+        assert re.search(words, handle.report.left[0])
+        assert inference_core.Manager is memory_manager.MemoryManager
+    monkeypatch.setattr(memory_manager, "KeyValueMemoryStore", kv_memory_store.KeyValueMemoryStore)
 
     def get_similarity(mk, ms, qk, qe, uncert_mask=None):
         pass
@@ -215,7 +220,7 @@ def test_refuses_a_store_or_functions_of_another_form(names, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(memory_manager, "torch", None)
     with pytest.raises(UnknownHost, match="does not use torch"):
-        xmemk.patch(HOST)
+        xmemk.patch(HOST, functions=False)
 
 
 def test_managers_that_hold_objects_are_refused_and_empty_ones_taken_over(names):

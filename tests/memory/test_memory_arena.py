@@ -35,6 +35,12 @@ def banks(memory):
     return own + [bank for group in getattr(memory.groups, "late", []) for bank in group.values.banks]
 
 
+def stay_in_place(memory):
+    """The addresses of all blocks but those of use, which is one number per token."""
+    use = [arena.use for arena in arenas(memory)]
+    return [block.data_ptr() for bank in banks(memory) if bank not in use for block in bank.blocks]
+
+
 # Positions
 
 
@@ -95,11 +101,11 @@ def test_runs_are_cut_and_laid_side_by_side(a, b, data):
 def test_nothing_moves_and_nothing_grows_over_hundreds_of_frames(groups, value_dtype):
     memory = Memory(small(groups, value_dtype=value_dtype))
     run(memory, 0, 14, JOINS)
-    places = [block.data_ptr() for bank in banks(memory) for block in bank.blocks]
+    places = stay_in_place(memory)
     nbytes = memory.nbytes
     run(memory, 14, 300, JOINS)
     assert memory.evictions > 90
-    assert [block.data_ptr() for bank in banks(memory) for block in bank.blocks] == places
+    assert stay_in_place(memory) == places
     assert memory.nbytes == nbytes == sum(block.nbytes for bank in banks(memory) for block in bank.blocks)
 
 
@@ -117,11 +123,11 @@ def test_bytes_are_those_of_the_formula(groups, value_dtype, dtype):
 def test_bytes_by_hand():
     """480p with the default numbers, one object: 26,200 tokens."""
     tokens, in_frames = 10 * 1620 + 10000, 10 * 1620
-    nbytes = tokens * (64 * 4 + 4 + 4 + 8 + 512 * 4) + in_frames * 64 * 4
+    nbytes = tokens * (64 * 4 + 4 + 8 + 8 + 512 * 4) + in_frames * 64 * 4
     assert bytes_needed(xmemk.MemoryConfig(), height=30, width=54, objects=(1,)) == nbytes
     assert (
         Arena(Spec(1, 4, 64, 512, 3, torch.float16, torch.float16, CPU, 2, 5)).nbytes
-        == 13 * (64 * 2 + 4 + 4 + 8 + 3 * 512 * 2) + 8 * 64 * 2
+        == 13 * (64 * 2 + 4 + 8 + 8 + 3 * 512 * 2) + 8 * 64 * 2
     )
 
 
@@ -147,7 +153,7 @@ class Allocations(TorchDispatchMode):
 @BOTH
 def test_no_call_copies_what_is_stored(groups, monkeypatch):
     """No operation of a read or an add allocates more than one frame."""
-    monkeypatch.setattr("xmemk.memory.bank.MOVED_BYTES", 1)  # else as much as all of this memory
+    monkeypatch.setattr("xmemk.memory.changes.MOVED_BYTES", 1)  # else as much as all of this memory
     changes = {"max_mid_term_frames": 12, "num_prototypes": 8, "max_long_term_elements": 200, "top_k": 4}
     memory = Memory(small(groups, **changes), backend="cpu")
     options = {"h": 4, "w": 5}
@@ -170,16 +176,18 @@ def test_eviction_moves_a_megabyte_at_a_time(monkeypatch):
     torch.manual_seed(0)
     survivors = torch.randperm(5000)[:4000].sort().values[None]
     for moved in (1 << 20, 1 << 10, 1):
-        monkeypatch.setattr("xmemk.memory.bank.MOVED_BYTES", moved)
+        monkeypatch.setattr("xmemk.memory.changes.MOVED_BYTES", moved)
         arena = Arena(spec)
         torch.manual_seed(1)
         for bank in arena.banks.values():
             bank.blocks[0].copy_((100 * torch.rand(bank.blocks[0].shape)).to(bank.dtype))
         before = {name: bank.blocks[0].clone() for name, bank in arena.banks.items()}
         arena.table.long = 5000
-        assert arena.scratch(4000).nbytes == max(moved, 64 * 2 * 4)
         arena.keep(survivors)
         assert arena.long_term == 4000
+        with Allocations() as seen:
+            assert all(bank.blocks for bank in arena.banks.values())
+        assert seen.largest == max(moved, 64 * 2 * 4)
         for name, bank in arena.banks.items():
             if name != "selection":
                 assert torch.equal(bank.blocks[0][:, :4000], before[name][:, survivors[0]])
@@ -206,7 +214,7 @@ def test_without_long_term_memory_blocks_are_added_and_nothing_moves():
     for t in range(60):
         for memory in (ours, oracle):
             memory.add(**frame(t))
-        now = [block.data_ptr() for bank in banks(ours) for block in bank.blocks]
+        now = stay_in_place(ours)
         assert set(places) <= set(now)
         places = now
         torch.testing.assert_close(ours.read(**query(t)), oracle.read(**query(t)), rtol=0, atol=1e-5)
@@ -215,7 +223,7 @@ def test_without_long_term_memory_blocks_are_added_and_nothing_moves():
 
 
 def test_added_blocks_are_bounded(monkeypatch):
-    monkeypatch.setattr("xmemk.memory.bank.LARGEST_BLOCK", 3 * 6 * (4 * CK * 2 + 4 + 4 + 8 + 2 * CV * 4))
+    monkeypatch.setattr("xmemk.memory.bank.LARGEST_BLOCK", 3 * 6 * (4 * CK * 2 + 4 + 8 + 8 + 2 * CV * 4))
     memory = Memory(small(enable_long_term=False))
     run(memory, 0, 15)
     assert arenas(memory)[0].table.slots == [5, 3, 3, 3, 3]
@@ -364,3 +372,14 @@ def test_few_survivors_of_groups_larger_than_the_first():
         assert torch.allclose(ours.read(**query(t)), oracle.read(**query(t)), atol=1e-5)
     assert ours.evictions == oracle.evictions > 0
     assert ours.groups.late[0].table.long > 0
+
+
+def test_usage_stays_exact_over_millions_of_reads():
+    arena = Arena(Spec(1, 4, 2, 3, 1, torch.float32, torch.float32, torch.device("cpu"), frames=2, has_selection=False))
+    arena.admit(arena.stage(torch.rand(1, 2, 4), torch.rand(1, 1, 4), None, torch.rand(1, 1, 3, 4)))
+    arena.reads, mass = 10_000_000, torch.tensor([[0.01, 0.02, 0.0, 1.0]])
+    arena.use.rows(arena.table.runs()[0]).fill_(1e6)
+    for _ in range(1000):
+        arena.record(mass)
+    (use,) = (arena.use.rows(run) for run in arena.table.runs())
+    torch.testing.assert_close(use, 1e6 + 1000 * mass.double(), rtol=1e-13, atol=0)

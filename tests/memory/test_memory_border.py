@@ -10,7 +10,7 @@ from memory_videos import CK, CV, H, W, frame, numbers, query, run, same, small
 
 import xmemk
 from xmemk import Memory, reference
-from xmemk.memory import exact, shared
+from xmemk.memory import rules, shared
 
 BOTH = pytest.mark.parametrize("groups", ["exact", "xmem"])
 JOINS = {1: 0, 2: 0, 3: 4, 5: 9}
@@ -294,13 +294,13 @@ def test_a_copy_goes_its_own_way(groups):
         assert same(numbers(memory), before) and not same(numbers(twin), before)
 
 
-@pytest.mark.parametrize("module", [exact, shared])
+@pytest.mark.parametrize("module", [rules, shared])
 def test_no_room_for_a_new_bucket_leaves_the_memory_as_it_was(module, monkeypatch):
-    groups = "exact" if module is exact else "xmem"
+    groups = "exact" if module is rules else "xmem"
     memory = Memory(small(groups))
     run(memory, 0, 4)
     before = numbers(memory)
-    name = "Arena" if module is exact else "values_for"
+    name = "Arena" if module is rules else "values_for"
     monkeypatch.setattr(module, name, failing(getattr(module, name), 1))
     with pytest.raises(MemoryError):
         memory.add(**frame(4, [1, 2, 3]))

@@ -160,7 +160,10 @@ DAMAGE = {
     "no state": (lambda m, s, t: m.pop("state"), "got: 'state'"),
     "a missing tensor": (lambda m, s, t: t.pop("0.key.0"), "0.key.0"),
     "a tensor of another size": (lambda m, s, t: t.update({"0.key.0": t["0.key.0"][:, 1:].clone()}), "key of torch"),
-    "a tensor of another type": (lambda m, s, t: t.update({"0.use.0": t["0.use.0"].double()}), "use of torch.float64"),
+    "a tensor of another type": (
+        lambda m, s, t: t.update({"0.birth.0": t["0.birth.0"].double()}),
+        "birth of torch.float64",
+    ),
     "an unknown option": (lambda m, s, t: s["config"].update(colour=1), "colour"),
     "an impossible option": (lambda m, s, t: s["config"].update(top_k=0), "top_k: wanted"),
     "too many tokens": (lambda m, s, t: s["groups"]["buckets"][0].update(long=11), "11 long-term tokens"),

@@ -14,9 +14,11 @@ from PIL import Image
 import xmemk.data
 from xmemk.data.mask_files import find_masks, mask_for
 from xmemk.data.masks import MaskError, write_mask
-from xmemk.data.overlay import write_overlay
-from xmemk.data.source import ahead, open_source
-from xmemk.data.video import VideoError, VideoWriter, read_frames
+from xmemk.data.overlay import draw_videos
+from xmemk.data.read_ahead import ahead
+from xmemk.data.source import open_source
+from xmemk.data.video import VideoError, read_frames
+from xmemk.data.video_writer import VideoWriter
 
 CLIP = next((Path(xmemk.data.__file__).parent / "bunny").glob("*.mp4"))
 
@@ -165,11 +167,11 @@ def test_reading_ahead_raises_where_it_happened_and_closes():
 def test_an_overlay_that_fails_leaves_the_one_that_was_there(tmp_path):
     source = open_source(folder(tmp_path / "v", ["0.png", "1.png", "2.png"]))
     masks = folder(tmp_path / "masks", [])
-    write_overlay(tmp_path / "overlay.mp4", source, masks)
+    draw_videos({"overlay": tmp_path / "overlay.mp4"}, source, masks)
     before = (tmp_path / "overlay.mp4").read_bytes()
     (masks / "1.png").write_bytes(b"no image")
     with pytest.raises(MaskError, match=r"1.png: not an image that can be read"):
-        write_overlay(tmp_path / "overlay.mp4", source, masks)
+        draw_videos({"overlay": tmp_path / "overlay.mp4"}, source, masks)
     assert (tmp_path / "overlay.mp4").read_bytes() == before and len(list(tmp_path.glob("*.mp4"))) == 1
 
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from xmemk import MemoryConfig
+from xmemk.data.images import read_image
 from xmemk.data.masks import MaskError, read_colours, read_mask
-from xmemk.data.source import read_image
 from xmemk.data.video import VideoError
 from xmemk.evaluation import run as module
 from xmemk.evaluation.layouts import open_dataset
@@ -193,9 +193,9 @@ def test_input_that_does_not_fit(network, tmp_path):
     layouts.write_labels(root / "Annotations" / "480p" / "bear" / "00000.png", np.ones((8, 9)))
     fails(root, MaskError, r"00000.png: is 9x8, the video 48x32")
     layouts.write_labels(root / "Annotations" / "480p" / "bear" / "00000.png", np.ones((32, 48, 3)), mode="RGB")
-    fails(root, MaskError, r"mode RGB; 8 bits hold at most 255 objects")
+    fails(root, MaskError, r"00000.png: has no black or transparent pixel")
     Image.fromarray(np.full((32, 48), 300, np.uint16)).save(root / "Annotations" / "480p" / "bear" / "00000.png")
-    fails(root, MaskError, r"mode I;16; 8 bits hold at most 255 objects")
+    fails(root, MaskError, r"00000.png: has the label 300, wanted at most 255")
     root = layouts.davis(tmp_path / "frames", videos=("bear",), annotated=[0])
     layouts.write_frames(root / "JPEGImages" / "480p" / "bear", ["00006", "00008"])
     fails(root, VideoError, "frame 00007 is missing between 00000.jpg and 00008.jpg")

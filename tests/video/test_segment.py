@@ -18,7 +18,8 @@ from xmemk.cli import main
 from xmemk.data.mask_files import find_masks, mask_for
 from xmemk.data.masks import MaskError, labels_of, read_mask, write_mask
 from xmemk.data.source import open_source
-from xmemk.data.video import VideoError, VideoWriter
+from xmemk.data.video import VideoError
+from xmemk.data.video_writer import VideoWriter
 from xmemk.network import NetworkConfig, XMem
 from xmemk.video.segment import SegmentJob, segment
 from xmemk.video.tracker import Tracker
@@ -141,10 +142,10 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_masks(network, video,
 
             save = SavedState.save
 
-            def only_in_time(self, tracker, done):
-                if done % 4 == 0:
-                    saves.append(done)
-                    save(self, tracker, done)
+            def only_in_time(self, tracker, where):
+                if where["done"] % 4 == 0:
+                    saves.append(where)
+                    save(self, tracker, where)
 
             killed.setattr(SavedState, "save", only_in_time)
         with pytest.raises(Stop):
@@ -174,7 +175,8 @@ def test_a_state_of_another_job_is_not_gone_on_with(network, video, mask, tmp_pa
         next((tmp_path / "out/resume").glob("memory-*")).write_bytes(b"?")
     if change in ("config", "mask", "weights"):
         before = results(tmp_path / "out")
-        with pytest.raises(ValueError, match="has masks of another video, first mask, weights or settings"):
+        differs = {"config": "top_k", "mask": "first mask"}.get(change, change)
+        with pytest.raises(ValueError, match=rf"has results of another run \({differs} differs\); give another --out"):
             segment(network, job)
         assert equal(results(tmp_path / "out"), before)
         shutil.rmtree(tmp_path / "out/masks")
@@ -184,9 +186,9 @@ def test_a_state_of_another_job_is_not_gone_on_with(network, video, mask, tmp_pa
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, "the disk is full; masks written so far are kept"),
-        (errno.EDQUOT, "the disk quota is used up; masks written so far are kept"),
-        (errno.EFBIG, "the file is larger than files may be here; masks written so far are kept"),
+        (errno.ENOSPC, "the disk is full; what is finished is kept"),
+        (errno.EDQUOT, "the disk quota is used up; what is finished is kept"),
+        (errno.EFBIG, "the file is larger than files may be here; what is finished is kept"),
     ],
 )
 def test_a_full_disk_keeps_what_is_finished(
@@ -281,11 +283,11 @@ def uninterrupted(network, video, mask, tmp_path):
 def test_what_fails_after_the_last_frame_does_not_redo_frames(network, video, mask, tmp_path):
     job = SegmentJob(video, mask, tmp_path / "out", size=0, config=CONFIG)
     with pytest.raises(Stop):
-        segment(network, job, then=lambda masks, first: stop_at(1)(1, None, None))
+        segment(network, job, then=lambda masks, first, last: stop_at(1)(1, None, None))
     written = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/masks").iterdir()}
     called = []
     report = segment(network, job, then=lambda *a: called.append(a))
-    assert called == [(tmp_path / "out/masks", 0)] and report.resumed == report.frames == COUNT
+    assert called == [(tmp_path / "out/masks", 0, COUNT - 1)] and report.resumed == report.frames == COUNT
     assert written == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/masks").iterdir()}
     assert report.objects == (1, 2) and not (tmp_path / "out/resume").exists()
 
@@ -351,7 +353,7 @@ def test_the_command(network, video, mask, tmp_path, capsys, monkeypatch):
     assert report["frames"] == COUNT and report["objects"] == [1, 2] and report["frames_per_second"] > 0
     assert (tmp_path / "out" / "overlay.mp4").stat().st_size > 1000
     assert sum(report["seconds"].values()) <= report["wall"] and report["calls"]["decoder"] == COUNT - 1
-    assert run(words + ["--account", "--no-overlay"]) == 0
+    assert run(words + ["--account", "--no-overlay", "--overwrite"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for stage in ("preparing", "key encoder", "memory read", "decoder", "value encoder", "memory add", "writing"):
         assert any(line.startswith(stage) and line.endswith(" %") for line in lines), stage

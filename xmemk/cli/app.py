@@ -9,11 +9,13 @@ import typer
 from rich.console import Console
 
 from ..version import __version__
+from .arguments import Interrupted
 from .bench import bench
 from .demo import demo
 from .doctor import doctor
 from .eval import evaluate
 from .segment import segment
+from .terminal import console_for
 from .validate import validate
 from .weights import weights
 
@@ -22,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose tables break words on narrow terminals
 )
 _debug = False
 _INTERRUPTED = 130  # the exit code of shells, and of typer, for an interrupt
@@ -60,9 +63,12 @@ def run(arguments: list[str] | None = None) -> int:
     """
     global _debug
     _debug = False
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = console_for(stderr=True)
     try:
         outcome = app(arguments, standalone_mode=False)
+    except Interrupted as interrupted:
+        errors.print(f"xmemk: interrupted; {interrupted}", markup=False)
+        return _INTERRUPTED
     except KeyboardInterrupt:
         outcome = _INTERRUPTED
     except Exception as error:
@@ -74,17 +80,25 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _report(error: Exception, errors: Console) -> int:
     # typer's own errors, of wrong arguments, have their own output and exit code.
-    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
-    if callable(show) and isinstance(code, int):
-        show()
+    code = getattr(error, "exit_code", None)
+    if hasattr(error, "format_message") and isinstance(code, int):
+        context = getattr(error, "ctx", None)
+        if context is not None and not error.format_message().startswith("Usage:"):
+            errors.print(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n", markup=False)
+        errors.print(error.format_message(), markup=False)
         return code
     if _debug:
         errors.print(traceback.format_exc(), markup=False)
+    errors.print(f"xmemk: error: {_sentence(error)}", markup=False)
+    return 1
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        reason = error.strerror[0].lower() + error.strerror[1:]
+        return reason if error.filename is None else f"{error.filename}: {reason}"
     expected = isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ImportError))
     sentence = " ".join(str(error).split())
-    if not expected or not sentence:
-        sentence = (
-            f"unexpected {type(error).__name__}: {sentence}; run again with `xmemk --debug ...` for the traceback"
-        )
-    errors.print(f"xmemk: error: {sentence}", markup=False)
-    return 1
+    if expected and sentence:
+        return sentence
+    return f"unexpected {type(error).__name__}: {sentence}; run again with `xmemk --debug ...` for the traceback"

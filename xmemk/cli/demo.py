@@ -7,14 +7,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .progress import Progress
+from .terminal import console_for
 
 
 def demo(
     video: Annotated[Path | None, typer.Option(help="Another video than the bundled clip; needs --mask.")] = None,
     mask: Annotated[Path | None, typer.Option(help="PNG of labels (0 background, 1.. objects) at --frame.")] = None,
     frame: Annotated[int | None, typer.Option(help="The mask's frame, 0-based.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for masks, video, pictures and page.")] = Path("out"),
+    out: Annotated[Path, typer.Option(help="Folder for masks, video, pictures and page.")] = Path("out/demo"),
     backend: Annotated[str, typer.Option(help="Backend of the memory reads.")] = "auto",
     original_every: Annotated[
         int, typer.Option(min=0, help="Do every n-th read with the original's formulation, too; 0: none.")
@@ -42,22 +44,14 @@ def demo(
         job.video, job.mask, job.start = video, mask, frame or 0
     elif mask is not None or frame is not None:
         job.mask, job.start = mask or job.mask, job.start if frame is None else frame
-    console = Console(stderr=json_, highlight=False, soft_wrap=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("following", total=None, note="")
+    console = console_for(stderr=json_)
+    with Progress("following") as progress:
 
-        def progress(done: int, total: int | None, ops: Any) -> None:
+        def followed(done: int, total: int | None, ops: Any) -> None:
             note = f"{1000 * ops.reads[-1].seconds:.0f} ms a read, {ops.reads[-1].tokens} tokens" if ops.reads else ""
-            bar.update(task, completed=done, total=total, note=note)
+            progress.update(done, total, note)
 
-        report, totals = run(job, progress)
+        report, totals = run(job, followed)
     if json_:
         typer.echo((out / "report.json").read_text())
         return
@@ -96,7 +90,7 @@ def _command(
     words += [f"--video {video.name}"] if video else []
     words += [f"--mask {mask.name}"] if mask else []
     words += [f"--frame {frame}"] if frame is not None else []
-    words += [f"--out {out}"] if out != Path("out") else []
+    words += [f"--out {out}"] if out != Path("out/demo") else []
     words += [f"--backend {backend}"] if backend != "auto" else []
     words += [f"--original-every {original_every}"] if original_every != 8 else []
     return " ".join(words)

@@ -6,8 +6,9 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from .terminal import console_for, print_table
 
 
 def doctor(json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
@@ -28,7 +29,7 @@ def doctor(json_: Annotated[bool, typer.Option("--json", help="Print JSON instea
 
 
 def _print(findings: list, backends: dict[str, dict[str, str]]) -> None:  # type: ignore[type-arg]
-    console = Console(highlight=False)
+    console = console_for()
     style = {"ok": "green", "missing": "yellow", "broken": "bold red"}
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
@@ -37,7 +38,7 @@ def _print(findings: list, backends: dict[str, dict[str, str]]) -> None:  # type
     for finding in findings:
         text = finding.detail + (f"\n[dim]to get it: {_escape(finding.remedy)}[/]" if finding.remedy else "")
         table.add_row(finding.name, f"[{style[finding.state]}]{finding.state}[/]", text)
-    console.print(table)
+    print_table(console, table)
     console.print()
     choice = Table(title="what serves which function here", title_justify="left", box=None, pad_edge=False)
     choice.add_column("function", no_wrap=True)
@@ -46,7 +47,7 @@ def _print(findings: list, backends: dict[str, dict[str, str]]) -> None:  # type
         choice.add_column(name)
     for op, served in backends.items():
         choice.add_row(op, *("[green]yes[/]" if why == "yes" else "[dim]-[/]" for why in served.values()))
-    console.print(choice)
+    print_table(console, choice)
     console.print(
         "[dim]xmemk.explain(...) gives the reason for each call; backend='auto' takes the first that serves.[/]"
     )

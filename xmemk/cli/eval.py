@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from .arguments import Compile, Device, Half, Size, device_named, narrow_type, refuse
+from .progress import Progress
+from .terminal import console_for, print_table
 
 if TYPE_CHECKING:
     from ..evaluation.layouts import Dataset, Video
@@ -20,20 +23,21 @@ if TYPE_CHECKING:
 
 
 def evaluate(
+    context: typer.Context,
     dataset: Annotated[Path, typer.Argument(help="The dataset's folder.")],
     weights: Annotated[
         Path | None,
         typer.Option(help="A released file; default, without --results: the XMem.pth that `xmemk weights` fetched."),
     ] = None,
     results: Annotated[Path | None, typer.Option(help="Judge the masks in this folder instead of making some.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/eval"),
     layout: Annotated[
         str | None,
         typer.Option(help="davis2016, davis2017, youtube, lvos, mose, long or generic; default: recognised."),
     ] = None,
     split: Annotated[str | None, typer.Option(help="val, test-dev, ...; default: the first there is.")] = None,
     videos: Annotated[list[str] | None, typer.Option(help="Only these, by commas; may be given again.")] = None,
-    size: Annotated[int, typer.Option(min=0, help="Shorter side that the network sees; 0: the video's own.")] = 480,
+    size: Size = 480,
     mem_every: Annotated[
         int | None, typer.Option(min=1, help="Every how many frames one is remembered; default 5, Long-time Video 10.")
     ] = None,
@@ -49,9 +53,9 @@ def evaluate(
     zip_: Annotated[
         Path | None, typer.Option("--zip", help="Also write this archive for the dataset's server.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best there is.")] = None,
-    half: Annotated[bool | None, typer.Option("--half/--full", help="16-bit convolutions; default on a GPU.")] = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile; takes minutes at first.")] = False,
+    device: Device = None,
+    half: Half = None,
+    compile_: Compile = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Follow the objects of a dataset's videos, and judge the results where there is ground truth.
@@ -72,13 +76,17 @@ def evaluate(
 
     if policy == "help":
         for name, make in POLICIES.items():
-            typer.echo(f"{name}: {' '.join((make.__doc__ or '').split())}")
+            console_for().print(f"{name}: {' '.join((make.__doc__ or '').split())}", markup=False)
         return
     if policy not in POLICIES:
         raise ValueError(f"--policy: wanted one of {', '.join(POLICIES)}, or help, got {policy!r}")
     neither_nor_both = "wanted either --weights, to make masks, or --results, to judge some"
     if weights is not None and results is not None:
         raise ValueError(neither_nor_both)
+    if results is not None:
+        making = ("out", "size", "mem_every", "policy", "device", "half", "compile_")
+        refuse(context, "is for making masks, and --results are there already; leave it out", *making)
+    device = device_named(device)
     if weights is None and results is None:
         try:
             weights = find()
@@ -88,17 +96,25 @@ def evaluate(
         raise ValueError(f"--rule: wanted one of {', '.join(RULES)}, got {rule!r}")
     chosen = [name for words in videos for name in words.split(",")] if videos else None
     opened = open_dataset(dataset, layout, split, chosen, repeat=repeat, all_frames=all_frames, resolution=resolution)
+    if all_frames is not None and opened.layout != "youtube":
+        refuse(context, f"is for YouTube-VOS, and this is {opened.layout}; leave it out", "all_frames")
+    if resolution is not None and not opened.layout.startswith("davis"):
+        refuse(context, f"is for DAVIS, and this is {opened.layout}; leave it out", "resolution")
+    if split is not None and opened.split is None:
+        refuse(context, f"the layout {opened.layout} has no splits; leave it out", "split")
     if weights is not None and out.exists() and not out.is_dir():
         raise ValueError(f"--out: wanted a folder for results, got {out}, which is a file")
     if zip_ is not None:
         expect_archive(opened, zip_, None if weights is None else out)
-    console = Console(stderr=json_, highlight=False, soft_wrap=True)
+    console = console_for(stderr=json_)
     costs: list[Cost] = []
-    if weights is not None:
-        costs = _run(weights, opened, out, policy, size, mem_every, device, half, compile_, console)
-    with console.status("judging") as status:
+    with Progress("loading") as progress:
+        if weights is not None:
+            costs = _run(weights, opened, out, policy, size, mem_every, device, half, compile_, progress)
+        progress.begin("judging")
+        judged = itertools.count(1)
         judgement, why = _judged(
-            lambda: judge(opened, results or out, rule, lambda video: status.update(f"judging: {video} done")),
+            lambda: judge(opened, results or out, rule, lambda v: progress.update(next(judged), len(opened.videos), v)),
             must=results is not None,
         )
     report = summary(costs, judgement, opened)
@@ -107,7 +123,7 @@ def evaluate(
     if json_:
         typer.echo(json.dumps(report))
     else:
-        console.print(_table(report))
+        print_table(console, _table(report))
         if judgement is None:
             console.print(f"not judged: {why}")
         elif judgement.unjudged:
@@ -125,41 +141,30 @@ def _run(
     policy: str,
     size: int,
     mem_every: int | None,
-    device: str | None,
+    device: str,
     half: bool | None,
     compile_: bool,
-    console: Console,
+    progress: Progress,
 ) -> list[Cost]:
-    import torch
-
-    from ..evaluation.run import Settings, run
-    from ..network import XMem
+    from ..evaluation.run import Settings, check, run
+    from ..network import XMem, checkpoint
     from ..reference.config import MemoryConfig
-    from .segment import device_named
+    from ..video.resume import weights_digest
 
-    device = device_named(device)
-    half = device.startswith("cuda") if half is None else half
-    narrow = torch.float16 if device.startswith("cuda") else torch.bfloat16
-    network = XMem.from_checkpoint(weights, device).tuned(compile=compile_)
     mem_every = mem_every or (10 if dataset.layout == "long" else 5)
-    settings = Settings(MemoryConfig(mem_every=mem_every), policy, size, narrow if half else None)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
+    settings = Settings(MemoryConfig(mem_every=mem_every), policy, size, narrow_type(device, half))
+    digest = weights_digest(checkpoint.read(weights))
+    check(dataset, out, settings, digest, device.partition(":")[0])
+    progress.begin(f"loading {weights}", blocks=True)
+    network = XMem.from_checkpoint(weights, device).tuned(compile=compile_)
     order = {video.name: i for i, video in enumerate(dataset.videos)}
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None, note="")
 
-        def progress(video: Video, done: int, tracker: Tracker) -> None:
-            number = f"{order[video.name] + 1}/{len(order)} {video.name}"
-            note = f"{len(tracker.objects)} object(s)"
-            bar.update(task, description=number, completed=done, total=len(video.shots), note=note)
+    def followed(video: Video, done: int, tracker: Tracker) -> None:
+        if done == 1:
+            progress.begin(f"{order[video.name] + 1}/{len(order)} {video.name}")
+        progress.update(done, len(video.shots), f"{len(tracker.objects)} object(s)")
 
-        return run(network, dataset, out, settings, progress)
+    return run(network, dataset, out, settings, followed, digest)
 
 
 def _judged(judge: Callable[[], Judgement], *, must: bool) -> tuple[Judgement | None, str]:

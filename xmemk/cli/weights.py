@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
+
+from .arguments import refuse
+from .progress import Progress
+from .terminal import console_for, print_table
 
 
 def weights(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="XMem, or another name that --list shows.")] = "XMem",
     folder: Annotated[Path | None, typer.Option(help="Where to keep it; default: the user's cache.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show what there is, and fetch nothing.")] = False,
@@ -22,9 +25,10 @@ def weights(
     """
     from .. import weights as released
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = console_for()
     into = released.folder() if folder is None else folder
     if list_:
+        refuse(context, "--list shows all there are; leave it out", "name")
         table = Table(box=None, pad_edge=False)
         for column in ("name", "size", "checksum", "here", "what it is"):
             table.add_column(column)
@@ -36,16 +40,14 @@ def weights(
                 "yes" if (into / release.file).is_file() else "no",
                 release.about,
             )
-        console.print(table)
+        print_table(console, table)
         console.print(f"from {released.ADDRESS} into {into}; {released.LICENCE}")
         return
-    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console.print(f"{released.LICENCE}")
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, visible=False)
+    with Progress(f"fetching {name}") as bar:
 
         def progress(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
+            bar.update(done / 1e6, None if total is None else total / 1e6, "MB")
 
         file = released.fetch(name, into, address=released.ADDRESS, progress=progress)
     console.print(f"{file}: {file.stat().st_size / 1e6:.0f} MB, checksum as wanted")

@@ -2,7 +2,7 @@
 
 from .patching import Patch, patch
 from .report import PatchReport
-from .signatures import UnknownHost
+from .recognition.signatures import UnknownHost
 from .verify import VerificationError
 
 Report = PatchReport  # the name of version 0.1

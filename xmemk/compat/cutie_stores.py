@@ -68,7 +68,7 @@ class _View:
     def use_cnt(self) -> dict[int, Tensor]:
         """Bucket -> [B, N] of the tokens that are not permanent: the mass each received."""
         self._counts()
-        return self._each(lambda b: [b.arena.use.rows(run) for run in self._counted(b)])
+        return self._each(lambda b: [b.arena.use.rows(run).to(b.arena.spec.number) for run in self._counted(b)])
 
     @property
     def life_cnt(self) -> dict[int, Tensor]:

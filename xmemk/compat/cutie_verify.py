@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from ..testing import Inputs
 from .report import PatchReport
-from .verify import Judge, twin_of
+from .verify import Judge, in_words, same_settings, twin_of
+
+_OF_THE_STORES = ("work_mem", "long_mem")
 
 
 def verified(base: Any, original: Any, report: PatchReport) -> Any:
@@ -69,6 +72,8 @@ def verified(base: Any, original: Any, report: PatchReport) -> Any:
                             lambda queries, i=i, first=first, last=last: inputs[i](queries, first, last),  # type: ignore[misc]
                             self.top_k,
                         )
+                judge.same("calls of the network", ours.calls, theirs.calls)
+                judge.attributes(self, host, but=_OF_THE_STORES)
                 self._compare_counters(judge, host)
                 judge.report_to(report, "read")
             return readouts
@@ -82,6 +87,7 @@ def verified(base: Any, original: Any, report: PatchReport) -> Any:
             with judge.watch.host():
                 done = self._try_host(judge, lambda: host.add_memory(*args, **kwargs) or True)
             if done:
+                judge.attributes(self, host, but=_OF_THE_STORES)
                 self._compare_stores(judge, host)
                 judge.report_to(report, "add")
 
@@ -94,8 +100,8 @@ def verified(base: Any, original: Any, report: PatchReport) -> Any:
                     _copy_state(getattr(self, name), getattr(host, name))
                 host.sensory = dict(self.sensory)
                 host.obj_v = {obj: x.clone() for obj, x in self.obj_v.items()}
-                host.CK, host.CV, host.H, host.W = self.CK, self.CV, self.H, self.W
-            return Judge(f"{kind} {self._calls[kind]}{after} of Cutie's MemoryManager"), host
+                same_settings(self, host)
+            return Judge(f"{kind} {self._calls[kind]}{after} of Cutie's MemoryManager", report), host
 
         def _try_host(self, judge: Judge, call: Callable[[], Any]) -> Any:
             try:
@@ -157,18 +163,36 @@ def verified(base: Any, original: Any, report: PatchReport) -> Any:
 
 
 class _Tap:
-    """A network that records the visual readouts it is given."""
+    """A network that records its calls, and the visual readouts it is given."""
 
     def __init__(self, network: Any) -> None:
         self._network = network
         self.visual: list[Tensor] = []
-
-    def pixel_fusion(self, pix_feat: Tensor, pixel: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.visual.append(pixel)
-        return self._network.pixel_fusion(pix_feat, pixel, *args, **kwargs)
+        self.calls: list[tuple[str, Any]] = []
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._network, name)
+        value = getattr(self._network, name)
+        if not callable(value):
+            return value
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            arguments = _by_name(value, args, kwargs)
+            self.calls.append((name, in_words(arguments)))
+            if name == "pixel_fusion":
+                self.visual.append(arguments["pixel"] if "pixel" in arguments else args[1])
+            return value(*args, **kwargs)
+
+        return call
+
+
+def _by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by parameter, defaults included; by position where that is not known."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return {**{str(i): x for i, x in enumerate(args)}, **kwargs}
+    bound.apply_defaults()
+    return dict(bound.arguments)
 
 
 def _copy_state(ours: Any, host: Any) -> None:

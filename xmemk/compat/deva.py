@@ -5,7 +5,7 @@ memory keeps its first frame, consolidates, and evicts every token whose usage i
 the last token to go. A readout is a dict by object.
 
 The replacement inherits from the host's class, which keeps sensory memory. It is only made where
-all other methods are known (:data:`xmemk.compat.signatures.DEVA`). It was tested with a stand-in of
+all other methods are known (:data:`.recognition.signatures.DEVA`). It was tested with a stand-in of
 that interface, not with DEVA itself.
 """
 

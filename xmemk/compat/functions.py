@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import api
-from .lazy import Lazy, LazyAffinity, LazySimilarity, SoftAffinity, SparseAffinity, as_product
+from .lazy import Lazy, LazySimilarity, SoftAffinity, SparseAffinity
 
 
 def get_similarity(mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None) -> Tensor:
@@ -86,8 +86,6 @@ def readout(affinity: Tensor, mv: Tensor) -> Tensor:
     """Eq. 1: [B, CV, H, W] from values mv [B, CV, T, H, W] and W [B, T H W, H W]."""
     h, w = mv.shape[-2:]
     flat = mv.flatten(2)
-    if isinstance(affinity, LazyAffinity) and not affinity.computed:
-        return as_product(affinity.read(flat[:, None])[:, 0].contiguous()).unflatten(2, (h, w))
     return (flat @ affinity).unflatten(2, (h, w))
 
 

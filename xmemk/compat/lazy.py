@@ -83,6 +83,12 @@ class Lazy(Tensor):
             product = args[1].product(args[0])
             if product is not None:
                 return product
+        if func is Tensor.__getitem__ and isinstance(args[0], LazySimilarity) and not args[0].computed:
+            tokens = _tokens(args[1])
+            if tokens is not None:
+                return args[0].tokens(tokens)
+        if func in (torch.cat, torch.concat) and _one_query(args, kwargs or {}):
+            return LazySimilarity.joined(list(args[0]))
         if func in _LEAVING_TORCH:
             return func(args[0].dense(), *args[1:], **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
@@ -97,22 +103,68 @@ class Lazy(Tensor):
 
 
 class LazySimilarity(Lazy):
-    """S [B, N, Q] of Eq. 2."""
+    """S [B, N, Q] of Eq. 2.
+
+    Slices of tokens, and their concatenation, are lazy too: hosts cut and join S by stores.
+    """
 
     inputs: tuple[Tensor, Tensor | None, Tensor, Tensor | None]
+    twin: Tensor | None  # the host's own S, where its functions are verified
+    _slice_of: tuple[LazySimilarity, slice] | None = None
 
-    def __new__(cls, mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None) -> LazySimilarity:
+    def __new__(
+        cls, mk: Tensor, ms: Tensor | None, qk: Tensor, qe: Tensor | None, twin: Tensor | None = None
+    ) -> LazySimilarity:
         dtype = _result_type(mk, ms)
         lazy = super().__new__(cls, (mk.shape[0], mk.shape[2], qk.shape[2]), dtype, (mk, ms, qk, qe))
         lazy.inputs = (mk, ms, qk, qe)
+        lazy.twin = twin
         return lazy
 
+    @property
+    def computed(self) -> bool:
+        return self._dense is not None or (self._slice_of is not None and self._slice_of[0].computed)
+
     def compute(self) -> Tensor:
+        if self._slice_of is not None:  # a view, in the host's eyes
+            whole, tokens = self._slice_of
+            return whole.dense()[:, tokens]
         return api.similarity(*self.inputs)
+
+    def tokens(self, tokens: slice) -> LazySimilarity:
+        """S [B, N', Q] of some of the tokens."""
+        self.unchanged()
+        mk, ms, qk, qe = self.inputs
+        twin = None if self.twin is None else self.twin[:, tokens]
+        part = LazySimilarity(mk[:, :, tokens], None if ms is None else ms[:, :, tokens], qk, qe, twin)
+        part._slice_of = self, tokens
+        return part
+
+    @staticmethod
+    def joined(parts: list[LazySimilarity]) -> LazySimilarity:
+        """S of the tokens of several, which have one query and no shrinkage in only some."""
+        for part in parts:
+            part.unchanged()
+        mk, ms, twin = (
+            None if any(x is None for x in tensors) else torch.cat(tensors, dim)  # type: ignore[arg-type]
+            for tensors, dim in (
+                ([part.inputs[0] for part in parts], 2),
+                ([part.inputs[1] for part in parts], 2),
+                ([part.twin for part in parts], 1),
+            )
+        )
+        assert mk is not None
+        return LazySimilarity(mk, ms, *parts[0].inputs[2:], twin)
 
 
 class LazyAffinity(Lazy):
-    """W [B, N, Q] of Eq. 1."""
+    """W [B, N, Q] of Eq. 1.
+
+    check: called with the values [B, O, CV, N] and the readout [B, O, CV, Q] of every product,
+    where the host's functions are verified.
+    """
+
+    check: Callable[[Tensor, Tensor], None] | None = None
 
     def product(self, values: Tensor) -> Tensor | None:
         """``values @ W`` for values [B, CV, N] or, with B = 1, [O, CV, N] or [CV, N]; else None."""
@@ -120,11 +172,17 @@ class LazyAffinity(Lazy):
         if isinstance(values, Lazy) or values.shape[-1:] != (n,):
             return None
         if values.dim() == 3 and values.shape[0] == b:
-            return as_product(self.read(values[:, None])[:, 0].contiguous())
+            return self._checked(values[:, None])[:, 0]
         if b == 1 and values.dim() in (2, 3):
-            readout = self.read(values[None] if values.dim() == 3 else values[None, None])
-            return as_product((readout[0] if values.dim() == 3 else readout[0, 0][None]).contiguous())
+            readout = self._checked(values[None] if values.dim() == 3 else values[None, None])
+            return readout[0] if values.dim() == 3 else readout[0, 0][None]
         return None
+
+    def _checked(self, values: Tensor) -> Tensor:
+        readout = as_product(self.read(values).contiguous())
+        if self.check is not None:
+            self.check(values, readout)
+        return readout
 
     def read(self, mv: Tensor) -> Tensor:
         """Eq. 1 for mv [B, O, CV, N]: [B, O, CV, Q]."""
@@ -177,6 +235,28 @@ class SoftAffinity(LazyAffinity):
         mk, ms, qk, qe = self.inputs
         ones = mk.new_ones(mk.shape[0], 1, 1, mk.shape[2])
         return api.memory_read(mk, ms, ones, qk, qe, return_usage=True)[1]
+
+
+def _tokens(index: Any) -> slice | None:
+    """The slice of tokens that an index of S takes whole; None for any other index."""
+    whole = slice(None)
+    if not isinstance(index, tuple) or len(index) not in (2, 3) or any(not isinstance(x, slice) for x in index):
+        return None
+    if index[0] != whole or index[2:] not in ((), (whole,)) or index[1].step not in (None, 1):
+        return None
+    return index[1]
+
+
+def _one_query(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether these arguments of torch.cat join tokens of one query, none of them computed."""
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    parts = args[0] if args and isinstance(args[0], (list, tuple)) else ()
+    if not parts or dim not in (1, -2) or set(kwargs) - {"dim"}:
+        return False
+    if not all(isinstance(x, LazySimilarity) and not x.computed for x in parts):
+        return False
+    ms, qk, qe = parts[0].inputs[1:]
+    return all((x.inputs[1] is None) == (ms is None) and x.inputs[2] is qk and x.inputs[3] is qe for x in parts)
 
 
 def as_product(x: Tensor) -> Tensor:

@@ -24,17 +24,23 @@ class VerifiedCalls:
 class PatchReport:
     """The report of a patch; ``print`` it.
 
-    bound: "module.name -> ours" for every name. adopted: managers without objects that were taken
-    over. left: subclasses of a host's manager, which stay on its own code.
+    bound: "module.name -> ours" for every name. levels: per copy of a host whether its manager or
+    only its functions were replaced. adopted: managers without objects that were taken over. left:
+    what stays on the host's own code, and why. untrusted: the fingerprint of every copy whose code
+    no known version has.
     """
 
     families: list[str] = field(default_factory=list)
     bound: list[str] = field(default_factory=list)
+    levels: dict[str, str] = field(default_factory=dict)
     adopted: int = 0
     left: list[str] = field(default_factory=list)
     verify: bool = False
     steps: dict[str, VerifiedCalls] = field(default_factory=dict)
     host_stopped: list[str] = field(default_factory=list)  # calls in which the host alone raised
+    not_compared: int = 0  # affinities of the host's functions that were not compared
+    failed: bool = False  # whether a verified call differed
+    untrusted: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -53,6 +59,12 @@ class PatchReport:
         steps = self.steps.values()
         return sum(s.seconds for s in steps), sum(s.host_seconds for s in steps)
 
+    @property
+    def trust(self) -> list[str]:
+        """After a clean verified run, what ``trust=`` takes for this code; else nothing."""
+        clean = self.verify and self.reads and not (self.failed or self.host_stopped or self.not_compared)
+        return sorted(set(self.untrusted.values())) if clean else []
+
     def count(self, name: str, difference: float, settled: bool, seconds: float, host_seconds: float) -> None:
         """Counts one verified call."""
         with self._lock:
@@ -65,6 +77,7 @@ class PatchReport:
 
     def __str__(self) -> str:
         lines = [f"patched {', '.join(self.families)}"]
+        lines += [f"  {where}: {level}" for where, level in self.levels.items()]
         lines += [f"  {line}" for line in self.bound]
         if self.adopted:
             lines.append(f"  {self.adopted} memory managers without objects taken over")
@@ -78,6 +91,9 @@ class PatchReport:
         if ours + host:
             lines.append(f"  share of the time: ours {ours / (ours + host):.0%}, the host's {host / (ours + host):.0%}")
         lines += [f"  the host stopped: {what}" for what in self.host_stopped]
+        if self.not_compared:
+            lines.append(f"  {self.not_compared} affinities not compared, since their numbers were used by themselves")
+        lines += [f"  verified without a difference; from now on: xmemk.patch(..., trust={x!r})" for x in self.trust]
         return "\n".join(lines)
 
 

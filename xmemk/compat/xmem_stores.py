@@ -96,7 +96,11 @@ class StoreView:
     @property
     def use_count(self) -> Tensor | None:
         """[1, 1, N]: the mass each token received."""
-        return self._joined(lambda arena, run: arena.use.rows(run)[:, None]) if self.count_usage else None
+        return (
+            self._joined(lambda arena, run: arena.use.rows(run).to(arena.spec.number)[:, None])
+            if self.count_usage
+            else None
+        )
 
     @property
     def life_count(self) -> Tensor | None:

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ..testing import Inputs
 from .report import PatchReport
-from .verify import Judge, twin_of
+from .verify import Judge, same_settings, twin_of
 from .xmem import MemoryManager
+
+_KEPT_BY_OURS = ("work_mem", "long_mem", "hidden")
 
 
 def verified(original: Callable[[Any], Any], report: PatchReport) -> type[MemoryManager]:
@@ -48,6 +50,7 @@ def verified(original: Callable[[Any], Any], report: PatchReport) -> type[Memory
                         lambda queries, group=group: inputs(group, queries),  # type: ignore[misc]
                         self.top_k,
                     )
+                judge.attributes(self, host, but=_KEPT_BY_OURS)
                 self._compare_counters(judge, host)
                 judge.report_to(report, "read")
             return ours
@@ -64,6 +67,7 @@ def verified(original: Callable[[Any], Any], report: PatchReport) -> type[Memory
             with judge.watch.host():
                 done = self._try_host(judge, lambda: host.add_memory(*frame) or True)
             if done:
+                judge.attributes(self, host, but=_KEPT_BY_OURS)
                 self._compare_stores(judge, host)
                 judge.report_to(report, "add")
 
@@ -71,9 +75,10 @@ def verified(original: Callable[[Any], Any], report: PatchReport) -> type[Memory
             self._calls[kind] += 1
             after = f" (after {self._calls['add']} memory frames)" if kind == "read" else ""
             if self._host is not None:
+                same_settings(self, self._host)
                 for name in self._stores():
                     _copy_state(getattr(self, name), getattr(self._host, name))
-            return Judge(f"{kind} {self._calls[kind]}{after} of XMem's MemoryManager"), self._host
+            return Judge(f"{kind} {self._calls[kind]}{after} of XMem's MemoryManager", report), self._host
 
         def _try_host(self, judge: Judge, call: Callable[[], Any]) -> Any:
             try:

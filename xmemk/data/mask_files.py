@@ -7,15 +7,25 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masks import MaskError, mask_size, read_mask
-from .source import IMAGES, FrameSource
+from .images import image_files
+from .label_rules import LabelRule
+from .mask_values import MaskError, mask_size
+from .masks import AUTOMATIC
+from .source import FrameSource
 
 
-def find_masks(path: Path, source: FrameSource, start: int = 0) -> dict[int, Path]:
+class MaskFiles(dict[int, Path]):
+    """Mask files by frame number, and the rule by which :func:`mask_for` reads their labels."""
+
+    rule: LabelRule = AUTOMATIC
+
+
+def find_masks(path: Path, source: FrameSource, start: int = 0, rule: LabelRule = AUTOMATIC) -> MaskFiles:
     """The mask files by frame number, beginning with the first one that has an object.
 
-    path: a folder of PNGs named as frames, or the PNG of frame ``start``. A folder may have a mask
-    for every frame, so only headers are read of the files after the first.
+    path: a folder of images named as frames, or the image of frame ``start``. A folder may have a
+        mask for every frame, so only headers are read of palette and 8-bit masks after the first.
+    rule: how values become labels. That of the result has one number for each colour.
 
     Raises MaskError where the files do not fit the video.
     """
@@ -24,30 +34,39 @@ def find_masks(path: Path, source: FrameSource, start: int = 0) -> dict[int, Pat
             raise MaskError(f"{path}: the video has {source.frames} frames, so there is no frame {start} to start with")
         by_frame = {start: path}
     else:
-        files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in IMAGES}
+        files = {file.stem: file for file in image_files(path, MaskError)}
         if not files:
             raise MaskError(f"{path}: a folder without masks")
         by_frame = dict(sorted((_number(stem, source, file), file) for stem, file in files.items()))
     for file in by_frame.values():
-        _expect_shape(source, file)
-    first = next((n for n, file in by_frame.items() if bool((mask_for(source, file) > 0).any())), None)
+        _expect_shape(source, file, *mask_size(file))
+    rule = rule.fitted(by_frame.values())
+    first = next((n for n, file in by_frame.items() if bool((mask_for(source, file, rule) > 0).any())), None)
     if first is None:
         raise MaskError(f"{path}: has no object, every pixel is background (label 0)")
-    return {number: file for number, file in by_frame.items() if number >= first}
+    masks = MaskFiles({number: file for number, file in by_frame.items() if number >= first})
+    masks.rule = rule
+    return masks
 
 
-def _expect_shape(source: FrameSource, file: Path) -> None:
-    """Raises MaskError unless the mask has the video's aspect ratio, to within a pixel."""
-    width, height = mask_size(file)
-    aspect = source.width / source.height
-    if min(abs(width - height * aspect), abs(height - width / aspect)) >= 1:
+def _expect_shape(source: FrameSource, file: Path, width: int, height: int) -> None:
+    """Raises MaskError unless the mask has the shape of frames, or that which players show."""
+    shown = source.width * source.pixel_aspect
+    if not any(
+        min(abs(width - height * w / source.height), abs(height - width * source.height / w)) < 1
+        for w in (source.width, shown)
+    ):
         video = f"{source.width}x{source.height}"
-        raise MaskError(f"{file}: is {width}x{height}, which is not the shape of the video, {video}")
+        turned = ""
+        if source.orientation.transposed and abs(height - width * source.width / source.height) < 1:
+            turned = f"; its frames are {source.orientation} for display, so turn the mask likewise"
+        raise MaskError(f"{file}: is {width}x{height}, which is not the shape of the video, {video}{turned}")
 
 
-def mask_for(source: FrameSource, file: Path) -> Tensor:
+def mask_for(source: FrameSource, file: Path, rule: LabelRule = AUTOMATIC) -> Tensor:
     """The labels [H, W] uint8 of a file at the video's size, scaled by nearest neighbour."""
-    mask = read_mask(file)
+    mask = rule.labels(file)
+    _expect_shape(source, file, mask.shape[1], mask.shape[0])
     size = source.height, source.width
     return mask if mask.shape == size else F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
 

@@ -5,45 +5,47 @@ Only a few frames are in memory at any time.
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Literal
 
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .video import VideoError, probe, read_frames
+from .images import IMAGES, image_files, read_image
+from .orientation import AS_STORED, Orientation
+from .read_ahead import AHEAD, ahead
+from .video import VideoError, probe, read_timed_frames
 
-IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-AHEAD = 4  # frames decoded ahead of the one in use
-
-T = TypeVar("T")
+Missing = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """One frame: RGB uint8 [H, W, 3], its 0-based number, and its name without a suffix.
+    """One frame as a player shows it: RGB uint8 [H, W, 3], its 0-based number, and its name.
 
-    The name is that of the image file; of a video, the number in five digits.
+    The name is that of the image file without its suffix; of a video, the number in five digits.
+    time: in seconds, on the clock of the video file, which audio shares; it need not begin at 0.
     """
 
     number: int
     name: str
     image: Tensor
+    time: Fraction = Fraction(0)
 
 
 @dataclass(frozen=True)
 class FrameSource:
-    """A video or a folder of images.
+    """A video or a folder of images, whose frames are read as a player shows them.
 
-    frames: their number, None where the video does not say. names: of a folder's images, in order.
+    width, height: of the frames as read. frames: their number, None where the video does not say.
+    rate: frames per second, on average. names: of a folder's images, in order.
+    pixel_aspect: width by height of a pixel. Frames keep their pixels, so a player shows them
+        ``width * pixel_aspect`` wide.
+    orientation: how stored frames were turned. Masks are wanted in the shown orientation.
+    skipped: how many numbers are missing in a folder that was opened with ``missing="skip"``.
     """
 
     path: Path
@@ -52,26 +54,53 @@ class FrameSource:
     frames: int | None
     rate: Fraction
     names: tuple[str, ...] | None
+    pixel_aspect: Fraction = Fraction(1)
+    orientation: Orientation = AS_STORED
+    skipped: int = 0
 
-    def read(self, start: int = 0) -> Iterator[VideoFrame]:
-        """The frames from number ``start`` on.
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for a person, where frames are not shown as they are stored."""
+        sentences = []
+        size = f"{self.width}x{self.height}"
+        if self.orientation != AS_STORED:
+            sentences.append(
+                f"{self.path}: frames are {self.orientation}, as the file says; masks are in that orientation, {size}"
+            )
+        if self.pixel_aspect != 1:
+            shown = f"{round(self.width * self.pixel_aspect)}x{self.height}"
+            sentences.append(f"{self.path}: pixels are not square; masks have the stored {size}, players show {shown}")
+        if self.skipped:
+            sentences.append(f"{self.path}: {self.skipped} missing frame(s) are left out")
+        return tuple(sentences)
+
+    def read(self, start: int = 0, count: int = AHEAD, pinned: bool = False) -> Iterator[VideoFrame]:
+        """The frames from number ``start`` on, of which a thread decodes ``count`` ahead.
+
+        pinned: whether images are in memory from which a GPU copies beside its work.
 
         Raises VideoError at a frame that cannot be read or whose size is not that of the first.
         """
-        return ahead(self._folder(start) if self.names is not None else self._video(start), AHEAD)
+        frames = self._video(start) if self.names is None else self._folder(start)
+        return ahead((replace(f, image=f.image.pin_memory()) for f in frames) if pinned else frames, count)
 
     def name_of(self, number: int) -> str:
         """The name of a frame, without its suffix."""
         return f"{number:05d}" if self.names is None else Path(self.names[number]).stem
 
     def _video(self, start: int) -> Iterator[VideoFrame]:
-        for number, image in enumerate(read_frames(self.path, start=start), start):
-            yield self._checked(VideoFrame(number, self.name_of(number), image))
+        for number, (time, image) in enumerate(read_timed_frames(self.path, start=start), start):
+            yield self._checked(VideoFrame(number, self.name_of(number), image, time))
 
     def _folder(self, start: int) -> Iterator[VideoFrame]:
         assert self.names is not None
-        for number, name in enumerate(self.names[start:], start):
-            yield self._checked(VideoFrame(number, Path(name).stem, read_image(self.path / name)))
+        yield from map(self.image_frame, range(start, len(self.names)))
+
+    def image_frame(self, number: int) -> VideoFrame:
+        """A frame of a folder of images."""
+        assert self.names is not None
+        name = self.names[number]
+        return self._checked(VideoFrame(number, Path(name).stem, read_image(self.path / name), number / self.rate))
 
     def _checked(self, frame: VideoFrame) -> VideoFrame:
         height, width = frame.image.shape[:2]
@@ -82,103 +111,49 @@ class FrameSource:
         return frame
 
 
-def open_source(path: str | Path, rate: Fraction = Fraction(25)) -> FrameSource:
-    """Opens a video file, or a folder whose images (.jpg, .png, ...) are frames in order of name.
+def open_source(path: str | Path, rate: Fraction = Fraction(25), missing: Missing = "error") -> FrameSource:
+    """Opens a video file, or a folder whose images (.jpg, .png, ...) are frames.
 
-    rate: frames per second, for a folder. Raises VideoError.
+    Images are in the natural order of their names: 2.png is before 10.png.
+
+    rate: frames per second, for a folder.
+    missing: of a folder whose numbers have a gap: "error" refuses it, "skip" goes on without the
+        missing frames.
+
+    Raises VideoError; ValueError for another value of ``missing``.
     """
+    if missing not in ("error", "skip"):
+        raise ValueError(f"missing: wanted 'error' or 'skip', got {missing!r}")
     path = Path(path)
     if not path.is_dir():
         info = probe(path)
-        return FrameSource(path, info.width, info.height, info.frames, info.rate, None)
-    names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
-    if not names:
+        return FrameSource(
+            path, info.width, info.height, info.frames, info.rate, None, info.pixel_aspect, info.orientation
+        )
+    files = image_files(path, VideoError)
+    if not files:
         raise VideoError(f"{path}: a folder without images ({', '.join(IMAGES)})")
-    doubles = {Path(a).stem for a, b in pairwise(names) if Path(a).stem == Path(b).stem}
-    if doubles:
-        raise VideoError(f"{path}: two images of one name, {sorted(doubles)[0]!r}: results could not be told apart")
-    missing = _missing(names)
-    if missing is not None:
-        raise VideoError(f"{path}: frame {missing} is missing between {names[0]} and {names[-1]}")
-    height, width = read_image(path / names[0]).shape[:2]
-    return FrameSource(path, width, height, len(names), rate, tuple(names))
+    names = tuple(file.name for file in files)
+    absent = _missing([file.stem for file in files])
+    if absent and missing == "error":
+        more = f" and {len(absent) - 1} more are missing" if len(absent) > 1 else " is missing"
+        raise VideoError(
+            f"{path}: frame {absent[0]}{more} between {names[0]} and {names[-1]}; "
+            "give missing='skip' (xmemk segment --missing skip) to go on without"
+        )
+    height, width = read_image(files[0]).shape[:2]
+    return FrameSource(path, width, height, len(names), rate, names, skipped=len(absent))
 
 
-def read_image(path: str | Path) -> Tensor:
-    """The image as RGB uint8 [H, W, 3]. Raises VideoError where it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB")))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise VideoError(f"{path}: not an image that can be read") from error
-
-
-def _missing(names: list[str]) -> str | None:
-    """The first missing name of numbers in equal steps; None for other names, or without a gap."""
-    stems = [Path(name).stem for name in names]
+def _missing(stems: list[str]) -> list[str]:
+    """The missing names of numbers in equal steps; none of other names, or without a gap."""
     if len(stems) < 3 or not all(stem.isascii() and stem.isdigit() for stem in stems):
-        return None
+        return []
     numbers = [int(stem) for stem in stems]
     steps = [b - a for a, b in pairwise(numbers)]
     step = min(steps)
     # Sampled videos may count in fives. A gap is a larger step where most steps are the smallest.
     if step <= 0 or any(s % step for s in steps) or 2 * sum(s != step for s in steps) > len(steps):
-        return None
-    for number, s in zip(numbers, steps):
-        if s != step:
-            return str(number + step).zfill(len(stems[0]))
-    return None
-
-
-class _End(Generic[T]):
-    """Marks the end of the items in the queue, with the error that ended them if there is one."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
-
-
-def ahead(items: Iterator[T], count: int) -> Iterator[T]:
-    """The same items, of which a thread fetches up to ``count`` before they are needed.
-
-    The thread ends with the iteration. An error of ``items`` is raised where the iteration reaches
-    it.
-    """
-    waiting: queue.Queue[T | _End[T]] = queue.Queue(max(count, 1))
-    stopped = threading.Event()
-
-    def offer(item: T | _End[T]) -> bool:
-        while not stopped.is_set():
-            try:
-                waiting.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def fetch() -> None:
-        try:
-            for item in items:
-                if not offer(item):
-                    return
-        except BaseException as error:  # raised again where the iteration reaches it
-            offer(_End(error))
-        else:
-            offer(_End(None))
-        finally:
-            close: Callable[[], None] | None = getattr(items, "close", None)
-            if close is not None:
-                close()
-
-    thread = threading.Thread(target=fetch, name="xmemk-read-ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item = waiting.get()
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
+        return []
+    digits = min(len(stem) for stem in stems)
+    return [str(n).zfill(digits) for a, b in pairwise(numbers) for n in range(a + step, b, step)]

@@ -17,22 +17,25 @@ from ..backends import BACKENDS
 from ..data import BUNNY
 from ..data.masks import MaskError, read_object_mask, write_mask
 from ..data.overlay import overlay
-from ..data.video import VideoInfo, VideoWriter, probe, read_frames
+from ..data.video import VideoInfo, probe, read_frames
 from ..measure import machine
 from ..memory import Memory
 from ..reference.config import MemoryConfig
 from ..version import __version__
 from .checked_functions import CheckedFunctions
+from .film import LEAD, Film
+from .memory_view import MemoryFrames
 from .page import write_page
-from .pictures import Spread, contact_sheet, plots
+from .pictures import Spread, captioned, plots, sheet
 from .records import ReadTotals, UpkeepRecord, totals
+from .tint import tints
 from .tracker import MEMORY_CONFIG, DemoTracker
 
 Progress = Callable[[int, int | None, CheckedFunctions], None]
 
 ATTRIBUTION = (
     "The clip is cut from Big Buck Bunny, (c) 2008 Blender Foundation, www.bigbuckbunny.org, licensed CC BY 3.0; "
-    "the red tint is ours."
+    "the tint is ours."
 )
 FEATURES = (
     "none of them trained: colour of the cell and of its surroundings, slopes in four directions, position; the value "
@@ -40,7 +43,7 @@ FEATURES = (
 )
 _SHOWN = 12
 _SMALLEST = 16  # pixels each way
-_PRODUCTS = ("masks", "overlay.mp4", "contact.png", "index.html", "report.json")
+_PRODUCTS = ("masks", "overlay.mp4", "moving.webp", "contact.png", "memory.webp", "index.html", "report.json")
 
 
 @dataclass
@@ -54,7 +57,7 @@ class DemoJob:
     video: Path = BUNNY / "clip.mp4"
     mask: Path = BUNNY / "00040.png"
     start: int = 40
-    out: Path = Path("out")
+    out: Path = Path("out/demo")
     backend: str = "auto"
     original_every: int = 8
     command: str = "xmemk demo"
@@ -181,14 +184,28 @@ def _run(
     ops = CheckedFunctions(job.backend, job.original_every)
     memory = Memory(MemoryConfig.from_dict(MEMORY_CONFIG), functions=ops)
     stages = Stages()
-    shown = Spread(_SHOWN)
+    shown, remembered = Spread(_SHOWN), MemoryFrames()
     tracker: DemoTracker | None = None
     count = 0
+    lead = round(LEAD * info.rate)
+    colours: dict[int, tuple[int, int, int]] = {}
+    line = 50.0
     began = time.perf_counter()
-    with VideoWriter(folder / "overlay.mp4", width, height, info.rate) as writer:
-        for number, image in _numbered(job, (width, height), stages):
+    with Film(folder, width, height, info.rate) as film:
+        for number, image in _numbered(job, max(0, job.start - lead), (width, height), stages):
+            now = time.perf_counter()
+            if number < job.start:
+                film.write(image, image)
+                stages.timed("writing masks and video", now)
+                continue
+            if tracker is None:
+                for _ in range(lead - job.start):  # where too little comes before it, the first frame stands still
+                    film.write(image, image)
+                colours = tints(image, labels)
+                line = 100 * labels.nonzero()[:, 1].float().mean().item() / width  # through the objects
+                now = stages.timed("writing masks and video", now)
             inside = ops.read_seconds + ops.check_seconds
-            start = time.perf_counter()
+            start = now
             if tracker is None:
                 tracker = DemoTracker(memory, image.to(device), labels.to(device))
             else:
@@ -198,9 +215,11 @@ def _run(
             stages.seconds["features, upkeep, edges"] = (
                 stages.seconds.get("features, upkeep, edges", 0.0) + now - start - read_or_checked
             )
+            if tracker.remembered[0] == tracker.frame:
+                remembered.add(number, tracker.remembered[1], image)
             write_mask(folder / "masks" / f"{number:05d}.png", labels)
-            picture = overlay(image, labels)
-            writer.write(picture)
+            picture = overlay(image, labels, tints=colours)
+            film.write(image, picture)
             shown.add(number, picture)
             stages.timed("writing masks and video", now)
             count += 1
@@ -209,7 +228,12 @@ def _run(
         raise ValueError(f"frame {job.start}: is the last of {job.video}, there is nothing to follow")
     stages.seconds["memory reads"] = ops.read_seconds
     read_totals = totals(ops.reads)
-    contact_sheet(shown.chosen()).save(folder / "contact.png")
+    sheet([captioned(f"frame {n}", picture) for n, picture in shown.chosen()]).save(folder / "contact.png")
+    assert ops.last_read is not None  # two frames were followed
+    view = remembered.view(number, image, labels, ops.last_consolidation, ops.last_read)
+    sheet([captioned(*part) for part in (*view.usage, *view.reading)], columns=3).save(
+        folder / "memory.webp", quality=80
+    )
     wall = time.perf_counter() - began - ops.check_seconds
     report = DemoReport(
         version=__version__,
@@ -237,16 +261,17 @@ def _run(
         folder / "index.html",
         report,
         read_totals,
-        folder / "overlay.mp4",
-        folder / "contact.png",
+        folder,
+        line,
+        view,
         plots(read_totals.reads, job.start + 1),
     )
     return report, read_totals
 
 
-def _numbered(job: DemoJob, size: tuple[int, int], stages: Stages) -> Iterator[tuple[int, Tensor]]:
-    frames = read_frames(job.video, size, job.start)
-    number = job.start
+def _numbered(job: DemoJob, number: int, size: tuple[int, int], stages: Stages) -> Iterator[tuple[int, Tensor]]:
+    """The video's frames from ``number`` on, with their numbers."""
+    frames = read_frames(job.video, size, number)
     while True:
         start = time.perf_counter()
         image = next(frames, None)

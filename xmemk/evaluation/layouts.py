@@ -24,11 +24,12 @@ object's first annotation. All other annotations serve as ground truth alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data.source import IMAGES
+from ..data.images import IMAGES, image_files
+from ..data.order import in_order, natural_key
 
 LAYOUTS = ("davis2016", "davis2017", "youtube", "lvos", "mose", "long", "generic")
 SPLITS = ("val", "valid", "test", "test-dev", "train")  # in the order in which they are looked for
@@ -119,8 +120,6 @@ def open_dataset(
         dataset = _by_split(root, layout, split, all_frames)
     else:
         dataset = _flat(root, layout)
-    if not dataset.videos:
-        raise DatasetError(f"{root}: the list of split {dataset.split!r} names no video")
     if videos is not None:
         dataset = replace(dataset, videos=_chosen(dataset, videos))
     played = tuple(back_and_forth(video, repeat) for video in dataset.videos)
@@ -172,11 +171,20 @@ def _davis(root: Path, layout: str, split: str | None, resolution: str | None) -
     if size is None:
         expected = " or ".join(f"JPEGImages/{s}" for s in sizes)
         raise DatasetError(f"{root}: wanted {expected}, found {_listing(root / 'JPEGImages')}")
-    lines = [line.split() for line in lists[split].read_text().splitlines() if line.strip()]
+    try:
+        lines = [line.split() for line in lists[split].read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{lists[split]}: cannot be read as a list of videos ({error})") from error
     # Lists of 2016 have a line for each frame: "/JPEGImages/480p/VIDEO/00000.jpg /Annotations/...".
     names = dict.fromkeys(Path(words[0]).parent.name if "/" in words[0] else words[0] for words in lines)
+    _expect_names(lists[split], split, names)
     videos = _videos(
-        root / "JPEGImages" / size, root / "Annotations" / size, names, joins=False, merged=layout == "davis2016"
+        root / "JPEGImages" / size,
+        root / "Annotations" / size,
+        names,
+        joins=False,
+        merged=layout == "davis2016",
+        listed=lists[split],
     )
     return Dataset(root, layout, split, videos, "davis")
 
@@ -194,7 +202,8 @@ def _by_split(root: Path, layout: str, split: str | None, all_frames: bool | Non
     if all_frames is False or not images.is_dir():
         images = part / "JPEGImages"
     meta = _meta(part / "meta.json")
-    videos = _videos(images, part / "Annotations", list(meta), joins=True)
+    _expect_names(part / "meta.json", split, meta)
+    videos = _videos(images, part / "Annotations", list(meta), joins=True, listed=part / "meta.json")
     return Dataset(root, layout, split, tuple(_named(v, *meta[v.name]) for v in videos), "all")
 
 
@@ -211,28 +220,37 @@ def _flat(root: Path, layout: str) -> Dataset:
 
 
 def _videos(
-    images: Path, annotations: Path, names: Sequence[str] | dict[str, None] | None, *, joins: bool, merged: bool = False
+    images: Path,
+    annotations: Path,
+    names: Collection[str] | None,
+    *,
+    joins: bool,
+    merged: bool = False,
+    listed: Path | None = None,
 ) -> tuple[Video, ...]:
-    """One video for each folder of images, or for each of ``names``.
+    """One video for each folder of images, or for each of ``names``, which the file ``listed`` has.
 
     Raises DatasetError for a video without frames or masks, or with a mask that has no frame.
     """
     if not annotations.is_dir():
         raise DatasetError(f"{annotations}: wanted a folder of masks, found none")
     if names is None:
-        names = sorted(p.name for p in images.iterdir() if p.is_dir())
+        names = [folder.name for folder in in_order(p for p in images.iterdir() if p.is_dir())]
         if not names:
             raise DatasetError(f"{images}: wanted a folder for each video, found {_listing(images)}")
     videos = []
     for name in names:
         frames, masks = _files(images / name, IMAGES), _files(annotations / name, (".png",))
         if not frames:
-            raise DatasetError(f"{images / name}: wanted the frames of video {name}, found {_listing(images / name)}")
+            raise DatasetError(
+                f"{images / name}: wanted the frames of video {name}, found {_listing(images / name)}"
+                + ("" if listed is None else f"; {listed} names the video")
+            )
         if not masks:
             raise DatasetError(
                 f"{annotations / name}: wanted masks of video {name}, found {_listing(annotations / name)}"
             )
-        lost = sorted(set(masks) - set(frames))
+        lost = sorted(set(masks) - set(frames), key=natural_key)
         if lost:
             raise DatasetError(f"{masks[lost[0]]}: video {name} has no frame {lost[0]}; it has {_range(frames)}")
         shots = tuple(Shot(stem, image, masks.get(stem)) for stem, image in frames.items())
@@ -240,24 +258,33 @@ def _videos(
     return tuple(videos)
 
 
+def _expect_names(listed: Path, split: str, names: Collection[str]) -> None:
+    """Raises DatasetError for a list without names, or with others than those of folders."""
+    if not names:
+        raise DatasetError(f"{listed}: the list of split {split!r} names no video")
+    for name in names:
+        if name in ("", ".", "..") or not name.isprintable() or Path(name).name != name:
+            raise DatasetError(f"{listed}: wanted names of folders, got {name!r}")
+
+
 def _meta(path: Path) -> dict[str, tuple[frozenset[int], frozenset[str]]]:
     """Of each video in YouTube-VOS' meta.json: its labels, and the frames that need results."""
     try:
-        videos = json.loads(path.read_text())["videos"]
+        videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
         listed = {}
         for name, video in videos.items():
             objects = video["objects"]
             frames = {str(frame) for one in objects.values() for frame in one["frames"]}
             listed[str(name)] = frozenset(int(label) for label in objects), frozenset(frames)
         return listed
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(
             f'{path}: wanted {{"videos": {{VIDEO: {{"objects": {{LABEL: {{"frames": [...]}}}}}}}}}} ({error!r})'
         ) from error
 
 
 def _named(video: Video, labels: frozenset[int], frames: frozenset[str]) -> Video:
-    lost = sorted(frames - {shot.name for shot in video.shots})
+    lost = sorted(frames - {shot.name for shot in video.shots}, key=natural_key)
     if lost:
         raise DatasetError(f"{video.folder}: frame {lost[0]}, which meta.json names, is missing")
     return replace(_only(video, lambda shot: shot.name in frames), labels=labels)
@@ -304,11 +331,10 @@ def _chosen(dataset: Dataset, names: Sequence[str]) -> tuple[Video, ...]:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The files by stem, in order of name."""
+    """The files by stem, in natural order."""
     if not folder.is_dir():
         return {}
-    names = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
-    return {p.stem: p for p in names}
+    return {file.stem: file for file in image_files(folder, DatasetError, suffixes)}
 
 
 def _range(frames: dict[str, Path]) -> str:
@@ -320,8 +346,7 @@ def _listing(folder: Path) -> str:
     """What is in a folder, in the words of an error."""
     if not folder.is_dir():
         return "no such folder"
-    names = sorted(p.name for p in folder.iterdir())
-    return _first_names(names) or "nothing"
+    return _first_names([path.name for path in in_order(folder.iterdir())]) or "nothing"
 
 
 def _first_names(names: list[str]) -> str:

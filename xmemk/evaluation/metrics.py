@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..data.masks import MaskError, read_mask
+from ..data.label_rules import LabelRule
+from ..data.masks import AUTOMATIC, STORED, MaskError, read_mask
 from .layouts import Dataset, DatasetError, Shot, Video
 
 RULES = ("davis", "all")
@@ -99,16 +100,22 @@ def judge(
 def has_truth(video: Video) -> bool:
     """Whether the video has an annotation that the tracker does not get."""
     seen: set[int] = set()
+    rule = rule_of(video)
     for shot in video.shots:
         if shot.annotation is None:
             continue
         if seen and not video.joins:
             return True
-        labels = _labels(read_mask(shot.annotation))
+        labels = _labels(read_mask(shot.annotation, rule))
         if seen and labels <= seen:
             return True
         seen |= labels
     return False
+
+
+def rule_of(video: Video) -> LabelRule:
+    """How its annotations become labels: each colour is one label in all of them."""
+    return AUTOMATIC.fitted(dict.fromkeys(shot.annotation for shot in video.shots if shot.annotation is not None))
 
 
 def _judged(shots: list[Shot], rule: str) -> list[Shot]:
@@ -119,15 +126,15 @@ def _video(evaluator: Callable[..., Any], video: Video, annotated: list[Shot], j
     judging = evaluator(name=video.name)
     predicted: dict[int, Path] = {}  # the first file with each label
     known: set[int] = set()
-    names = {shot.name for shot in judged}
+    names, rule = {shot.name for shot in judged}, rule_of(video)
     for shot in annotated:
         assert shot.annotation is not None
-        truth = _of(video, read_mask(shot.annotation))
+        truth = _of(video, read_mask(shot.annotation, rule))
         known |= _labels(truth)
         if shot.name not in names:
             continue
         path = folder / f"{shot.name}.png"
-        result = _of(video, read_mask(path))
+        result = _of(video, read_mask(path, STORED))
         if result.shape != truth.shape:
             height, width = truth.shape
             raise MaskError(f"{path}: is {result.shape[1]}x{result.shape[0]}, the annotation {width}x{height}")

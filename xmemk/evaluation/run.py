@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.images import read_image
 from ..data.masks import MaskError, read_colours, read_mask
-from ..data.source import AHEAD, FrameSource, ahead, open_source, read_image
+from ..data.read_ahead import AHEAD, ahead
+from ..data.source import FrameSource, open_source
 from ..data.video import VideoError
+from ..data.whole_files import collect, expect_folder, write_text
 from ..measure.peak import Peak, resident_bytes
 from ..measure.stopwatch import Stopwatch
 from ..network import XMem
@@ -23,6 +26,7 @@ from ..video.labels import scale_of, step_labels, write_labels
 from ..video.resume import weights_digest
 from ..video.tracker import Tracker
 from .layouts import Dataset, DatasetError, Shot, Video
+from .metrics import rule_of
 from .policies import make_memory
 
 GROWTH = (100, 200)  # memory growth is measured between these frames (Sec. 3.1)
@@ -71,13 +75,33 @@ class Cost:
 Progress = Callable[[Video, int, Tracker], None]
 
 
+def check(dataset: Dataset, out: Path, settings: Settings, weights: str, device: str) -> None:
+    """Every check of :func:`run` that needs no network.
+
+    weights: the digest of the network's parameters, :func:`xmemk.video.resume.weights_digest`.
+    device: the type of the network's device.
+
+    Raises ValueError where ``out`` has results of other settings or is part of the dataset.
+    """
+    make_memory(settings.policy, settings.config)
+    _expect_no_input(dataset, out)
+    _expect_settings(out / NOTES, _described(dataset, settings, weights, device))
+
+
 def run(
-    network: XMem, dataset: Dataset, out: Path, settings: Settings, progress: Progress = lambda *_: None
+    network: XMem,
+    dataset: Dataset,
+    out: Path,
+    settings: Settings,
+    progress: Progress = lambda *_: None,
+    weights: str | None = None,
 ) -> list[Cost]:
     """Follows the objects of every video and writes the results that the dataset needs.
 
     A video that an earlier run of the same settings finished is not run again. As in the released
     evaluation, usage is counted in videos that are long enough to fill long-term memory.
+
+    weights: see :func:`check`; None for the digest of ``network``.
 
     The seconds of a frame include resizing it for the network, the tracker's step, resizing the
     result and taking labels; they exclude decoding and writing. They are measured between events of
@@ -88,10 +112,11 @@ def run(
     DatasetError, MaskError or VideoError for input that does not fit; OSError where a result cannot
     be written. The results of finished videos stay.
     """
+    weights = weights or weights_digest(network.state_dict())
+    device = next(network.parameters()).device.type
+    check(dataset, out, settings, weights, device)
+    _write_json(out / NOTES / "settings.json", _described(dataset, settings, weights, device))
     settings = replace(settings, config=replace(settings.config, hidden_dim=network.config.hidden_dim))
-    make_memory(settings.policy, settings.config)
-    _expect_no_input(dataset, out)
-    _check_settings(out / NOTES, _described(network, dataset, settings))
     costs = []
     for video in dataset.videos:
         cost = _finished(out, video)
@@ -117,7 +142,7 @@ def _follow(network: XMem, video: Video, folder: Path, settings: Settings, progr
     config = counting_usage(settings.config, len(video.shots))
     tracker = Tracker(network, memory=make_memory(settings.policy, config), autocast=settings.autocast)
     scale, annotations, idle = scale_of(source, settings.size), _Annotations(video), Stopwatch(enabled=False)
-    folder.mkdir(parents=True, exist_ok=True)
+    _own_folder(folder)
     clock, memory_at, frames = _DeviceClock(tracker.device), {}, 0
     last = len(video.shots) - 1
     peak = Peak(tracker.device)
@@ -159,6 +184,7 @@ class _Annotations:
     def __init__(self, video: Video) -> None:
         self.colours: list[int] | None = None  # of the first annotation
         self._video = video
+        self._rule = rule_of(video)
         self._merged = 0  # the label of all objects as one
 
     def new(self, shot: Shot, known: tuple[int, ...], size: torch.Size) -> tuple[Tensor | None, tuple[int, ...] | None]:
@@ -172,7 +198,7 @@ class _Annotations:
         return torch.where(torch.isin(mask, torch.tensor(new, dtype=mask.dtype)), mask, 0), tuple(new)
 
     def _read(self, path: Path, size: torch.Size) -> Tensor:
-        mask = read_mask(path)
+        mask = read_mask(path, self._rule)
         if mask.shape != size:
             raise MaskError(f"{path}: is {mask.shape[1]}x{mask.shape[0]}, the video {size[1]}x{size[0]}")
         if self.colours is None:
@@ -229,19 +255,20 @@ def _finished(out: Path, video: Video) -> Cost | None:
     return replace(cost, resumed=True)
 
 
-def _described(network: XMem, dataset: Dataset, settings: Settings) -> dict[str, Any]:
+def _described(dataset: Dataset, settings: Settings, weights: str, device: str) -> dict[str, Any]:
     """All that results depend on, as JSON values."""
+    memory = {name: value for name, value in asdict(settings.config).items() if name != "hidden_dim"}  # weights say
     return {
         "dataset": str(dataset.root.resolve()),
         "layout": dataset.layout,
         "split": dataset.split,
         "repeat": dataset.repeat,
-        "weights": weights_digest(network),
-        "device": next(network.parameters()).device.type,
+        "weights": weights,
+        "device": device,
         "policy": settings.policy,
         "size": settings.size,
         "autocast": None if settings.autocast is None else str(settings.autocast),
-        "memory": asdict(settings.config),
+        "memory": memory,
     }
 
 
@@ -254,8 +281,8 @@ def _expect_no_input(dataset: Dataset, out: Path) -> None:
             raise ValueError(f"out: wanted a folder for results, got {out}, which has the dataset's own {video.name}")
 
 
-def _check_settings(notes: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError where the folder has results of other settings, else records these.
+def _expect_settings(notes: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError where the folder has results of other settings.
 
     Which videos are run may differ from run to run.
     """
@@ -264,7 +291,6 @@ def _check_settings(notes: Path, settings: dict[str, Any]) -> None:
         recorded = json.loads(file.read_text())
         different = [name for name, value in settings.items() if recorded[name] != value]
     except FileNotFoundError:
-        _write_json(file, settings)
         return
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{file}: damaged; remove it, and the results that are not of this run") from error
@@ -274,7 +300,12 @@ def _check_settings(notes: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)
+    _own_folder(path.parent)
+    write_text(path, json.dumps(content, indent=1))
+
+
+def _own_folder(path: Path) -> None:
+    """Makes a folder for results, and removes what a killed run left in it."""
+    expect_folder(path.parent, (path.name,))
+    path.mkdir(parents=True, exist_ok=True)
+    collect(path)

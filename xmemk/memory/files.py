@@ -27,7 +27,7 @@ VERSION = 1
 
 # Errors of torch and json for a file that contradicts itself, or that names a device which is not
 # here.
-_CONTRADICTIONS = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError, AssertionError)
+CONTRADICTIONS = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError, AssertionError)
 
 
 def write(
@@ -41,7 +41,7 @@ def write(
 
     Where that fails, an old file stays.
     """
-    safetensors = _safetensors()
+    safetensors = safetensors_package()
     tensors: dict[str, Tensor] = {}
     state = state_of(config, layout, groups, sensory, tensors)
     path = Path(path)
@@ -81,7 +81,7 @@ def read(
     ValueError, naming the file, where it is cut off, is no memory, is of a newer version, or
     contradicts itself.
     """
-    safetensors = _safetensors()
+    safetensors = safetensors_package()
     with open(path, "rb"):  # OSError for a file that is missing or may not be read
         pass
     device = None if device is None else torch.empty(0, device=device).device
@@ -93,12 +93,12 @@ def read(
             if metadata.get("version") != str(VERSION):
                 raise ValueError(f"version {metadata.get('version')} of the format")
             return restore(json.loads(metadata["state"]), file, device, backend, graphs)
-    except (safetensors.SafetensorError, *_CONTRADICTIONS) as error:
+    except (safetensors.SafetensorError, *CONTRADICTIONS) as error:
         expected = f"{path}: wanted a whole file that Memory.save wrote, version {VERSION}"
         raise ValueError(f"{expected}, got: {error}") from error
 
 
-def _safetensors() -> Any:
+def safetensors_package() -> Any:
     try:
         import safetensors
         import safetensors.torch

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..reference.config import MemoryConfig
+from .arena import Arena
 from .checks import FrameLayout
 from .functions import PUBLIC
 from .graph import Captures
@@ -55,6 +56,10 @@ class MemoryRules:
             stored_value_dtype=None if config.value_dtype is None else getattr(torch, config.value_dtype),
             count_long_term=config.enable_long_term_count_usage,
         )
+
+    def arena(self, spec: Spec) -> Arena:
+        """An empty arena."""
+        return Arena(spec, self.functions, self.graphs)
 
     def is_full(self, frames: int) -> bool:
         """Whether working memory has reached T_max frames."""
@@ -114,3 +119,6 @@ def bytes_needed(
     specs = [rules.spec(count) for count in objects]
     shared = rules.spec(0).nbytes if config.groups == "xmem" else 0
     return sum(spec.nbytes for spec in specs) - shared * max(0, len(specs) - 1)
+
+
+Rules = MemoryRules  # the name in pickles of version 0.1

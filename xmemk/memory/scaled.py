@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..inputs import MemoryInputs, QueryInputs
 from .bank import Bank
+from .choice import Recall
 from .spec import LARGEST_CODE, Spec
 from .table import Run
 from .values import Values
@@ -30,8 +31,12 @@ class ScaledValues(Values):
         super().__init__(spec, functions)
         self.groups = spec.value_scales
         self.group = -(-spec.value_channels // self.groups)
-        self.scale = Bank(spec.batch, (spec.objects, self.groups), torch.float32, spec.device)
-        self.banks.append(self.scale)
+        self.banks.append(Bank(spec.batch, (spec.objects, self.groups), torch.float32, spec.device))
+
+    @property
+    def scale(self) -> Bank:
+        """The bank of scales."""
+        return self.banks[1]
 
     def write(self, run: Run, value: Tensor) -> None:
         """Stores value [B, O, CV, n], rounded, for the tokens of the run."""
@@ -44,8 +49,8 @@ class ScaledValues(Values):
         code = (x / scale.unsqueeze(4)).flatten(3)[..., : value.shape[2]].clamp(-largest, largest)
         if self.bank.dtype == torch.int8:
             code = code.round()
-        self.bank.rows(run).copy_(code)
-        self.scale.rows(run).copy_(scale)
+        self.bank.write(run, code)
+        self.scale.write(run, scale)
 
     def read(
         self,
@@ -56,12 +61,15 @@ class ScaledValues(Values):
         top_k: int | None,
         return_usage: bool,
         backend: str,
+        recall: Recall | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See :meth:`Values.read`."""
-        if top_k is not None and top_k < sum(run.tokens for run in runs):
-            weight, index, *usages = self.functions.affinity_topk(
-                keys.mk, keys.ms, *queries, top_k=top_k, return_usage=return_usage, backend=backend
-            )
+        if top_k is not None:
+            options: dict[str, Any] = {"top_k": top_k, "return_usage": return_usage, "backend": backend}
+            if recall is None:
+                weight, index, *usages = self.functions.affinity_topk(keys.mk, keys.ms, *queries, **options)
+            else:
+                weight, index, *usages = recall.affinity(self.functions, keys, queries, **options)
             scales = [self.scale.view(run) for run in runs]
             readout = self.functions.readout_topk(self.segments(runs), weight, index, scale=scales, backend=backend)
             return readout.to(self.spec.value_dtype), usages[0] if usages else None

@@ -37,14 +37,14 @@ class Spec:
     def nbytes(self) -> int:
         """Bytes of an arena before it grows.
 
-        Each of ``long_term`` + ``frames`` * HW tokens has a key, a shrinkage, a use, a birth (8
-        bytes) and a value per object. Each token of a frame also has a selection.
+        Each of ``long_term`` + ``frames`` * HW tokens has a key, a shrinkage, a use and a birth (8
+        bytes each) and a value per object. Each token of a frame also has a selection.
         """
         in_frames = self.frames * self.frame
         key = self.key_channels * self.key_dtype.itemsize
         stored = self.stored_value_dtype or self.value_dtype
         value = self.value_channels * stored.itemsize + self.value_scales * 4
-        token = key + 2 * self.number.itemsize + 8 + self.objects * value
+        token = key + self.number.itemsize + 8 + 8 + self.objects * value
         selection = in_frames * key if self.has_selection else 0
         return self.batch * ((self.long_term + in_frames) * token + selection)
 

@@ -40,7 +40,7 @@ def state_of(
     """The JSON of a memory. Its tensors are added to ``tensors``, on the CPU."""
     state = {
         "config": asdict(config),
-        "layout": None if layout is None else _layout_as_json(layout),
+        "layout": None if layout is None else layout_as_json(layout),
         "groups": None if groups is None else _groups_as_json(groups, tensors),
         "sensory": list(sensory.objects),
     }
@@ -57,7 +57,7 @@ def restore(
     Raises one of many errors where the two do not match; :func:`.files.read` makes it a ValueError.
     """
     config = MemoryConfig(**state["config"])
-    layout = None if state["layout"] is None else _layout_from_json(state["layout"], device)
+    layout = None if state["layout"] is None else layout_from_json(state["layout"], device)
     sensory = SensoryMemory(config.hidden_dim)
     if state["sensory"]:
         hidden = file.get_tensor("sensory")
@@ -110,7 +110,7 @@ def _separate_from_json(saved: Mapping[str, Any], groups: SeparateGroups, file: 
 
 def _shared_from_json(saved: Mapping[str, Any], groups: SharedGroups, file: Any) -> SharedGroups:
     groups.first = check_labels("objects", saved["objects"])
-    groups.arena = Arena(_spec(saved, groups.rules, groups.first), groups.rules.functions, groups.rules.graphs)
+    groups.arena = groups.rules.arena(_spec(saved, groups.rules, groups.first))
     _fill_arena(saved, groups.arena, "0", file)
     groups.consolidations, groups.evictions = int(saved["consolidations"]), int(saved["evictions"])
     for i, saved_group in enumerate(saved["late"]):
@@ -192,6 +192,8 @@ def _fill(saved: Mapping[str, Any], table: Table, banks: Mapping[str, Bank], nam
             if bank_name == "selection" and run.block == LONG_TERM:
                 continue
             rows, tensor = bank.rows(run), file.get_tensor(f"{name}.{bank_name}.{i}")
+            if bank_name == "use" and tensor.dtype == torch.float32:  # of version 0.1
+                tensor = tensor.double()
             if tensor.shape != rows.shape or tensor.dtype != rows.dtype:
                 form = f"{tensor.dtype} {list(tensor.shape)}"
                 raise ValueError(f"{bank_name} of {form}, where {rows.dtype} {list(rows.shape)} belongs")
@@ -201,7 +203,7 @@ def _fill(saved: Mapping[str, Any], table: Table, banks: Mapping[str, Bank], nam
 # Layout
 
 
-def _layout_as_json(layout: FrameLayout) -> dict[str, Any]:
+def layout_as_json(layout: FrameLayout) -> dict[str, Any]:
     return {field.name: _as_text(getattr(layout, field.name)) for field in fields(layout)}
 
 
@@ -210,7 +212,7 @@ def _as_text(value: Any) -> Any:
     return str(value).removeprefix("torch.") if isinstance(value, (torch.dtype, torch.device)) else value
 
 
-def _layout_from_json(saved: Mapping[str, Any], device: torch.device | None) -> FrameLayout:
+def layout_from_json(saved: Mapping[str, Any], device: torch.device | None) -> FrameLayout:
     known = {field.name: saved[field.name] for field in fields(FrameLayout)}
     for name in ("key_dtype", "value_dtype"):
         known[name] = getattr(torch, known[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..inputs import MemoryInputs, QueryInputs
 from .bank import Bank
+from .choice import Recall
 from .spec import Spec
 from .table import Run
 
@@ -27,7 +29,7 @@ class Values:
 
     def write(self, run: Run, value: Tensor) -> None:
         """Stores value [B, O, CV, n] for the tokens of the run."""
-        self.bank.rows(run).copy_(value.permute(0, 3, 1, 2))
+        self.bank.write(run, value.permute(0, 3, 1, 2))
 
     def segments(self, runs: Sequence[Run]) -> list[Tensor]:
         """[B, O, CV, n] of each run, as views."""
@@ -42,11 +44,19 @@ class Values:
         top_k: int | None,
         return_usage: bool,
         backend: str,
+        recall: Recall | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Eq. 1 over the tokens of ``runs``: readout [B, O, CV, Q], and usage [B, N] or None.
 
-        keys: keys and shrinkage of these tokens, a segment per run.
+        keys: keys and shrinkage of these tokens, a segment per run. recall: what the read takes
+        from the one before it.
         """
+        if recall is not None:
+            weight, index, *usages = recall.affinity(
+                self.functions, keys, queries, top_k=top_k, return_usage=return_usage, backend=backend
+            )
+            readout = self.functions.readout_topk(self.segments(runs), weight, index, backend=backend)
+            return readout.to(self.spec.value_dtype), usages[0] if usages else None
         memory = keys._replace(mv=self.segments(runs))
         options: dict[str, Any] = {"return_usage": True} if return_usage else {}
         result = self.functions.memory_read(*memory, *queries, top_k=top_k, backend=backend, **options)
@@ -73,10 +83,17 @@ class Values:
         )
         return prototypes
 
-    def keep(self, index: Tensor, scratch: Tensor, ascending: bool) -> None:
+    def keep(self, index: Tensor, ascending: bool) -> None:
         """See :meth:`.bank.Bank.keep`."""
         for bank in self.banks:
-            bank.keep(index, scratch, ascending)
+            bank.keep(index, ascending)
+
+    def fork(self) -> Values:
+        """See :meth:`.bank.Bank.fork`."""
+        twin = copy.copy(self)
+        twin.banks = [bank.fork() for bank in self.banks]
+        twin.bank = twin.banks[0]
+        return twin
 
     def of(self, rows: Sequence[int], runs: Sequence[Run]) -> Values:
         """The values of some of the objects at ``runs``, copied into banks of their own."""

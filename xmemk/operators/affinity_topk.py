@@ -23,10 +23,10 @@ _affinity_topk = torch.ops.xmemk.affinity_topk.default
 
 
 def affinity_topk(
-    memory: MemoryInputs, queries: QueryInputs, top_k: int, return_usage: bool
+    memory: MemoryInputs, queries: QueryInputs, top_k: int, return_usage: bool, hint: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """-> weight [B, Q, k], index [B, Q, k] with k = min(top_k, N), usage [B, N] or None"""
-    weight, index, usage = _affinity_topk(memory.mk, memory.ms or [], *queries, top_k, return_usage)
+    weight, index, usage = _affinity_topk(memory.mk, memory.ms or [], *queries, top_k, return_usage, hint)
     return weight, index, usage if return_usage else None
 
 

@@ -17,11 +17,11 @@ _memory_read = torch.ops.xmemk.memory_read.default
 
 
 def memory_read(
-    memory: MemoryInputs, queries: QueryInputs, top_k: int | None, return_usage: bool
+    memory: MemoryInputs, queries: QueryInputs, top_k: int | None, return_usage: bool, hint: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """-> readout [B, O, CV, Q], usage [B, N] or None"""
     mk, ms, mv = memory
-    readout, usage = _memory_read(mk, ms or [], mv, *queries, top_k, return_usage)
+    readout, usage = _memory_read(mk, ms or [], mv, *queries, top_k, return_usage, hint)
     return readout, usage if return_usage else None
 
 

@@ -36,26 +36,27 @@ from .native import kernels
 
 define(
     "memory_read_saving(Tensor[] mk, Tensor[] ms, Tensor[] mv, Tensor qk, Tensor? qe, SymInt? top_k,"
-    " bool return_usage) -> (Tensor readout, Tensor usage, Tensor weight, Tensor index)"
+    " bool return_usage, Tensor? hint=None) -> (Tensor readout, Tensor usage, Tensor weight, Tensor index)"
 )
 _memory_read_saving = torch.ops.xmemk.memory_read_saving.default
 
 
 def memory_read_saving(
-    memory: MemoryInputs, queries: QueryInputs, top_k: int | None, return_usage: bool
+    memory: MemoryInputs, queries: QueryInputs, top_k: int | None, return_usage: bool, hint: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """-> readout [B, O, CV, Q], usage [B, N] or None, with gradients for all five inputs"""
     mk, ms, mv = memory
     if top_k is not None and top_k >= memory.tokens:
         top_k = None
-    readout, usage, _, _ = _memory_read_saving(mk, ms or [], mv, *queries, top_k, return_usage)
+    readout, usage, _, _ = _memory_read_saving(mk, ms or [], mv, *queries, top_k, return_usage, hint)
     return readout.to(mv[0].dtype), usage if return_usage else None
 
 
 @fake("memory_read_saving")
 def _fake(
-    mk: Tensors, ms: Tensors, mv: Tensors, qk: Tensor, qe: Tensor | None, top_k: int | None, return_usage: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mk: Tensors, ms: Tensors, mv: Tensors, qk: Tensor, qe: Tensor | None, top_k: int | None, return_usage: bool,
+    hint: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     b, _, q = qk.shape
     readout, usage = empty_readout(mv[0], q), empty_usage(mk, qk, return_usage)
     shape = (b, q, 0 if top_k is None else top_k)
@@ -68,15 +69,16 @@ def _fake(
 
 @triton_kernel("memory_read_saving")
 def _triton(
-    mk: Tensors, ms: Tensors, mv: Tensors, qk: Tensor, qe: Tensor | None, top_k: int | None, return_usage: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mk: Tensors, ms: Tensors, mv: Tensors, qk: Tensor, qe: Tensor | None, top_k: int | None, return_usage: bool,
+    hint: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     memory, queries = MemoryInputs(mk, ms or None, mv), QueryInputs(qk, qe)
     readout, usage, weight, index = kernels().memory_read_saving(memory, queries, top_k, return_usage)
     return readout, or_empty(usage, qk), weight, index
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    mk, ms, mv, qk, qe, _, _ = inputs
+    mk, ms, mv, qk, qe, *_ = inputs
     readout, _, weight, index = output
     ctx.segments = (len(mk), len(ms))
     ctx.mark_non_differentiable(weight, index)
@@ -97,7 +99,7 @@ def _backward(ctx: Any, d_readout: Tensor | None, d_usage: Tensor | None, *_: No
     else:
         grads = memory_read_backward(mk, ms, mv, qk, qe, readout, weight, index, d_readout, d_usage, needed)
     kept = [g if need else None for g, need in zip(grads, needed)]
-    return kept[:n], kept[n : n + m], kept[n + m : -2], kept[-2], kept[-1], None, None
+    return kept[:n], kept[n : n + m], kept[n + m : -2], kept[-2], kept[-1], None, None, None
 
 
 def _gradients_with_graph(

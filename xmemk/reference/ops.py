@@ -62,11 +62,13 @@ def affinity_topk(
     *,
     top_k: int,
     return_usage: bool = False,
+    hint: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """:func:`xmemk.affinity_topk`: softmax over the k most similar tokens.
 
-    Returns weight and index [B, Q, min(k, N)] and, on request, usage [B, N].
+    Returns weight and index [B, Q, min(k, N)] and, on request, usage [B, N]. A hint is checked.
     """
+    _check_hint(hint, mk, qk)
     score = _readable(similarity(mk, ms, qk, qe)).transpose(1, 2)
     n = score.shape[2]
     order = torch.sort(score, dim=2, descending=True, stable=True).indices[:, :, : min(top_k, n)]
@@ -101,11 +103,13 @@ def memory_read(
     *,
     top_k: int | None = None,
     return_usage: bool = False,
+    hint: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`xmemk.memory_read`: Eq. 1, F = v W(k, q).
 
-    W is the softmax of Eq. 2 over all tokens or the k best.
+    W is the softmax of Eq. 2 over all tokens or the k best. A hint is checked.
     """
+    _check_hint(hint, mk, qk)
     mk, ms, mv = _joined(mk), _maybe_joined(ms), _joined(mv)
     if mk.shape[2] == 0:
         raise ValueError("mk: the memory is empty (N = 0); there is nothing to read")
@@ -157,6 +161,23 @@ def evict_lfu(usage: Tensor, keep: int) -> Tensor:
     # As in select_prototypes, but newest first, so that the older of equals is evicted.
     newest_first = torch.sort(-usage.flip(1), dim=1, stable=True).indices[:, :keep]
     return (usage.shape[1] - 1 - newest_first).sort(dim=1).values
+
+
+def _check_hint(hint: Tensor | None, mk: Segments, qk: Tensor) -> None:
+    if hint is None:
+        return
+    if not isinstance(hint, Tensor) or hint.dtype != torch.int64:
+        got = hint.dtype if isinstance(hint, Tensor) else type(hint).__name__
+        raise TypeError(f"hint: wanted an int64 tensor [B, Q, k], got {got}")
+    b, _, q = qk.shape
+    if hint.dim() != 3 or tuple(hint.shape[:2]) != (b, q):
+        raise ValueError(f"hint: wanted [B={b}, Q={q}, k] to go with qk {list(qk.shape)}, got {list(hint.shape)}")
+    if hint.device != qk.device:
+        raise ValueError(f"hint: wanted device {qk.device} as qk, got {hint.device}")
+    tokens = _joined(mk).shape[2]
+    outside = hint[(hint < 0) | (hint >= tokens)]
+    if outside.numel() > 0:
+        raise IndexError(f"hint: wanted 0 to {tokens - 1} (N = {tokens} tokens), got {int(outside[0])}")
 
 
 def _joined(segments: Segments) -> Tensor:

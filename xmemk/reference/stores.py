@@ -46,12 +46,13 @@ class Store:
     def new(cls, key: Tensor, shrinkage: Tensor, selection: Tensor | None, *, count_usage: bool) -> Store:
         """Tokens before their first read.
 
-        Counters and shrinkage are float32, or float64 with float64 keys.
+        Shrinkage is float32, or float64 with float64 keys. Counters are float64, because float32
+        would lose the mass of a read once millions of reads are summed.
         """
         number = torch.promote_types(key.dtype, torch.float32)
         use = life = None
         if count_usage:
-            use = torch.zeros(key.shape[0], key.shape[2], dtype=number, device=key.device)
+            use = torch.zeros(key.shape[0], key.shape[2], dtype=torch.float64, device=key.device)
             life = torch.full_like(use, LIFE_OF_A_NEW_TOKEN)
         return cls(key, shrinkage.to(number), selection, use, life)
 
@@ -71,7 +72,7 @@ class Store:
                 "long-term memory is full and usage was not counted, so nothing can be evicted: "
                 "set enable_long_term_count_usage=True or a larger max_long_term_elements"
             )
-        return self.use / self.life
+        return (self.use / self.life).to(self.shrinkage.dtype)
 
     def read_once(self, usage: Tensor) -> Store:
         """The store after a read in which its tokens received the mass ``usage`` [B, N]."""

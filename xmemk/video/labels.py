@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,14 +10,9 @@ from torch import Tensor
 
 from ..data.masks import labels_of, write_mask
 from ..data.source import FrameSource
+from ..data.whole_files import whole_file
 from ..measure.stopwatch import Stopwatch
 from .tracker import Tracker
-
-_NO_SPACE = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file is larger than files may be here",
-}
 
 
 def scale_of(source: FrameSource, size: int) -> tuple[int, int] | None:
@@ -43,7 +36,23 @@ def step_labels(
     end: bool,
     watch: Stopwatch,
 ) -> Tensor:
-    """The labels [H, W] uint8 of one frame [H, W, 3] uint8, at the frame's size.
+    """The labels [H, W] uint8 of :func:`step_probability`."""
+    probability = step_probability(tracker, image, mask, objects, scale=scale, end=end, watch=watch)
+    with watch("resizing"):
+        return labels_of(probability, (0, *tracker.objects)).cpu()
+
+
+def step_probability(
+    tracker: Tracker,
+    image: Tensor,
+    mask: Tensor | None = None,
+    objects: Sequence[int] | None = None,
+    *,
+    scale: tuple[int, int] | None,
+    end: bool,
+    watch: Stopwatch,
+) -> Tensor:
+    """The probabilities [1 + O, H, W] of one frame [H, W, 3] uint8, at the frame's size.
 
     mask, objects, end: as for :meth:`Tracker.step`; the mask has labels at the frame's size.
     scale: the (H, W) that the network sees, as :func:`scale_of` returns it.
@@ -59,22 +68,14 @@ def step_labels(
     with watch("resizing"):
         if scale is not None:
             probability = F.interpolate(probability[None], size, mode="bilinear")[0]
-        return labels_of(probability, (0, *tracker.objects)).cpu()
+    return probability
 
 
 def write_labels(path: Path, labels: Tensor, colours: Sequence[int] | None = None) -> None:
-    """Writes a mask atomically: a run that is killed while writing leaves no partial file.
+    """Writes a mask wholly or not at all.
 
     colours: as for :func:`xmemk.data.masks.write_mask`. Raises OSError; where there is no space,
     its sentence says which limit was reached.
     """
-    temporary = path.with_suffix(".part")
-    try:
-        write_mask(temporary, labels, *([] if colours is None else [colours]))
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in _NO_SPACE:
-            what = f"{_NO_SPACE[error.errno]}; masks written so far are kept"
-            raise OSError(error.errno, what, str(path)) from error
-        raise
+    with whole_file(path) as unfinished:
+        write_mask(unfinished, labels, *([] if colours is None else [colours]))

@@ -1,8 +1,8 @@
-"""The names and signatures of each host's memory code, by which unchanged copies are recognised.
+"""The names and signatures of each host's memory code: what is called in the same way.
 
-Names, order, kinds and defaults of parameters count; annotations do not. Code that agrees in these
-is called in the same way. A host with another signature, or with an unknown public method, is
-refused by name.
+Names, order, kinds and defaults of parameters count; annotations do not. A manager with another
+signature, or with an unknown public method, is refused by name. What the code does is told from its
+bodies (:mod:`.known`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from .bodies import attributes_of_self
 
 
 class UnknownHost(RuntimeError):
@@ -28,7 +30,8 @@ class Family:
     store: Mapping[str, str]  # of class KeyValueMemoryStore
     functions: Mapping[str, str] = field(default_factory=dict)
     inherited: tuple[str, ...] = ()  # further public methods it may have, which stay its own
-    refusal: str = ""  # why hosts of this family are not served, if they are not
+    own_state: tuple[str, ...] = ()  # what an unknown method may name of self, to be inherited too
+    refusal: str = ""  # why managers of this family are not replaced, if they are not
 
 
 _SOFTMAX = "(similarity, top_k=None, inplace=False, return_usage=False)"
@@ -38,6 +41,18 @@ _FUNCTIONS = {
     "get_affinity": "(mk, ms, qk, qe)",
     "readout": "(affinity, mv)",
 }
+
+# Sensory and object memory, which stay the host's own in Cutie and DEVA.
+_OWN_STATE = (
+    "sensory",
+    "sensory_dim",
+    "obj_v",
+    "object_manager",
+    "get_sensory",
+    "update_sensory",
+    "initialize_sensory_if_needed",
+    "clear_sensory_memory",
+)
 
 XMEM = Family(
     name="XMem",
@@ -91,6 +106,7 @@ CUTIE = Family(
         "purge_except": "(self, obj_keep_idx)",
     },
     functions={**_FUNCTIONS, "get_similarity": "(mk, ms, qk, qe, add_batch_dim=False)"},
+    own_state=_OWN_STATE,
 )
 
 # Known by its interface alone. ``inherited``: methods that stay the host's own.
@@ -114,15 +130,17 @@ DEVA = Family(
         "compress_features",
         "consolidation",
     ),
+    own_state=_OWN_STATE,
 )
 
-# Not served: only their interfaces are known here, and those do not determine the results.
+# Managers that are not replaced: only their interfaces are known here, and those do not determine
+# the results. Their functions may be known.
 XMEM_PLUS_PLUS = Family(
     name="XMem++",
     methods={"match_memory": "(self, query_key, selection, disable_usage_updates=False)"},
     store={},
     refusal="what its permanent memory does with 'ignore' and 'copy_perm_mem_only' cannot be told from its interface, "
-    "so equal results cannot be promised; get_similarity, do_softmax and readout of xmemk.compat.xmem may serve",
+    "so equal results cannot be promised",
 )
 MATANYONE = Family(
     name="MatAnyone",
@@ -131,8 +149,13 @@ MATANYONE = Family(
         "ti=None, last_pix_feat=None, last_pred_mask=None)"
     },
     store={},
-    refusal="how it blends a readout with the last value cannot be told from its interface, so equal results cannot be "
-    "promised; get_similarity, do_softmax and readout of xmemk.compat.cutie may serve",
+    functions={
+        "get_similarity": "(mk, ms, qk, qe, add_batch_dim=False, uncert_mask=None)",
+        "do_softmax": _SOFTMAX,
+        "get_affinity": "(mk, ms, qk, qe, uncert_mask=None)",
+        "readout": "(affinity, mv, uncert_mask=None)",
+    },
+    refusal="its network blends a readout with the last value, which stays its own",
 )
 
 
@@ -153,14 +176,9 @@ def looks_like_a_manager(candidate: Any) -> bool:
     )
 
 
-def no_subclass(manager: type) -> None:
-    """UnknownHost for a manager that derives from another one and would lose its own methods."""
-    for base in manager.__mro__[1:]:
-        if looks_like_a_manager(base):
-            raise UnknownHost(
-                f"{manager.__module__}.{manager.__qualname__}: wanted a host's own manager, found a subclass of "
-                f"{base.__module__}.{base.__qualname__}, whose methods would be lost; xmemk does not replace it"
-            )
+def base_manager(manager: type) -> type | None:
+    """Another class MemoryManager that this one derives from."""
+    return next((base for base in manager.__mro__[1:] if looks_like_a_manager(base)), None)
 
 
 def family_of(manager: Any, families: tuple[Family, ...]) -> Family:
@@ -179,7 +197,12 @@ def family_of(manager: Any, families: tuple[Family, ...]) -> Family:
             if manager.add_memory.__globals__.get("torch") is not torch:  # such as a port to NumPy and onnxruntime
                 raise UnknownHost(f"{where}: wanted code on PyTorch tensors, found a module that does not use torch")
             check_store(manager, family)
-            no_subclass(manager)
+            base = base_manager(manager)
+            if base is not None:
+                raise UnknownHost(
+                    f"{where}: wanted a host's own manager, found a subclass of {base.__module__}.{base.__qualname__}, "
+                    "whose methods would be lost; xmemk does not replace it"
+                )
             return family
         # The nearest family shares the largest part of its methods.
         shared = sum(callable(getattr(manager, name, None)) for name in family.methods) / len(family.methods)
@@ -200,12 +223,18 @@ def check_store(manager: Any, family: Family) -> None:
             raise UnknownHost(f"{complaint} (as {family.name} has it); xmemk does not know this host")
 
 
-def check_functions(functions: Mapping[str, Callable[..., Any]], family: Family, where: str) -> None:
-    """UnknownHost where one of a host's functions is not of the family's form."""
+def family_of_functions(functions: Mapping[str, Callable[..., Any]], where: str) -> Family:
+    """The family whose form get_similarity has, and with it all other functions.
+
+    UnknownHost names the first function of another form.
+    """
+    forms = {family.functions["get_similarity"]: family for family in (XMEM, CUTIE, MATANYONE)}
+    family = forms.get(signature(functions["get_similarity"]), XMEM)
     for name, function in functions.items():
         known, actual = family.functions[name], signature(function)
         if actual != known:
             raise UnknownHost(f"{where}.{name}: wanted the signature {known}, found {actual}; xmemk does not know it")
+    return family
 
 
 def _difference(owner: type, methods: Mapping[str, str | None], where: str) -> str:
@@ -219,9 +248,15 @@ def _difference(owner: type, methods: Mapping[str, str | None], where: str) -> s
     return ""
 
 
+def may_be_inherited(method: Callable[..., Any], family: Family) -> bool:
+    """Whether a method that no known version has names only state that stays the host's own."""
+    names = attributes_of_self(method) or set()
+    return bool(names) and names <= set(family.own_state)
+
+
 def _unknown_method(manager: type, family: Family, where: str) -> str:
     for name in dir(manager):
         known = name in family.methods or name in family.inherited or name.startswith("_")
-        if not known and callable(getattr(manager, name)):
+        if not known and callable(getattr(manager, name)) and not may_be_inherited(getattr(manager, name), family):
             return f"{where}.{name}: found a method with the signature {signature(getattr(manager, name))}, wanted none"
     return ""

@@ -1,0 +1,60 @@
+"""Forks of hosts: copies of a host's files with some lines changed, importable under a new name."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import hosts.xmem_like.memory_manager as xmem_like
+
+
+def import_fork(folder, name, sources, edits, imports=()):
+    """Writes and imports a package: module -> source text; edits: module -> [(pattern, replacement)].
+
+    Every pattern must occur. imports: (pattern, replacement) for all modules. Returns the package.
+    """
+    for module, text in sources.items():
+        for pattern, replacement in edits.get(module, ()):
+            text, count = re.subn(pattern, replacement, text)
+            assert count, f"{module}: nothing matches {pattern!r}"
+        for pattern, replacement in imports:
+            text = re.sub(pattern, replacement, text)
+        path = folder / name / (module.replace(".", "/") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    return [importlib.import_module(f"{name}.{module}") for module in sources]
+
+
+def forget(folder, name):
+    """Removes a fork from the loaded modules and the path."""
+    for module in [x for x in sys.modules if x.split(".")[0] == name]:
+        del sys.modules[module]
+    sys.path[:] = [x for x in sys.path if x != str(folder)]
+
+
+def xmem_fork(folder, name, **edits):
+    """A fork of the stand-in for XMem: its modules memory_manager and inference_core."""
+    home = Path(xmem_like.__file__).parent
+    sources = {path.stem: path.read_text() for path in sorted(home.glob("*.py"))}
+    order = ("memory_util", "kv_memory_store", "memory_manager", "inference_core")
+    modules = import_fork(folder, name, {x: sources[x] for x in order}, edits)
+    return dict(zip(order, modules))
+
+
+def cutie_fork(folder, name, **edits):
+    """A fork of the installed rf-cutie: its modules, by the last part of their names."""
+    import cutie
+
+    home = Path(cutie.__path__[0])
+    order = ("model.utils.memory_utils", "inference.kv_memory_store", "inference.memory_manager")
+    order += ("inference.inference_core",)
+    sources = {x: (home / (x.replace(".", "/") + ".py")).read_text() for x in order}
+    imports = [(rf"from cutie\.{re.escape(x)} ", f"from {name}.{x} ") for x in order]
+    full = {x: edits.get(x.split(".")[-1], ()) for x in order}
+    modules = import_fork(folder, name, sources, full, imports)
+    return {x.split(".")[-1]: module for x, module in zip(order, modules)}

@@ -1,0 +1,63 @@
+"""Signs that a mask was smoothed: values that appear only in lines between others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PIXELS = 16  # fewer pixels of such values are slivers of objects
+_BETWEEN = 0.9  # share of them that lie between a smaller and a larger neighbour
+_RAMP = 24  # distinct values that make a ramp if nearly all neighbours are next in order
+
+
+@dataclass(frozen=True)
+class Areas:
+    """solid: values with a pixel whose eight neighbours have it too, most frequent first.
+
+    lines: the other values. smoothed: whether they look like the edges of a smoothed mask.
+    """
+
+    solid: tuple[int, ...]
+    lines: tuple[int, ...]
+    smoothed: bool
+
+
+def areas(values: NDArray[Any], ordered: bool) -> Areas:
+    """values: [H, W] integer. ordered: whether those between two others may be their mixtures."""
+    distinct, ranks, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = ranks.reshape(values.shape)
+    lowest, highest = _extremes(ranks)
+    has_area = np.zeros(len(distinct), bool)
+    has_area[ranks[lowest == highest]] = True
+    solid = tuple(int(distinct[i]) for i in np.argsort(-counts, kind="stable") if has_area[i])
+    is_line = ~has_area & (distinct > 0)
+    lines = tuple(distinct[is_line].tolist())
+    if counts[is_line].sum() < _PIXELS:
+        return Areas(solid, lines, ordered and _is_ramp(ranks, len(distinct)))
+    many = len(lines) > sum(value > 0 for value in solid)
+    if not ordered:
+        return Areas(solid, lines, many and len(lines) >= 3)
+    in_lines = is_line[ranks]
+    between = ((lowest < ranks) & (ranks < highest))[in_lines].mean() >= _BETWEEN
+    smoothed = (many and len(lines) >= 8) or (between and (len(lines) >= 2 or int(distinct[-1]) >= 64))
+    return Areas(solid, lines, bool(smoothed) or _is_ramp(ranks, len(distinct)))
+
+
+def _extremes(ranks: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The least and the greatest of each pixel's 3 x 3 neighbourhood."""
+    lowest = highest = np.pad(ranks, 1, mode="edge")
+    for axis in (0, 1):
+        count = lowest.shape[axis]
+        low, high = ([x.take(range(i, count - 2 + i), axis) for i in range(3)] for x in (lowest, highest))
+        lowest, highest = np.minimum.reduce(low), np.maximum.reduce(high)
+    return lowest, highest
+
+
+def _is_ramp(ranks: NDArray[Any], distinct: int) -> bool:
+    if distinct < _RAMP:
+        return False
+    steps = np.concatenate([np.abs(np.diff(ranks, axis=axis)).ravel() for axis in (0, 1)])
+    return bool((steps[steps > 0] <= 2).mean() >= 0.8)
