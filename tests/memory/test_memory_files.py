@@ -223,7 +223,7 @@ def test_a_file_that_is_not_there(tmp_path):
 # Writing
 
 
-@pytest.mark.parametrize("broken", ["os.replace", "os.fsync", "safetensors.torch.save_file"])
+@pytest.mark.parametrize("broken", ["os.replace", "os.fsync", "xmemk.memory.files._write_tensors"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(broken, tmp_path, monkeypatch):
     path = tmp_path / "m"
     memory = filled()
