@@ -37,7 +37,7 @@ def png(
 
 
 def packed_rows(labels: Labels, bits: int) -> list[bytes]:
-    """Rows of a PNG whose pixels have fewer than eight bits."""
+    """Rows of a PNG whose pixels have at most eight bits."""
     planes = (labels[:, :, None] >> np.arange(bits - 1, -1, -1)) & 1
     return [np.packbits(row).tobytes() for row in planes.reshape(len(labels), -1)]
 
@@ -68,9 +68,9 @@ def turned(path: Path, labels: Labels) -> None:
     indexed(np.ascontiguousarray(np.rot90(labels))).save(path, exif=exif)
 
 
-def _few_bits(bits: int, kind: int) -> Callable[[Path, Labels], None]:
+def _few_bits(bits: int, kind: int, entries: int = 256) -> Callable[[Path, Labels], None]:
     def write(path: Path, labels: Labels) -> None:
-        chunks = ((b"PLTE", COLOURS[: 1 << bits].tobytes()),) if kind == 3 else ()
+        chunks = ((b"PLTE", COLOURS[: min(1 << bits, entries)].tobytes()),) if kind == 3 else ()
         png(path, packed_rows(labels, bits), (labels.shape[1], labels.shape[0]), bits, kind, chunks)
 
     return write
@@ -85,7 +85,7 @@ def _transparent(path: Path, labels: Labels) -> None:
 MASK_WRITERS: dict[str, tuple[int, str, Callable[[Path, Labels], Any]]] = {
     "palette": (255, ".png", lambda path, x: indexed(x).save(path)),
     "palette of the labels alone": (255, ".png", lambda path, x: indexed(x, int(x.max()) + 1).save(path)),
-    "palette with missing entries": (255, ".png", lambda path, x: indexed(x, 2).save(path)),
+    "palette with missing entries": (255, ".png", _few_bits(8, 3, 2)),
     "palette with a transparent entry": (255, ".png", lambda path, x: indexed(x).save(path, transparency=0)),
     "palette of 1 bit": (1, ".png", _few_bits(1, 3)),
     "palette of 2 bits": (3, ".png", _few_bits(2, 3)),
@@ -159,7 +159,7 @@ def frame_times(draw: st.DrawFn) -> list[Fraction]:
 
 
 def damaged(content: bytes, source: random.Random) -> bytes:
-    """Bits flipped, bytes put in, taken out or overwritten, or the end cut off, up to five times."""
+    """Bits flipped, bytes put in, taken out or overwritten, the end cut off; one to five times."""
     damage = bytearray(content)
     for _ in range(source.choice([1, 1, 2, 5])):
         if not damage:

@@ -54,7 +54,7 @@ def test_a_video_is_read_as_a_player_shows_it(tmp_path, matrix):
     assert mask_for(source, find_masks(tmp_path / "shown.png", source)[0]).shape == shown.shape[:2]
     if shown.shape != PICTURE.shape:
         write_mask(tmp_path / "stored.png", torch.ones(PICTURE.shape[:2], dtype=torch.uint8))
-        with pytest.raises(MaskError, match=r"stored.png: is 48x32, .* 32x48, .*turned clockwise"):
+        with pytest.raises(MaskError, match=r"stored.png: is 48x32, .* 32x48; .* so turn the mask likewise"):
             find_masks(tmp_path / "stored.png", source)
 
 
