@@ -114,8 +114,16 @@ def two_levels():
     return labels
 
 
-def void():
-    """Labels 1 and 2 with a transparent gap, as a palette image whose background is not first."""
+def voc():
+    """An object with PASCAL VOC's void around it."""
+    labels = np.zeros((40, 60), np.uint8)
+    labels[5:35, 5:45] = 255
+    labels[10:30, 10:40] = 3
+    return files.indexed(labels)
+
+
+def background_last():
+    """A palette image whose background is not first."""
     image = Image.fromarray(np.where(np.arange(1200).reshape(30, 40) % 40 < 20, 1, 0).astype(np.uint8), mode="P")
     image.putpalette([255, 0, 0, 0, 0, 0])
     return image
@@ -130,7 +138,8 @@ def void():
         (lambda: smoothed().convert("RGB"), r"in lines between others|no black"),
         (lambda: colour_mask(RED, GREEN).resize((96, 64), Image.BICUBIC), r"--colours 00ff00=1,ff0000=2"),
         (lambda: Image.merge("LA", [Image.new("L", (128, 80), 255), smoothed()]), "has pixels of half opacity"),
-        (void, r"label 0, the background, is drawn in #ff0000, and label 1 is black .* --colours ff0000=1"),
+        (voc, r"label 255 is in thin lines, as the void .* --colours 808000=3,e0e0c0=0 for"),
+        (background_last, r"label 0, the background, is drawn in #ff0000, and label 1 is black .* --colours ff0000=1"),
         (
             lambda: colour_mask(RED, background=(200, 200, 200)),
             r"no black or transparent .* --colours c8c8c8=0,ff0000=1",
@@ -170,6 +179,8 @@ def test_the_ways_out_lead_out(tmp_path):
     assert (read != np.where(wanted == 100, 1, np.where(wanted == 200, 2, 0))).mean() < 0.03
     colour_mask(RED, GREEN).resize((96, 64), Image.BICUBIC).save(path)
     assert read_mask(path, LabelRule.parse(colours="00ff00=1,ff0000=2"))[20, [12, 36]].tolist() == [2, 1]
+    voc().save(path)
+    assert read_mask(path, LabelRule.parse(colours="808000=3,e0e0c0=0"))[20, [6, 20]].tolist() == [0, 3]
     colour_mask(RED, background=(200, 200, 200)).save(path)
     assert read_mask(path, LabelRule.parse(colours="c8c8c8=0,ff0000=1"))[20, [6, 40]].tolist() == [1, 0]
     Image.fromarray(np.array([[0, 24001, 26002]], np.uint16)).save(path)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .mask_values import TRANSPARENT, Kind, MaskError, MaskValues, packed, read_values, stores_labels
 from .palette import palette
-from .smooth_edges import Areas, areas
+from .smooth_edges import Areas, areas, is_outline, ranked
 
 _MOST = 255  # labels besides the background
 
@@ -86,7 +86,7 @@ class LabelRule:
             mask = read_values(path)
             self._expect_hard(path, mask)
             kinds.add(mask.kind)
-            values.update(dict.fromkeys(_integers(path, mask)))
+            values.update(dict.fromkeys(_integers(path, mask.kind, ranked(mask.values)[0])))
         numbers = self._numbered(to_number[0], next(iter(kinds)), list(values))
         as_they_are = kinds == {"grey"} and all(value == label for value, label in numbers.items())
         if len(kinds) > 1 or (len(to_number) < len(paths) and not as_they_are):
@@ -106,12 +106,13 @@ class LabelRule:
         self._expect_hard(path, mask)
         if mask.kind == "index":
             return torch.from_numpy(mask.values.astype(np.uint8))
-        values = _integers(path, mask)
+        distinct, places, _ = ranked(mask.values)
+        values = _integers(path, mask.kind, distinct)
         numbers = dict(self.numbers) if mask.kind == self.kind else {}
         if not set(values) <= set(numbers):
             numbers = self._numbered(path, mask.kind, values)
         table = np.array([numbers[value] for value in values], np.uint8)
-        return torch.from_numpy(table[np.searchsorted(values, mask.values)])
+        return torch.from_numpy(table[places])
 
     @property
     def note(self) -> str:
@@ -180,6 +181,7 @@ class LabelRule:
         """Raises MaskError where it is ambiguous which labels are meant."""
         if self.stored:
             return
+        _expect_no_void(path, mask)
         grey_palette = all(colour in (index * 0x010101, TRANSPARENT) for index, colour in enumerate(mask.colours))
         if mask.kind == "index" and not grey_palette:
             _expect_background_first(path, mask)
@@ -215,6 +217,20 @@ def _expect_background_first(path: str | Path, mask: MaskValues) -> None:
         )
 
 
+def _expect_no_void(path: str | Path, mask: MaskValues) -> None:
+    """Raises MaskError where label 255 is PASCAL VOC's void, the outline of other objects."""
+    if mask.kind == "colour" or mask.values.dtype != np.uint8:
+        return
+    labels = ranked(mask.values)[0].tolist()
+    if labels[-1] == _MOST and is_outline(mask.values, _MOST):
+        stored = mask.colours if mask.kind == "index" else range(0, 0x1000000, 0x010101)
+        pairs = [f"{stored[x]:06x}={x % _MOST}" for x in labels if 0 < x < len(stored)]
+        raise MaskError(
+            f"{path}: label {_MOST} is in thin lines, as the void around objects in PASCAL VOC; give --colours "
+            f"{','.join(pairs)} for background there, or --colours stored if it is an object"
+        )
+
+
 def _way_out(mask: MaskValues, found: Areas) -> str:
     objects = [value for value in found.solid if value > 0][:8]
     if mask.kind == "colour" and len(objects) > 1:
@@ -227,10 +243,10 @@ def _way_out(mask: MaskValues, found: Areas) -> str:
     return f"--threshold {round((top + 1) / 2)} for one object"
 
 
-def _integers(path: str | Path, mask: MaskValues) -> list[int]:
-    """The distinct values in ascending order. Raises MaskError for negative ones."""
-    values = [int(value) for value in np.unique(mask.values).tolist()]
-    if mask.kind == "grey" and values[0] < 0:
+def _integers(path: str | Path, kind: Kind, distinct: NDArray[Any]) -> list[int]:
+    """The distinct values, which are in ascending order. Raises MaskError for negative ones."""
+    values = [int(value) for value in distinct.tolist()]
+    if kind == "grey" and values[0] < 0:
         raise MaskError(f"{path}: has the value {values[0]}, wanted labels from 0 on")
     return values
 
