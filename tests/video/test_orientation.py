@@ -140,6 +140,13 @@ def test_a_missing_frame_is_a_choice(tmp_path):
     source = open_source(tmp_path, missing="skip")
     assert [frame.name for frame in source.read()] == [f"{n:05d}" for n in (0, 1, 2, 3, 4, 6, 7)]
     assert (source.frames, source.skipped) == (7, 1) and "1 missing frame" in source.notes[0]
+    for file in tmp_path.iterdir():
+        file.rename(tmp_path / f"left_{int(file.stem)}b.png")
+    with pytest.raises(VideoError, match=r"frame left_5b is missing between left_0b.png and left_7b.png"):
+        open_source(tmp_path)
+    Image.new("RGB", (8, 6)).save(tmp_path / "left_04b.png")
+    with pytest.raises(VideoError, match=r"frames left_04b and left_4b have one number"):
+        open_source(tmp_path, missing="skip")
     with pytest.raises(ValueError, match="missing: wanted 'error' or 'skip', got 'fill'"):
         open_source(tmp_path, missing="fill")
 
@@ -151,6 +158,15 @@ def test_frames_in_one_line(tmp_path):
     assert [(f.number, f.time, int(f.image[0, 0, 0])) for f in stream] == [(n, Fraction(n, 25), n) for n in (2, 3, 4)]
     with pytest.raises(VideoError, match="no such video file"):
         frames(tmp_path / "absent")
+
+
+def test_two_masks_of_one_frame_are_refused(tmp_path):
+    files.write_video(tmp_path / "clip.mp4", [PICTURE] * 3)
+    (tmp_path / "masks").mkdir()
+    for name in ("1", "00001"):
+        write_mask(tmp_path / "masks" / f"{name}.png", torch.ones(32, 48, dtype=torch.uint8))
+    with pytest.raises(MaskError, match=r"1.png: frame 1 has another mask, 00001.png"):
+        find_masks(tmp_path / "masks", open_source(tmp_path / "clip.mp4"))
 
 
 def grey16(path):
