@@ -132,6 +132,10 @@ def background_last():
 @pytest.mark.parametrize(
     ("image", "words"),
     [
+        (
+            lambda: Image.fromarray(np.array(two_levels()) // 100).resize((256, 160), Image.BILINEAR),
+            "a smoothed mask",
+        ),
         (smoothed, r"has values such as .* in lines between others, .* --threshold 128 for one object"),
         (lambda: smoothed().filter(ImageFilter.GaussianBlur(6)), r"in lines between others"),
         (lambda: Image.linear_gradient("L"), r"in lines between others"),

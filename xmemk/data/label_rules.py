@@ -15,9 +15,11 @@ from torch import Tensor
 
 from .mask_values import TRANSPARENT, Kind, MaskError, MaskValues, packed, read_values, stores_labels
 from .palette import palette
-from .smooth_edges import Areas, areas, is_outline, ranked
+from .smooth_edges import areas, is_outline, ranked
 
 _MOST = 255  # labels besides the background
+_NOISE = 60  # how far the compression of a picture may move a colour
+_DAVIS = tuple(red << 16 | green << 8 | blue for red, green, blue in palette())
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class LabelRule:
                 numbers[0] = 0
             if all(value == (value & 255) * 0x010101 for value in objects) and 0 not in objects:
                 return numbers | {value: value & 255 for value in objects}
-            davis = {red << 16 | green << 8 | blue: label for label, (red, green, blue) in enumerate(palette())}
+            davis = {colour: label for label, colour in enumerate(_DAVIS)}
             if all(value in davis for value in objects) and 0 not in objects:
                 return numbers | {value: davis[value] for value in objects}
         if len(objects) > _MOST:
@@ -185,22 +187,26 @@ class LabelRule:
         grey_palette = all(colour in (index * 0x010101, TRANSPARENT) for index, colour in enumerate(mask.colours))
         if mask.kind == "index" and not grey_palette:
             _expect_background_first(path, mask)
-            return
+            if mask.colours == _DAVIS[: len(mask.colours)]:  # no program blends the indexes of labels
+                return
+        if not np.isfinite(mask.values).all():
+            raise MaskError(f"{path}: has values that are no numbers; save labels from 0 on")
         if mask.values.dtype.kind == "f" and not np.array_equal(mask.values, np.round(mask.values)):
-            top = float(np.nanmax(mask.values))
+            top = float(mask.values.max())
             raise MaskError(f"{path}: has probabilities, not labels; give --threshold {top / 2:.3g} for one object")
-        found = areas(mask.values, ordered=mask.kind != "colour")
+        found = areas(mask.values, ordered=mask.kind == "grey" or (mask.kind == "index" and grey_palette))
+        solid = [mask.colours[x] for x in found.solid if x < len(mask.colours)] if mask.colours else found.solid
         if mask.lossy:
             raise MaskError(
                 f"{path}: wanted a PNG of labels, got {mask.lossy}, which changes labels at edges; save a PNG, or give "
-                f"{_way_out(mask, found)}"
+                f"{_way_out(mask, solid)}"
             )
         if mask.partly or found.smoothed:
             some = f"values such as {', '.join(_name(mask.kind, value) for value in found.lines[:3])}"
             what = "pixels of half opacity" if mask.partly else f"{some} in lines between others"
             raise MaskError(
                 f"{path}: has {what}, as a smoothed mask has; save it without smoothing, or give "
-                f"{_way_out(mask, found)}, or --colours stored if each value is an object"
+                f"{_way_out(mask, solid)}, or --colours stored if each value is an object"
             )
 
 
@@ -212,7 +218,7 @@ def _expect_background_first(path: str | Path, mask: MaskValues) -> None:
     if empty and present[0] == 0:
         raise MaskError(
             f"{path}: label 0, the background, is drawn in {_name('colour', mask.colours[0])}, and label {empty[0]} is "
-            f"black or transparent; give --colours {_listed(mask.colours[i] for i in present if i not in empty)} for "
+            f"black or transparent; give --colours {_listed(_far_apart(mask.colours[i] for i in present))} for "
             "objects by colour, or --colours stored for labels as stored"
         )
 
@@ -231,16 +237,24 @@ def _expect_no_void(path: str | Path, mask: MaskValues) -> None:
         )
 
 
-def _way_out(mask: MaskValues, found: Areas) -> str:
-    objects = [value for value in found.solid if value > 0][:8]
-    if mask.kind == "colour" and len(objects) > 1:
-        return f"--colours {_listed(objects)}"
-    if mask.kind == "colour":
-        return "--threshold 128 for one object"
-    top = max(float(mask.values.max()), 1)
-    if len(objects) > 1 and top <= _MOST and not found.smoothed:
-        return f"--colours {_listed(value * 0x010101 for value in sorted(objects))}"
-    return f"--threshold {round((top + 1) / 2)} for one object"
+def _way_out(mask: MaskValues, solid: Sequence[int]) -> str:
+    """Options that would settle a mask, given the values that have areas, most frequent first."""
+    objects = _far_apart(solid) if mask.kind == "colour" or mask.colours else []
+    if objects:
+        return f"--colours {_listed(objects)} for these objects"
+    top = 255.0 if mask.kind == "colour" or mask.colours else max(float(mask.values.max()), 1)
+    return f"--threshold {round((top + 1) / 2)} for one object, --colours LIST for several by colour"
+
+
+def _far_apart(colours: Iterable[int]) -> list[int]:
+    """The first eight colours that differ from each other, and from black, by more than noise."""
+    chosen: list[int] = []
+    for colour in colours:
+        others = [tuple(x >> shift & 255 for shift in (16, 8, 0)) for x in (colour, 0, *chosen)]
+        apart = (sum((a - b) ** 2 for a, b in zip(others[0], other)) for other in others[1:])
+        if colour > 0 and min(apart) > _NOISE**2:
+            chosen.append(colour)
+    return chosen[:8]
 
 
 def _integers(path: str | Path, kind: Kind, distinct: NDArray[Any]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_PIXELS = 16  # fewer pixels of such values are slivers of objects
+_PIXELS = 16  # fewer pixels in lines are slivers of objects
 _BETWEEN = 0.9  # share of them that lie between a smaller and a larger neighbour
 _RAMP = 24  # distinct values that make a ramp if nearly all neighbours are next in order
 
@@ -17,7 +17,7 @@ _RAMP = 24  # distinct values that make a ramp if nearly all neighbours are next
 class Areas:
     """solid: values with a pixel whose eight neighbours have it too, most frequent first.
 
-    lines: the other values. smoothed: whether they look like the edges of a smoothed mask.
+    lines: the other values; where there are none, those with thin parts. smoothed: whether they look like the edges of a smoothed mask.
     """
 
     solid: tuple[int, ...]
@@ -48,14 +48,15 @@ def areas(values: NDArray[Any], ordered: bool) -> Areas:
     solid = tuple(int(distinct[i]) for i in np.argsort(-counts, kind="stable") if has_area[i])
     is_line = ~has_area & (distinct > 0)
     lines = tuple(distinct[is_line].tolist())
-    if counts[is_line].sum() < _PIXELS:
-        return Areas(solid, lines, ordered and _is_ramp(ranks, len(distinct)))
-    many = len(lines) > sum(value > 0 for value in solid)
+    many = len(lines) > sum(value > 0 for value in solid) and counts[is_line].sum() >= _PIXELS
     if not ordered:
-        return Areas(solid, lines, many and len(lines) >= 3)
-    in_lines = is_line[ranks]
-    between = ((lowest < ranks) & (ranks < highest))[in_lines].mean() >= _BETWEEN
-    smoothed = (many and len(lines) >= 8) or (between and (len(lines) >= 2 or int(distinct[-1]) >= 64))
+        return Areas(solid, lines, bool(many and len(lines) >= 3))
+    # Thin parts, of labels with areas too: 1 around 2 is what smoothing leaves of 0 beside 2.
+    in_area = _extremes((lowest == highest).astype(np.uint8))[1] > 0
+    thin = ~in_area & (ranks > distinct.searchsorted(0, "right") - 1)
+    between = ((lowest < ranks) & (ranks < highest))[thin]
+    smoothed = (many and len(lines) >= 8) or (between.size >= _PIXELS and between.mean() >= _BETWEEN)
+    lines = lines or tuple(distinct[np.unique(ranks[thin])].tolist())
     return Areas(solid, lines, bool(smoothed) or _is_ramp(ranks, len(distinct)))
 
 
