@@ -17,7 +17,8 @@ _RAMP = 24  # distinct values that make a ramp if nearly all neighbours are next
 class Areas:
     """solid: values with a pixel whose eight neighbours have it too, most frequent first.
 
-    lines: the other values; where there are none, those with thin parts. smoothed: whether they look like the edges of a smoothed mask.
+    lines: the other values; where there are none, those with thin parts.
+    smoothed: whether lines look like the edges of a smoothed mask.
     """
 
     solid: tuple[int, ...]
