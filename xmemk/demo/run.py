@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -15,10 +18,12 @@ from torch import Tensor
 
 from ..backends import BACKENDS
 from ..data import BUNNY
-from ..data.masks import MaskError, read_object_mask, write_mask
+from ..data.label_rules import LabelRule
+from ..data.masks import AUTOMATIC, MaskError, read_object_mask, write_mask
 from ..data.overlay import overlay
-from ..data.video import VideoInfo, probe, read_frames
-from ..data.video_writer import VideoWriter
+from ..data.video import VideoInfo, probe, read_timed_frames
+from ..data.video_writer import VideoWriter, time_base_of
+from ..data.whole_files import expect_folder, results_folder
 from ..measure import machine
 from ..memory import Memory
 from ..reference.config import MemoryConfig
@@ -41,6 +46,7 @@ FEATURES = (
 )
 _SHOWN = 12
 _SMALLEST = 16  # pixels each way
+_UNFINISHED = ".unfinished-"  # begins the name of a run's own folder
 _PRODUCTS = ("masks", "overlay.mp4", "contact.png", "index.html", "report.json")
 
 
@@ -49,12 +55,14 @@ class DemoJob:
     """One video to follow objects through.
 
     mask: of frame ``start``, which is 0-based. The video is resized to the size of the mask.
+    rule: how the values of the mask become labels.
     original_every: see :class:`CheckedFunctions`. command: the command line, for the report.
     """
 
     video: Path = BUNNY / "clip.mp4"
     mask: Path = BUNNY / "00040.png"
     start: int = 40
+    rule: LabelRule = AUTOMATIC
     out: Path = Path("out/demo")
     backend: str = "auto"
     original_every: int = 8
@@ -84,6 +92,7 @@ class DemoReport:
     check_seconds: float
     frames_per_second: float
     upkeep: dict[str, UpkeepRecord]
+    notes: list[str] = field(default_factory=list)
 
 
 class Stages:
@@ -105,7 +114,7 @@ def prepare(job: DemoJob) -> tuple[VideoInfo, Tensor]:
     Raises VideoError, MaskError, or ValueError where the parts of the job do not fit one another.
     """
     info = probe(job.video)
-    labels = read_object_mask(job.mask)
+    labels = read_object_mask(job.mask, job.rule.fitted([job.mask]))
     height, width = labels.shape
     # A mask may have another size than the video, but must have its aspect ratio, to a pixel.
     off = max(abs(width - info.width * height / info.height), abs(height - info.height * width / info.width))
@@ -120,8 +129,7 @@ def prepare(job: DemoJob) -> tuple[VideoInfo, Tensor]:
         raise ValueError(f"frame {job.start}: is the last of {job.video}, there is nothing to follow")
     if job.backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend: wanted 'auto' or one of {', '.join(BACKENDS)}, got {job.backend!r}")
-    if job.out.exists() and not job.out.is_dir():
-        raise ValueError(f"{job.out}: is a file; --out wants a folder")
+    expect_folder(job.out, _PRODUCTS)
     products = {(job.out / name).resolve() for name in _PRODUCTS}
     for file in (job.video.resolve(), job.mask.resolve()):
         if products & {file, *file.parents}:
@@ -136,16 +144,17 @@ def run(job: DemoJob, progress: Progress = lambda done, total, ops: None) -> tup
     """
     info, labels = prepare(job)
     new = not job.out.exists()
-    job.out.mkdir(parents=True, exist_ok=True)
-    if not os.access(job.out, os.W_OK):
-        raise PermissionError(f"{job.out}: cannot be written to")
     try:
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=job.out) as folder:
-            result = _run(job, info, labels, Path(folder), progress)
-            _install(Path(folder), job.out)
+        with results_folder(job.out, _PRODUCTS):
+            for leftover in job.out.glob(f"{_UNFINISHED}*"):  # of killed runs
+                shutil.rmtree(leftover, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=job.out) as folder:
+                result = _run(job, info, labels, Path(folder), progress)
+                _install(Path(folder), job.out)
     except BaseException:
         if new:
-            job.out.rmdir()
+            with contextlib.suppress(OSError):
+                job.out.rmdir()
         raise
     return result
 
@@ -186,11 +195,13 @@ def _run(
     tracker: DemoTracker | None = None
     count = 0
     began = time.perf_counter()
-    with VideoWriter(folder / "overlay.mp4", width, height, info.rate) as writer:
-        for number, image in _numbered(job, (width, height), stages):
+    with contextlib.ExitStack() as opened:
+        for number, time_shown, image in _numbered(job, (width, height), stages):
             inside = ops.read_seconds + ops.check_seconds
             start = time.perf_counter()
             if tracker is None:
+                writer = opened.enter_context(_writer(folder / "overlay.mp4", job, info, labels, time_shown))
+                begin = writer.begin
                 tracker = DemoTracker(memory, image.to(device), labels.to(device))
             else:
                 labels = tracker.step(image.to(device)).cpu()
@@ -201,11 +212,12 @@ def _run(
             )
             write_mask(folder / "masks" / f"{number:05d}.png", labels)
             picture = overlay(image, labels)
-            writer.write(picture)
+            writer.write(picture, time_shown - begin)
             shown.add(number, picture)
             stages.timed("writing masks and video", now)
             count += 1
             progress(count, total, ops)
+        notes = [f"overlay.mp4 {note}" for note in writer.notes] if count else []
     if count < 2:
         raise ValueError(f"frame {job.start}: is the last of {job.video}, there is nothing to follow")
     stages.seconds["memory reads"] = ops.read_seconds
@@ -232,6 +244,7 @@ def _run(
         check_seconds=ops.check_seconds,
         frames_per_second=count / wall,
         upkeep=ops.upkeep,
+        notes=notes,
     )
     (folder / "report.json").write_text(json.dumps(asdict(report) | {"totals": asdict(read_totals)}, indent=2))
     write_page(
@@ -245,16 +258,32 @@ def _run(
     return report, read_totals
 
 
-def _numbered(job: DemoJob, size: tuple[int, int], stages: Stages) -> Iterator[tuple[int, Tensor]]:
-    frames = read_frames(job.video, size, job.start)
+def _writer(path: Path, job: DemoJob, info: VideoInfo, labels: Tensor, begin: Fraction) -> VideoWriter:
+    """The writer of the overlay, whose first frame is shown at ``begin`` seconds of the video."""
+    height, width = labels.shape
+    return VideoWriter(
+        path,
+        width,
+        height,
+        info.rate,
+        time_base=time_base_of(job.video),
+        pixel_aspect=info.pixel_aspect,
+        sound=job.video,
+        begin=min(begin, Fraction(0)) if job.start == 0 else begin,
+    )
+
+
+def _numbered(job: DemoJob, size: tuple[int, int], stages: Stages) -> Iterator[tuple[int, Fraction, Tensor]]:
+    """The frames from the mask's on: number, time in seconds, image."""
+    frames = read_timed_frames(job.video, size, job.start)
     number = job.start
     while True:
         start = time.perf_counter()
-        image = next(frames, None)
+        frame = next(frames, None)
         stages.timed("decoding and resizing", start)
-        if image is None:
+        if frame is None:
             return
-        yield number, image
+        yield number, *frame
         number += 1
 
 
