@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,14 @@ _ORIENTATION = 0x0112  # EXIF's tag
 _SHIFTED = ("I;16", "I;16B", "I;16L", "I;16N")  # 16 bits of grey
 
 
-def image_files(folder: Path, error: type[ValueError]) -> list[Path]:
-    """The images of a folder in natural order. Hidden files are left out.
+def image_files(folder: Path, error: type[ValueError], suffixes: Sequence[str] = IMAGES) -> list[Path]:
+    """The images of a folder in natural order, by their suffixes. Hidden files are left out.
 
     Raises ``error`` for a folder that cannot be listed, or where names, which tell results apart,
     are alike but for the suffix.
     """
     try:
-        files = in_order(p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+        files = in_order(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
     except OSError as reason:
         raise error(f"{folder}: the folder cannot be listed ({reason.strerror})") from reason
     stem, count = max(Counter(file.stem for file in files).items(), key=lambda item: item[1], default=("", 0))

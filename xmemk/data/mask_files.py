@@ -39,7 +39,7 @@ def find_masks(path: Path, source: FrameSource, start: int = 0, rule: LabelRule 
             raise MaskError(f"{path}: a folder without masks")
         by_frame = dict(sorted((_number(stem, source, file), file) for stem, file in files.items()))
     for file in by_frame.values():
-        _expect_shape(source, file)
+        _expect_shape(source, file, *mask_size(file))
     rule = rule.fitted(by_frame.values())
     first = next((n for n, file in by_frame.items() if bool((mask_for(source, file, rule) > 0).any())), None)
     if first is None:
@@ -49,18 +49,24 @@ def find_masks(path: Path, source: FrameSource, start: int = 0, rule: LabelRule 
     return masks
 
 
-def _expect_shape(source: FrameSource, file: Path) -> None:
-    """Raises MaskError unless the mask has the video's aspect ratio, to within a pixel."""
-    width, height = mask_size(file)
-    aspect = source.width / source.height
-    if min(abs(width - height * aspect), abs(height - width / aspect)) >= 1:
+def _expect_shape(source: FrameSource, file: Path, width: int, height: int) -> None:
+    """Raises MaskError unless the mask has the shape of frames, or that which players show."""
+    shown = source.width * source.pixel_aspect
+    if not any(
+        min(abs(width - height * w / source.height), abs(height - width * source.height / w)) < 1
+        for w in (source.width, shown)
+    ):
         video = f"{source.width}x{source.height}"
-        raise MaskError(f"{file}: is {width}x{height}, which is not the shape of the video, {video}")
+        turned = ""
+        if source.orientation.transposed and abs(height - width * source.width / source.height) < 1:
+            turned = f"; its frames are {source.orientation} for display, so turn the mask likewise"
+        raise MaskError(f"{file}: is {width}x{height}, which is not the shape of the video, {video}{turned}")
 
 
 def mask_for(source: FrameSource, file: Path, rule: LabelRule = AUTOMATIC) -> Tensor:
     """The labels [H, W] uint8 of a file at the video's size, scaled by nearest neighbour."""
     mask = rule.labels(file)
+    _expect_shape(source, file, mask.shape[1], mask.shape[0])
     size = source.height, source.width
     return mask if mask.shape == size else F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
 

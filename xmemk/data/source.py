@@ -139,7 +139,7 @@ def open_source(path: str | Path, rate: Fraction = Fraction(25), missing: Missin
         more = f" and {len(absent) - 1} more are missing" if len(absent) > 1 else " is missing"
         raise VideoError(
             f"{path}: frame {absent[0]}{more} between {names[0]} and {names[-1]}; "
-            "give --missing skip (missing='skip') to go on without"
+            "give missing='skip' (xmemk segment --missing skip) to go on without"
         )
     height, width = read_image(files[0]).shape[:2]
     return FrameSource(path, width, height, len(names), rate, names, skipped=len(absent))

@@ -24,7 +24,7 @@ object's first annotation. All other annotations serve as ground truth alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,8 +120,6 @@ def open_dataset(
         dataset = _by_split(root, layout, split, all_frames)
     else:
         dataset = _flat(root, layout)
-    if not dataset.videos:
-        raise DatasetError(f"{root}: the list of split {dataset.split!r} names no video")
     if videos is not None:
         dataset = replace(dataset, videos=_chosen(dataset, videos))
     played = tuple(back_and_forth(video, repeat) for video in dataset.videos)
@@ -173,11 +171,20 @@ def _davis(root: Path, layout: str, split: str | None, resolution: str | None) -
     if size is None:
         expected = " or ".join(f"JPEGImages/{s}" for s in sizes)
         raise DatasetError(f"{root}: wanted {expected}, found {_listing(root / 'JPEGImages')}")
-    lines = [line.split() for line in lists[split].read_text().splitlines() if line.strip()]
+    try:
+        lines = [line.split() for line in lists[split].read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{lists[split]}: cannot be read as a list of videos ({error})") from error
     # Lists of 2016 have a line for each frame: "/JPEGImages/480p/VIDEO/00000.jpg /Annotations/...".
     names = dict.fromkeys(Path(words[0]).parent.name if "/" in words[0] else words[0] for words in lines)
+    _expect_names(lists[split], split, names)
     videos = _videos(
-        root / "JPEGImages" / size, root / "Annotations" / size, names, joins=False, merged=layout == "davis2016"
+        root / "JPEGImages" / size,
+        root / "Annotations" / size,
+        names,
+        joins=False,
+        merged=layout == "davis2016",
+        listed=lists[split],
     )
     return Dataset(root, layout, split, videos, "davis")
 
@@ -195,7 +202,8 @@ def _by_split(root: Path, layout: str, split: str | None, all_frames: bool | Non
     if all_frames is False or not images.is_dir():
         images = part / "JPEGImages"
     meta = _meta(part / "meta.json")
-    videos = _videos(images, part / "Annotations", list(meta), joins=True)
+    _expect_names(part / "meta.json", split, meta)
+    videos = _videos(images, part / "Annotations", list(meta), joins=True, listed=part / "meta.json")
     return Dataset(root, layout, split, tuple(_named(v, *meta[v.name]) for v in videos), "all")
 
 
@@ -212,9 +220,15 @@ def _flat(root: Path, layout: str) -> Dataset:
 
 
 def _videos(
-    images: Path, annotations: Path, names: Sequence[str] | dict[str, None] | None, *, joins: bool, merged: bool = False
+    images: Path,
+    annotations: Path,
+    names: Collection[str] | None,
+    *,
+    joins: bool,
+    merged: bool = False,
+    listed: Path | None = None,
 ) -> tuple[Video, ...]:
-    """One video for each folder of images, or for each of ``names``.
+    """One video for each folder of images, or for each of ``names``, which the file ``listed`` has.
 
     Raises DatasetError for a video without frames or masks, or with a mask that has no frame.
     """
@@ -228,7 +242,10 @@ def _videos(
     for name in names:
         frames, masks = _files(images / name, IMAGES), _files(annotations / name, (".png",))
         if not frames:
-            raise DatasetError(f"{images / name}: wanted the frames of video {name}, found {_listing(images / name)}")
+            raise DatasetError(
+                f"{images / name}: wanted the frames of video {name}, found {_listing(images / name)}"
+                + ("" if listed is None else f"; {listed} names the video")
+            )
         if not masks:
             raise DatasetError(
                 f"{annotations / name}: wanted masks of video {name}, found {_listing(annotations / name)}"
@@ -241,17 +258,26 @@ def _videos(
     return tuple(videos)
 
 
+def _expect_names(listed: Path, split: str, names: Collection[str]) -> None:
+    """Raises DatasetError for a list without names, or with others than those of folders."""
+    if not names:
+        raise DatasetError(f"{listed}: the list of split {split!r} names no video")
+    for name in names:
+        if name in ("", ".", "..") or not name.isprintable() or Path(name).name != name:
+            raise DatasetError(f"{listed}: wanted names of folders, got {name!r}")
+
+
 def _meta(path: Path) -> dict[str, tuple[frozenset[int], frozenset[str]]]:
     """Of each video in YouTube-VOS' meta.json: its labels, and the frames that need results."""
     try:
-        videos = json.loads(path.read_text())["videos"]
+        videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
         listed = {}
         for name, video in videos.items():
             objects = video["objects"]
             frames = {str(frame) for one in objects.values() for frame in one["frames"]}
             listed[str(name)] = frozenset(int(label) for label in objects), frozenset(frames)
         return listed
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(
             f'{path}: wanted {{"videos": {{VIDEO: {{"objects": {{LABEL: {{"frames": [...]}}}}}}}}}} ({error!r})'
         ) from error
@@ -308,7 +334,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """The files by stem, in natural order."""
     if not folder.is_dir():
         return {}
-    return {file.stem: file for file in image_files(folder, DatasetError) if file.suffix.lower() in suffixes}
+    return {file.stem: file for file in image_files(folder, DatasetError, suffixes)}
 
 
 def _range(frames: dict[str, Path]) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 
+from ..data.whole_files import whole_file
 from .layouts import Dataset, DatasetError
 
 # Layouts with a server. True: it expects Annotations/VIDEO/FRAME.png; False: VIDEO/FRAME.png.
@@ -39,13 +39,8 @@ def pack(dataset: Dataset, results: Path, archive: Path) -> int:
     missing = [name for name in names if not (results / name).is_file()]
     if missing:
         raise DatasetError(f"{results}: {len(missing)} of {len(names)} results are missing, {missing[0]} first")
-    temporary = archive.with_name(archive.name + ".part")
-    try:
-        # PNG is compressed already.
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as file:
-            for name in names:
-                file.write(results / name, top + name)
-        os.replace(temporary, archive)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # PNG is compressed already.
+    with whole_file(archive) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as file:
+        for name in names:
+            file.write(results / name, top + name)
     return len(names)

@@ -17,6 +17,7 @@ from ..data.masks import MaskError, read_colours, read_mask
 from ..data.read_ahead import AHEAD, ahead
 from ..data.source import FrameSource, open_source
 from ..data.video import VideoError
+from ..data.whole_files import collect, expect_folder, write_text
 from ..measure.peak import Peak, resident_bytes
 from ..measure.stopwatch import Stopwatch
 from ..network import XMem
@@ -141,7 +142,7 @@ def _follow(network: XMem, video: Video, folder: Path, settings: Settings, progr
     config = counting_usage(settings.config, len(video.shots))
     tracker = Tracker(network, memory=make_memory(settings.policy, config), autocast=settings.autocast)
     scale, annotations, idle = scale_of(source, settings.size), _Annotations(video), Stopwatch(enabled=False)
-    folder.mkdir(parents=True, exist_ok=True)
+    _own_folder(folder)
     clock, memory_at, frames = _DeviceClock(tracker.device), {}, 0
     last = len(video.shots) - 1
     peak = Peak(tracker.device)
@@ -299,7 +300,12 @@ def _expect_settings(notes: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)
+    _own_folder(path.parent)
+    write_text(path, json.dumps(content, indent=1))
+
+
+def _own_folder(path: Path) -> None:
+    """Makes a folder for results, and removes what a killed run left in it."""
+    expect_folder(path.parent, (path.name,))
+    path.mkdir(parents=True, exist_ok=True)
+    collect(path)
