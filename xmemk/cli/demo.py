@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .arguments import Colours, Threshold, typed
 from .progress import Progress
 from .terminal import console_for
 

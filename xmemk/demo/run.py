@@ -62,11 +62,11 @@ class DemoJob:
     video: Path = BUNNY / "clip.mp4"
     mask: Path = BUNNY / "00040.png"
     start: int = 40
-    rule: LabelRule = AUTOMATIC
     out: Path = Path("out/demo")
     backend: str = "auto"
     original_every: int = 8
     command: str = "xmemk demo"
+    rule: LabelRule = AUTOMATIC
 
 
 @dataclass
