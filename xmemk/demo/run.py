@@ -22,23 +22,25 @@ from ..data.label_rules import LabelRule
 from ..data.masks import AUTOMATIC, MaskError, read_object_mask, write_mask
 from ..data.overlay import overlay
 from ..data.video import VideoInfo, probe, read_timed_frames
-from ..data.video_writer import VideoWriter, time_base_of
 from ..data.whole_files import expect_folder, results_folder
 from ..measure import machine
 from ..memory import Memory
 from ..reference.config import MemoryConfig
 from ..version import __version__
 from .checked_functions import CheckedFunctions
+from .film import LEAD, Film
+from .memory_view import MemoryFrames
 from .page import write_page
-from .pictures import Spread, contact_sheet, plots
+from .pictures import Spread, captioned, plots, sheet
 from .records import ReadTotals, UpkeepRecord, totals
+from .tint import tints
 from .tracker import MEMORY_CONFIG, DemoTracker
 
 Progress = Callable[[int, int | None, CheckedFunctions], None]
 
 ATTRIBUTION = (
     "The clip is cut from Big Buck Bunny, (c) 2008 Blender Foundation, www.bigbuckbunny.org, licensed CC BY 3.0; "
-    "the red tint is ours."
+    "the tint is ours."
 )
 FEATURES = (
     "none of them trained: colour of the cell and of its surroundings, slopes in four directions, position; the value "
@@ -47,7 +49,7 @@ FEATURES = (
 _SHOWN = 12
 _SMALLEST = 16  # pixels each way
 _UNFINISHED = ".unfinished-"  # begins the name of a run's own folder
-_PRODUCTS = ("masks", "overlay.mp4", "contact.png", "index.html", "report.json")
+_PRODUCTS = ("masks", "overlay.mp4", "moving.webp", "contact.png", "memory.webp", "index.html", "report.json")
 
 
 @dataclass
@@ -191,17 +193,28 @@ def _run(
     ops = CheckedFunctions(job.backend, job.original_every)
     memory = Memory(MemoryConfig.from_dict(MEMORY_CONFIG), functions=ops)
     stages = Stages()
-    shown = Spread(_SHOWN)
+    shown, remembered = Spread(_SHOWN), MemoryFrames()
     tracker: DemoTracker | None = None
     count = 0
+    lead = round(LEAD * info.rate)
+    colours: dict[int, tuple[int, int, int]] = {}
+    line = 50.0
     began = time.perf_counter()
-    with contextlib.ExitStack() as opened:
-        for number, time_shown, image in _numbered(job, (width, height), stages):
-            inside = ops.read_seconds + ops.check_seconds
-            start = time.perf_counter()
+    still = max(0, lead - job.start)  # where too little comes before it, the first frame stands still
+    with Film(folder, width, height, info, job.video, still) as film:
+        for number, time_shown, image in _numbered(job, max(0, job.start - lead), (width, height), stages):
+            now = time.perf_counter()
+            if number < job.start:
+                film.write(image, image, time_shown)
+                stages.timed("writing masks and video", now)
+                continue
             if tracker is None:
-                writer = opened.enter_context(_writer(folder / "overlay.mp4", job, info, labels, time_shown))
-                begin = writer.begin
+                colours = tints(image, labels)
+                line = 100 * labels.nonzero()[:, 1].float().mean().item() / width  # through the objects
+                now = stages.timed("writing masks and video", now)
+            inside = ops.read_seconds + ops.check_seconds
+            start = now
+            if tracker is None:
                 tracker = DemoTracker(memory, image.to(device), labels.to(device))
             else:
                 labels = tracker.step(image.to(device)).cpu()
@@ -210,19 +223,25 @@ def _run(
             stages.seconds["features, upkeep, edges"] = (
                 stages.seconds.get("features, upkeep, edges", 0.0) + now - start - read_or_checked
             )
+            if tracker.remembered[0] == tracker.frame:
+                remembered.add(number, tracker.remembered[1], image)
             write_mask(folder / "masks" / f"{number:05d}.png", labels)
-            picture = overlay(image, labels)
-            writer.write(picture, time_shown - begin)
+            picture = overlay(image, labels, tints=colours)
+            film.write(image, picture, time_shown)
             shown.add(number, picture)
             stages.timed("writing masks and video", now)
             count += 1
             progress(count, total, ops)
-        notes = [f"overlay.mp4 {note}" for note in writer.notes] if count else []
     if count < 2:
         raise ValueError(f"frame {job.start}: is the last of {job.video}, there is nothing to follow")
     stages.seconds["memory reads"] = ops.read_seconds
     read_totals = totals(ops.reads)
-    contact_sheet(shown.chosen()).save(folder / "contact.png")
+    sheet([captioned(f"frame {n}", picture) for n, picture in shown.chosen()]).save(folder / "contact.png")
+    assert ops.last_read is not None  # two frames were followed
+    view = remembered.view(number, image, labels, ops.last_consolidation, ops.last_read)
+    sheet([captioned(*part) for part in (*view.usage, *view.reading)], columns=3).save(
+        folder / "memory.webp", quality=80
+    )
     wall = time.perf_counter() - began - ops.check_seconds
     report = DemoReport(
         version=__version__,
@@ -244,39 +263,26 @@ def _run(
         check_seconds=ops.check_seconds,
         frames_per_second=count / wall,
         upkeep=ops.upkeep,
-        notes=notes,
+        notes=film.notes,
     )
     (folder / "report.json").write_text(json.dumps(asdict(report) | {"totals": asdict(read_totals)}, indent=2))
     write_page(
         folder / "index.html",
         report,
         read_totals,
-        folder / "overlay.mp4",
-        folder / "contact.png",
+        folder,
+        line,
+        view,
         plots(read_totals.reads, job.start + 1),
     )
     return report, read_totals
 
 
-def _writer(path: Path, job: DemoJob, info: VideoInfo, labels: Tensor, begin: Fraction) -> VideoWriter:
-    """The writer of the overlay, whose first frame is shown at ``begin`` seconds of the video."""
-    height, width = labels.shape
-    return VideoWriter(
-        path,
-        width,
-        height,
-        info.rate,
-        time_base=time_base_of(job.video),
-        pixel_aspect=info.pixel_aspect,
-        sound=job.video,
-        begin=min(begin, Fraction(0)) if job.start == 0 else begin,
-    )
-
-
-def _numbered(job: DemoJob, size: tuple[int, int], stages: Stages) -> Iterator[tuple[int, Fraction, Tensor]]:
-    """The frames from the mask's on: number, time in seconds, image."""
-    frames = read_timed_frames(job.video, size, job.start)
-    number = job.start
+def _numbered(
+    job: DemoJob, number: int, size: tuple[int, int], stages: Stages
+) -> Iterator[tuple[int, Fraction, Tensor]]:
+    """The video's frames from ``number`` on: their numbers, times in seconds, and images."""
+    frames = read_timed_frames(job.video, size, number)
     while True:
         start = time.perf_counter()
         frame = next(frames, None)

@@ -133,3 +133,8 @@ class SeparateGroups:
                 bucket.objects = tuple(label for label in bucket.objects if label not in leaving)
             stay.append(bucket)
         self.buckets = stay
+
+
+# The names in pickles of version 0.1.
+Bucket = ExactBucket
+ExactGroups = SeparateGroups

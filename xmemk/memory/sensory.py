@@ -93,3 +93,6 @@ class SensoryMemory:
         if hidden.shape[1:3] != (len(labels), self.hidden_dim):
             raise ValueError(f"hidden: wanted O, CH = {len(labels)}, {self.hidden_dim}, got {list(hidden.shape)}")
         commit([(self, {"_objects": labels, "_hidden": hidden})])
+
+
+Sensory = SensoryMemory  # the name in pickles of version 0.1

@@ -252,3 +252,6 @@ class SharedGroups:
                 candidates = self.rules.candidates(len(own))
                 del own[candidates]
         self.consolidations += 1
+
+
+Late = LateGroup  # the name in pickles of version 0.1
