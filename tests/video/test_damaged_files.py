@@ -58,7 +58,7 @@ def datasets(folder):
                 if shot.annotation is not None:
                     read_mask(shot.annotation)
 
-    roots = [layouts.davis(folder / "davis", videos=("bear",), count=3), layouts.youtube(folder / "youtube", count=3)]
+    roots = [layouts.davis(folder / "davis", videos=("bear",), count=3), layouts.youtube(folder / "youtube", count=4)]
     return sorted(path for path in folder.rglob("*") if path.is_file()), read
 
 
