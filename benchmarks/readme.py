@@ -1,25 +1,26 @@
-"""The README's figures, between two marks, from the committed result files: `python
-benchmarks/readme.py [--check]`.
+"""The figures of README.md and docs/benchmarks.md, between two marks each, and the README's chart,
+from the committed result files: `python benchmarks/readme.py [--check]`.
 
-Every row names the line of the file that its figures come from. With --check nothing is written,
-and the exit code is 1 where README.md does not hold what the files say.
+Every row of docs/benchmarks.md names the line of the file that its figures come from. With --check
+nothing is written, and the exit code is 1 where a file does not hold what the results say.
 """
 
 from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from xmemk.benchmarks.harness.arguments import Parser
-from xmemk.benchmarks.report import result_files, tables
+from xmemk.benchmarks.report import headline, result_files, tables
 from xmemk.benchmarks.report.formatting import counted
 from xmemk.benchmarks.report.result_files import MachineResults
 from xmemk.benchmarks.report.tables import Table
 
 ROOT = Path(__file__).parent.parent
-BEGIN = "<!-- figures: written by `python benchmarks/readme.py` from benchmarks/results -->"
+FIGURES = "<!-- figures: written by `python benchmarks/readme.py` from benchmarks/results -->"
+HEADLINE = "<!-- headline: written by `python benchmarks/readme.py` from benchmarks/results -->"
 END = "<!-- end of figures -->"
 CASES = (
     ("memory_read", "480p-full", 1),
@@ -37,25 +38,38 @@ CASES = (
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where README.md differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a file differs")
     options = parser.parse_args(arguments)
-    path = ROOT / "README.md"
-    now = path.read_text(encoding="utf-8")
-    right = with_figures(now, sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")))
-    if options.check and now != right:
-        sys.exit("README.md does not hold the figures of benchmarks/results: run python benchmarks/readme.py")
-    if not options.check:
-        path.write_text(right, encoding="utf-8")
+    for name, right in files(sorted((ROOT / "benchmarks" / "results").glob("*.jsonl"))).items():
+        path = ROOT / name
+        now = path.read_text(encoding="utf-8") if path.exists() else ""
+        if options.check and now != right:
+            sys.exit(f"{name} does not hold the figures of benchmarks/results: run python benchmarks/readme.py")
+        if not options.check:
+            path.write_text(right, encoding="utf-8")
 
 
-def with_figures(text: str, files: list[Path]) -> str:
-    """``text`` with the figures of the result files between its marks."""
-    before, mark, rest = text.partition(BEGIN)
+def files(results: list[Path]) -> dict[str, str]:
+    """What the files should hold: path in the repository -> text."""
+    machines, _ = result_files.read(results)
+    first = headline.machine_of(machines)
+    written = {f"docs/pictures/read-{scheme}.svg": headline.chart(first, scheme) for scheme in headline.SCHEMES}
+    blocks = {
+        "README.md": (HEADLINE, headline.lines(first)),
+        "docs/benchmarks.md": (FIGURES, (line for machine in machines for line in figures(machine))),
+    }
+    for name, (mark, lines) in blocks.items():
+        written[name] = with_figures((ROOT / name).read_text(encoding="utf-8"), mark, lines, name)
+    return written
+
+
+def with_figures(text: str, begin: str, lines: Iterable[str], name: str) -> str:
+    """``text`` with these lines between its marks. name: of the file, for the error."""
+    before, mark, rest = text.partition(begin)
     _, end, after = rest.partition(END)
     if not mark or not end:
-        raise ValueError(f"README.md: wanted the marks {BEGIN} and {END}")
-    machines, _ = result_files.read(files)
-    return "\n".join([before + BEGIN, *(line for machine in machines for line in figures(machine)), END + after])
+        raise ValueError(f"{name}: wanted the marks {begin} and {END}")
+    return "\n".join([before + begin, *lines, END + after])
 
 
 def figures(machine: MachineResults) -> Iterator[str]:
@@ -73,7 +87,7 @@ def figures(machine: MachineResults) -> Iterator[str]:
             f"{shown[0].dtype}. In brackets: how many times xmemk's time. Memory is what a call takes beyond its "
             'inputs. "tidy" is a short plain PyTorch, "original" the released code\'s formulation; their results are '
             f"equal to rounding. {tables.ON_AMD + ' ' if tables.on_amd(machine) else ''}The last column says the "
-            "file and line of [benchmarks/results](benchmarks/results) that a row is from.",
+            "file and line of [benchmarks/results](../benchmarks/results) that a row is from.",
             width=100,
             break_on_hyphens=False,
         )

@@ -1,18 +1,12 @@
-"""What mkdocs is told while it builds the site: pages to list, figures to draw, roles to drop. See
+"""What mkdocs is told while it builds the site: pages to list, links and roles to drop. See
 mkdocs.yml.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
-
-from mkdocs.structure.files import File
-
-sys.path.insert(0, str(Path(__file__).parent))
-import docs_figures
 
 DOCS = Path(__file__).parents[1] / "docs"
 BESIDE = (("Benchmarks", "benchmarks.md"), ("How it is verified", "verification.md"))
@@ -28,12 +22,6 @@ def on_config(config: Any) -> Any:
     design = sorted(path.relative_to(DOCS).as_posix() for path in (DOCS / "design").glob("*.md"))
     config["nav"] = [*config["nav"], *listed, *([{"Design": design}] if design else [])]
     return config
-
-
-def on_files(files: Any, config: Any) -> Any:
-    for name, svg in docs_figures.figures().items():
-        files.append(File.generated(config, f"figures/{name}.svg", content=svg))
-    return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:

@@ -31,7 +31,13 @@ if [ "$extra" = dev ]; then
     echo "building and installing xmemk (a minute)"
     "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --no-index -e .
     # setuptools installs an import hook, since kernels/ and benchmarks/ lie outside of xmemk/. Type checkers and
-    # editors look for a folder instead.
+    # editors look for a folder instead: one that holds a link to the package and nothing else, so that the
+    # checkout's other folders do not become modules.
     "$python" -c 'import pathlib, sysconfig
-pathlib.Path(sysconfig.get_path("purelib"), "xmemk_source.pth").write_text(f"{pathlib.Path.cwd()}\n")'
+site = pathlib.Path(sysconfig.get_path("purelib"))
+link = site / "xmemk_source" / "xmemk"
+link.parent.mkdir(exist_ok=True)
+link.unlink(missing_ok=True)
+link.symlink_to(pathlib.Path.cwd() / "xmemk")
+(site / "xmemk_source.pth").write_text(f"{link.parent}\n")'
 fi

@@ -12,7 +12,7 @@ import pytest
 
 import xmemk
 
-PACKAGE = Path(xmemk.__file__).parent
+PACKAGE = Path(xmemk.__file__).resolve().parent
 ROOT = PACKAGE.parent
 # kernels/ and benchmarks/ are imported as xmemk.kernels and xmemk.benchmarks.
 SOURCES = {"xmemk": "xmemk", "kernels": "xmemk.kernels", "benchmarks": "xmemk.benchmarks"}

@@ -1,66 +1,24 @@
-"""The README's code does what it says, and its links lead somewhere."""
+"""The README and the pages beside it say what the code and the result files say."""
 
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from xmemk.benchmarks import readme
-from xmemk.benchmarks.report import result_files
+from xmemk.benchmarks.report import headline, result_files
 
 import xmemk
-from xmemk import backends
-from xmemk.network import NetworkConfig
-from xmemk.testing import compare_close, make_inputs
+from xmemk import backends, weights
+from xmemk.testing import make_inputs
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
+FIGURES = (ROOT / "docs" / "benchmarks.md").read_text()
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.jsonl"))
-
-
-def code(containing):
-    """The Python block of the README that has these words."""
-    (block,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if containing in b)
-    return block
-
-
-def test_the_frame_loop_runs(monkeypatch):
-    small = NetworkConfig(key_dim=8, value_dim=16, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
-    monkeypatch.setattr(xmemk.XMem, "from_checkpoint", lambda path: xmemk.XMem(small))
-    labels = torch.zeros(40, 50, dtype=torch.int64)
-    labels[10:30, 10:30] = 2
-    names = {"xmemk": xmemk, "image": torch.rand(3, 40, 50), "next_image": torch.rand(3, 40, 50), "labels": labels}
-    exec(code("Tracker("), names)
-    assert names["probability"].shape == (2, 40, 50)
-
-
-def test_the_formula_is_the_function():
-    ours, formula = code("xmemk.memory_read("), code("affinity = ")
-    x = make_inputs(80, 20, objects=2, value_channels=6)
-    x.mk, x.ms, x.mv, x.qk, x.qe = x.double().read
-    names = {name: getattr(x, name) for name in ("mk", "ms", "mv", "qk", "qe")} | {"CK": 64, "top_k": 30}
-    exec(ours, names)
-    readout, usage = names["readout"], names["usage"]
-    exec(formula, names)
-    compare_close("readout", readout, names["readout"], 1e-12).check()
-    compare_close("usage", usage, names["usage"], 1e-12).check()
-
-
-def test_the_memory_remembers():
-    x = make_inputs(35, 35, objects=2, value_channels=6)
-    names = {
-        "xmemk": xmemk,
-        "key": x.mk.unflatten(2, (5, 7)),
-        "shrinkage": x.ms.unflatten(2, (5, 7)),
-        "value": x.mv.unflatten(3, (5, 7)),
-        "selection": x.me.unflatten(2, (5, 7)),
-        "query_key": x.qk.unflatten(2, (5, 7)),
-        "query_selection": x.qe.unflatten(2, (5, 7)),
-    }
-    exec(code("xmemk.Memory("), names)
-    expected = xmemk.memory_read(*x.read, top_k=30)
-    compare_close("readout", names["readout"].flatten(3), expected, 1e-5).check()
 
 
 def test_every_public_function_is_in_the_table():
@@ -69,13 +27,8 @@ def test_every_public_function_is_in_the_table():
             assert f"`{name}(" in README or f"{name}(" in README
 
 
-def test_links():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
-
-
 def test_the_table_of_backends_is_that_of_the_code():
-    block = re.search(r"<!-- backends: .*? -->\n(.*?)\n<!-- end of backends -->", README, re.DOTALL)[1]
+    block = re.search(r"<!-- backends: .*? -->\n(.*?)\n<!-- end of backends -->", GUIDE, re.DOTALL)[1]
     assert block == backends.markdown().rstrip(), "put what xmemk.backends.markdown() prints there"
 
 
@@ -89,7 +42,7 @@ def test_the_table_of_backends_is_true():
         "consolidate": (x.mk, x.ms, x.me, x.mv, x.usage, 3),
         "evict_lfu": (x.usage, 3),
     }
-    rows = {name: "".join(re.findall(rf"^\| `{name}` \|.*$", README, re.MULTILINE)) for name in ("cpu", "triton")}
+    rows = {name: "".join(re.findall(rf"^\| `{name}` \|.*$", GUIDE, re.MULTILINE)) for name in ("cpu", "triton")}
     for op, arguments in calls.items():
         why = {**xmemk.explain(op, *arguments).refusals}.get("cpu", "")
         assert ("no kernel" in why) == (f"`{op}`" not in rows["cpu"]), (op, why)
@@ -99,20 +52,55 @@ def test_the_table_of_backends_is_true():
     assert torch.equal(xmemk.evict_lfu(x.usage, 3), xmemk.reference.evict_lfu(x.usage, 3))
 
 
-def test_the_figures_are_those_of_the_result_files():
-    assert readme.with_figures(README, RESULTS) == README, "run python benchmarks/readme.py"
+def test_figures_and_chart_are_those_of_the_result_files():
+    for name, right in readme.files(RESULTS).items():
+        assert (ROOT / name).read_text() == right, f"{name}: run python benchmarks/readme.py"
 
 
-def test_other_figures_would_be_noticed(tmp_path):
-    """A changed figure in README or in a result file makes the two differ; so do missing marks."""
-    ours = re.search(r"\| memory_read top-k \(480p-full, 1 object\) \| ([\d.]+) (?:us|ms|s) \|", README)
-    changed = README[: ours.start(1)] + "1.23" + README[ours.end(1) :]
-    assert readme.with_figures(changed, RESULTS) == README
+def test_other_figures_would_be_noticed(tmp_path, monkeypatch):
+    """A changed figure in a page or in a result file makes the two differ; so do missing marks."""
+    for name in ("README.md", "docs/benchmarks.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text().replace("577 ms", "1.23 ms"))
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    right = readme.files(RESULTS)
+    assert (right["README.md"], right["docs/benchmarks.md"]) == (README, FIGURES)
     places, _ = result_files.read(RESULTS)
-    source = next(case for place in places if (case := place.case("memory_read", "480p-full"))).source
+    source = next(case for place in places if (case := place.case("memory_read", "1080p-full"))).source
     run = json.loads((RESULTS[0].parent / source.file).read_text().splitlines()[source.line - 1])
     run["date"] = "2999-01-01 00:00"
     (tmp_path / "later.jsonl").write_text(json.dumps(run) + "\n")
-    assert readme.with_figures(README, [*RESULTS, tmp_path / "later.jsonl"]) != README
-    with pytest.raises(ValueError, match="the marks"):
-        readme.with_figures("# no marks", RESULTS)
+    later = readme.files([*RESULTS, tmp_path / "later.jsonl"])
+    assert "Medians of 2999-01-01" in later["README.md"]
+    assert later["docs/benchmarks.md"] != FIGURES
+    (tmp_path / "README.md").write_text("# no marks")
+    with pytest.raises(ValueError, match=r"README\.md: wanted the marks"):
+        readme.files(RESULTS)
+
+
+def test_the_chart_is_drawn_to_scale():
+    (machine,) = result_files.read(RESULTS)[0]
+    case = machine.case(*headline.READ)
+    seconds = [case.ours.median, *(case.row(name).median for name in reversed(headline.NAMES))]
+    for scheme in headline.SCHEMES:
+        svg = ElementTree.fromstring(headline.chart(machine, scheme))
+        widths = [float(box.get("width")) for box in svg.iter("{http://www.w3.org/2000/svg}rect")]
+        assert len(widths) == 2 * len(seconds)
+        for width, value in zip(widths, seconds):
+            assert width == pytest.approx(max(2, max(widths) * value / max(seconds)), abs=0.2)
+
+
+def test_the_first_screen():
+    lines = README.splitlines()
+    assert len(lines) <= 180
+    first = "\n".join(lines[:40])
+    assert "docs/pictures/bunny.webp" in first and "prefers-color-scheme: dark" in first
+    assert "No kernel has run on a GPU yet" in first
+    assert 10_000 < (ROOT / "docs/pictures/bunny.webp").stat().st_size < 1_000_000
+
+
+def test_the_address_and_checksum_of_the_weights():
+    release = weights.RELEASES["XMem"]
+    assert f"{weights.ADDRESS}/{release.file}" in README
+    assert release.sha256 in README
+    assert f"{release.size / 1e6:.0f} MB" in README

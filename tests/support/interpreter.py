@@ -29,7 +29,7 @@ def find_kernels() -> None:
     """Makes xmemk.kernels importable from a source tree that is not installed."""
     import xmemk
 
-    folder = Path(xmemk.__file__).parent.parent / "kernels"
+    folder = Path(xmemk.__file__).resolve().parents[1] / "kernels"
     if importlib.util.find_spec("xmemk.kernels") is None and folder.exists():
         spec = importlib.util.spec_from_file_location(
             "xmemk.kernels", folder / "__init__.py", submodule_search_locations=[str(folder)]

@@ -1,5 +1,6 @@
 """The demo as a job: on a small made-up video to the end, and on input that does not fit."""
 
+import colorsys
 import itertools
 import json
 import re
@@ -10,6 +11,7 @@ import pytest
 pytest.importorskip("av")
 pytest.importorskip("jinja2")
 pytest.importorskip("typer")
+import numpy as np
 import torch
 from PIL import Image
 
@@ -19,10 +21,12 @@ from xmemk.data.masks import read_mask, write_mask
 from xmemk.data.video import read_frames
 from xmemk.data.video_writer import VideoWriter
 from xmemk.demo.checked_functions import CheckedFunctions
+from xmemk.demo.memory_view import MemoryFrames
 from xmemk.demo.original import memory_read as original_read
 from xmemk.demo.pictures import Spread
 from xmemk.demo.run import DemoJob
 from xmemk.demo.run import run as run_job
+from xmemk.demo.tint import tints
 from xmemk.testing import compare_read, make_inputs
 
 WIDTH, HEIGHT, FRAMES = 128, 96, 14
@@ -71,15 +75,22 @@ def test_the_whole_job(clip, tmp_path, capsys):
     output = " ".join(capsys.readouterr().out.split())
     assert "12 frames" in output
     assert "largest error against the float64 oracle" in output
-    assert {p.name for p in out.iterdir()} == {"masks", "overlay.mp4", "contact.png", "index.html", "report.json"}
+    pictures = {"overlay.mp4", "moving.webp", "contact.png", "memory.webp"}
+    assert {p.name for p in out.iterdir()} == {"masks", "index.html", "report.json", *pictures}
     masks = sorted((out / "masks").iterdir())
     assert [m.name for m in masks] == [f"{i:05d}.png" for i in range(2, FRAMES)]
     mask, drawn = read_mask(masks[-1]) > 0, square(FRAMES - 1) > 0
     assert (mask & drawn).sum() / (mask | drawn).sum() > 0.8
-    assert len(list(read_frames(out / "overlay.mp4"))) == 12
+    film = list(read_frames(out / "overlay.mp4"))
+    assert len(film) == 20 + 12  # two seconds come before the tint, of which the video has two frames
+    close = [torch.isclose(a.float(), b.float(), atol=12).float().mean() for a, b in itertools.pairwise(film)]
+    assert min(close[2:19]) > 0.99 > close[19]  # the first frame stands still until it is tinted
     with Image.open(out / "contact.png") as sheet:
         assert sheet.width > 1000
+    with Image.open(out / "moving.webp") as moving:
+        assert 12 <= moving.n_frames <= 32  # Pillow joins frames that are alike
     page = (out / "index.html").read_text()
+    assert "frame 13: the query" in page and "% of the read" in page
     assert "data:video/mp4;base64," in page
     assert 'src="http' not in page
     assert 'href="http' not in page
@@ -164,7 +175,7 @@ def test_input_inside_the_products_is_refused(clip, tmp_path):
     with pytest.raises(ValueError, match="would be overwritten by the results"):
         run_job(DemoJob(clip / "clip.mp4", mask, 2, out))
     assert read_mask(mask).any()
-    with pytest.raises(ValueError, match="is a file; --out wants a folder"):
+    with pytest.raises(ValueError, match=r"wanted a folder for results, got .*, which is a file"):
         run_job(DemoJob(clip / "clip.mp4", clip / "00002.png", 2, mask))
 
 
@@ -218,6 +229,47 @@ def test_measured_ops_check_every_call():
     assert sum(r.original_seconds is not None for r in ops.reads) == 3
     assert set(ops.upkeep) == {"consolidate", "evict_lfu"}
     assert all(0 < r.share <= 1 for r in ops.reads)
+
+
+def test_the_view_of_the_memory():
+    ops, remembered, g = CheckedFunctions(original_every=0), MemoryFrames(), torch.Generator().manual_seed(0)
+    memory = Memory(CONFIG, functions=ops)
+    image, labels = torch.zeros(48, 64, 3, dtype=torch.uint8), torch.zeros(48, 64, dtype=torch.uint8)
+    labels[8:16, 40:64] = 1
+    for i in range(5):
+        key, selection = torch.randn(1, 8, 6, 8, generator=g), torch.rand(1, 8, 6, 8, generator=g)
+        if i:
+            memory.read(key, selection)
+        memory.add(key, torch.ones(1, 1, 6, 8), torch.rand(1, 1, 1, 6, 8, generator=g), [1], selection)
+        remembered.add(i, key, image)
+    view = remembered.view(4, image, labels, ops.last_consolidation, ops.last_read)
+    # Three frames fill working memory, two stay: the first, and the last. Frame 3 was consolidated.
+    assert [caption for caption, _ in view.usage] == ["frame 3: 16 prototypes"]
+    stars = np.asarray(view.usage[0][1]).min(2) == 255
+    best = int(ops.last_consolidation.usage.argmax())
+    y, x = (best // 8 + 0.5) * stars.shape[0] / 6, (best % 8 + 0.5) * stars.shape[1] / 8
+    assert stars[int(y), int(x)]
+    # The query is the middle of the object. All frames that it reads are known, prototypes' too.
+    cross = np.argwhere((np.asarray(view.reading[0][1]) == (0, 229, 255)).all(2)).mean(0)
+    assert np.allclose(cross, (1.5 * stars.shape[0] / 6, 6.5 * stars.shape[1] / 8), atol=2)
+    assert view.share_shown == pytest.approx(1, abs=1e-5)
+    shares = [int(re.search(r": (\d+) %", caption)[1]) for caption, _ in view.reading[1:]]
+    assert sum(shares) == pytest.approx(100, abs=3)
+
+
+def test_an_object_gets_a_colour_that_the_picture_lacks():
+    image = torch.zeros(40, 40, 3, dtype=torch.uint8)
+    image[:, :20], image[:, 20:] = torch.tensor([230, 40, 40]), torch.tensor([40, 200, 60])  # red and green
+    labels = torch.zeros(40, 40, dtype=torch.uint8)
+    labels[:10, :20], labels[30:, :20] = 1, 2
+    colours = tints(image, labels)
+    assert list(colours) == [1, 2]
+    hues = [360 * colorsys.rgb_to_hsv(*(value / 255 for value in colour))[0] for colour in colours.values()]
+    assert all(60 < hue < 300 for hue in hues)  # not the red of the objects
+    assert abs(hues[0] - 128) > 60  # nor the green of the rest
+    assert abs(hues[0] - hues[1]) > 60
+    grey = torch.full((8, 8, 3), 128, dtype=torch.uint8)
+    assert set(tints(grey, torch.ones(8, 8, dtype=torch.uint8))) == {1}
 
 
 @pytest.mark.parametrize("op", ["memory_read", "consolidate", "evict_lfu"])

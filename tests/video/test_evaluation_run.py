@@ -220,7 +220,7 @@ def test_a_full_disk_keeps_what_is_finished(network, tmp_path, monkeypatch):
     root, out = layouts.davis(tmp_path / "data"), tmp_path / "out"
     run(network, open_dataset(root, videos=["bear"]), out, SETTINGS)
     monkeypatch.setattr(labels, "write_mask", full)
-    with pytest.raises(OSError, match="the disk is full; masks written so far are kept"):
+    with pytest.raises(OSError, match="the disk is full; what is finished is kept"):
         run(network, open_dataset(root), out, SETTINGS)
     assert len(results(out, "bear")) == 6 and not results(out, "swan")
     assert run(network, open_dataset(root, videos=["bear"]), out, SETTINGS)[0].resumed

@@ -146,14 +146,17 @@ def _run(
     compile_: bool,
     progress: Progress,
 ) -> list[Cost]:
-    from ..evaluation.run import Settings, run
-    from ..network import XMem
+    from ..evaluation.run import Settings, check, run
+    from ..network import XMem, checkpoint
     from ..reference.config import MemoryConfig
+    from ..video.resume import weights_digest
 
-    progress.begin(f"loading {weights}", blocks=True)
-    network = XMem.from_checkpoint(weights, device).tuned(compile=compile_)
     mem_every = mem_every or (10 if dataset.layout == "long" else 5)
     settings = Settings(MemoryConfig(mem_every=mem_every), policy, size, narrow_type(device, half))
+    digest = weights_digest(checkpoint.read(weights))
+    check(dataset, out, settings, digest, device.partition(":")[0])
+    progress.begin(f"loading {weights}", blocks=True)
+    network = XMem.from_checkpoint(weights, device).tuned(compile=compile_)
     order = {video.name: i for i, video in enumerate(dataset.videos)}
 
     def followed(video: Video, done: int, tracker: Tracker) -> None:
@@ -161,7 +164,7 @@ def _run(
             progress.begin(f"{order[video.name] + 1}/{len(order)} {video.name}")
         progress.update(done, len(video.shots), f"{len(tracker.objects)} object(s)")
 
-    return run(network, dataset, out, settings, followed)
+    return run(network, dataset, out, settings, followed, digest)
 
 
 def _judged(judge: Callable[[], Judgement], *, must: bool) -> tuple[Judgement | None, str]:

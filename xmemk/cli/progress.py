@@ -54,7 +54,7 @@ class Progress:
         parts["note"], parts["left"] = self._note, self._left()
         if bar and self._total:
             filled = round(_BAR * min(1.0, self._done / self._total))
-            parts["bar"] = "━" * filled + "╺" * (filled < _BAR) + " " * (_BAR - filled - 1)
+            parts["bar"] = f"[{'=' * filled}{' ' * (_BAR - filled)}]"
         shown: list[str] = []
         for name in ("stage", "count", "left", "bar", "note"):
             if parts.get(name) and sum(len(parts[n]) + 1 for n in (*shown, name)) <= width:

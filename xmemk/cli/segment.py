@@ -123,6 +123,8 @@ def segment(
     live = is_stream(video)
     if not live:
         refuse(context, f"is for streams, and {video} is none; leave it out", "format_", "option")
+    elif direction != "forward":
+        raise ValueError(f"--direction: {video} is a stream, which comes once and forwards; leave it out")
     if live or not Path(video).is_dir():
         refuse(context, f"is for a folder of images, and {video} is none; leave it out", "missing")
     rule = LabelRule.parse(threshold, colours)

@@ -24,7 +24,7 @@ class _Plan:
     slot: Slot
     at: int | None
     permanent: bool
-    keep: tuple[Tensor, bool, Tensor] | None = None  # survivors, ascending, scratch
+    keep: tuple[Tensor, bool] | None = None  # survivors, ascending
     prototypes: Prototypes | None = None
     release: tuple[int, int] | None = None
 
@@ -33,8 +33,8 @@ class _Plan:
         arena.admit(self.slot, self.at)
         bucket.permanent += self.permanent
         if self.keep is not None:
-            index, ascending, scratch = self.keep
-            arena.keep(index, ascending=ascending, scratch=scratch)
+            index, ascending = self.keep
+            arena.keep(index, ascending=ascending)
         if self.prototypes is not None:
             arena.remember(self.prototypes)
             bucket.long_engaged = True
@@ -125,10 +125,7 @@ class HostBuckets:
         temporary = frames[first:]
         if rules.long_term and rules.full(len(temporary)):
             enlarge(arena, rules.max_tokens)
-            survivors = rules.survivors(arena)
-            if survivors is not None:
-                index, ascending = survivors
-                plan.keep = (index, ascending, arena.scratch(index.shape[1], ascending))
+            plan.keep = rules.survivors(arena)
             start, stop = self._candidates(temporary, first, rules)
             plan.prototypes = self._prototypes(bucket, frames[start:stop], rules)
             plan.release = (start, stop)

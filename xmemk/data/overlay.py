@@ -19,10 +19,17 @@ from .whole_files import is_result, whole_file
 _LIVE = Fraction(1, 90000)  # seconds, of which any frame rate has a multiple near enough
 
 
-def overlay(image: Tensor, labels: Tensor, opacity: float = 0.45) -> Tensor:
-    """The image [H, W, 3] uint8 with labels [H, W] drawn as tints with a white outline."""
+def overlay(
+    image: Tensor, labels: Tensor, opacity: float = 0.45, tints: Mapping[int, tuple[int, int, int]] | None = None
+) -> Tensor:
+    """The image [H, W, 3] uint8 with labels [H, W] drawn as tints with a white outline.
+
+    tints: a label's red, green and blue, where they are not to be those of :func:`palette`.
+    """
     colours = torch.tensor(palette(), dtype=torch.float32)
     colours[1] = torch.tensor([235.0, 64.0, 52.0])  # the first object in a red that stands out from grey fur
+    for label, colour in (tints or {}).items():
+        colours[label] = torch.tensor(colour, dtype=torch.float32)
     tint = colours[labels.long()]
     inside = (labels > 0).unsqueeze(2)
     mixed = torch.where(inside, (1 - opacity) * image.float() + opacity * tint, image.float())

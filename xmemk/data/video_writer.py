@@ -55,6 +55,7 @@ class VideoWriter:
         ends_early: bool = False,
     ) -> None:
         self.notes: list[str] = []  # what differs from what was asked for, as sentences without a subject
+        self.begin = begin
         self._rate, self._ends_early = rate, ends_early
         self._time_base = time_base or 1 / rate
         self._last: Fraction | None = None  # time of the last frame
@@ -145,7 +146,7 @@ class _Sound:
                 if packet.pts is None or packet.dts is None or packet.time_base is None:
                     continue
                 time = packet.pts * packet.time_base
-                if time < self._begin:
+                if time < self._begin and self._begin > 0:  # else it is a decoder's lead-in, before 0
                     continue
                 earlier = round(self._begin / packet.time_base)
                 packet.pts -= earlier

@@ -13,7 +13,7 @@ from .. import api, reference
 from ..measure.peak import Peak
 from ..testing import Comparison, Inputs, compare_close, compare_consolidate, compare_read
 from . import original
-from .records import ReadRecord, UpkeepRecord
+from .records import ConsolidationInputs, ReadInputs, ReadRecord, UpkeepRecord
 
 
 class CheckedFunctions:
@@ -30,6 +30,8 @@ class CheckedFunctions:
         self.backend = backend
         self.reads: list[ReadRecord] = []
         self.upkeep: dict[str, UpkeepRecord] = {}
+        self.last_read: ReadInputs | None = None
+        self.last_consolidation: ConsolidationInputs | None = None
         self.read_backend = ""
         self.read_seconds = 0.0
         self.check_seconds = 0.0  # of the oracle and the original, which are not part of the job
@@ -62,6 +64,7 @@ class CheckedFunctions:
         inputs = Inputs(
             torch.cat(mk, 2), torch.cat(ms, 2), torch.cat(mv, 3), qk[..., picked], qe[..., picked], mk[0], ms[0][:, 0]
         )
+        self.last_read = ReadInputs(inputs.mk, inputs.ms, qk, qe, top_k)
         compared = compare_read(inputs, readout[..., picked], top_k=top_k)
         read = ReadRecord(inputs.mk.shape[2], qk.shape[2], seconds, compared.error, compared.share, peak.bytes)
         self.reads.append(read)
@@ -113,6 +116,7 @@ class CheckedFunctions:
         pk, ps, pv = result
         key, selection = torch.cat(mk, 2), torch.cat(me, 2)
         inputs = Inputs(key, torch.cat(ms, 2), torch.cat(mv, 3), key, selection, selection, usage)
+        self.last_consolidation = ConsolidationInputs(key, usage.clone(), num_prototypes)
         self._judge(record, compare_consolidate(inputs, num_prototypes, pk, ps, pv))
         self.check_seconds += time.perf_counter() - start
         return pk, ps, pv

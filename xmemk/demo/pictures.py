@@ -48,24 +48,25 @@ class Spread:
         return [frames[round(i * (len(frames) - 1) / (self._most - 1))] for i in range(self._most)]
 
 
-def contact_sheet(pictures: list[tuple[int, Tensor]], columns: int = 4, width: int = 420) -> Image.Image:
-    """One picture of frames [H, W, 3] uint8 with their numbers, in reading order."""
-    thumbs = []
-    font = ImageFont.load_default(size=16)
-    for number, picture in pictures:
-        image = Image.fromarray(picture.numpy())
-        image = image.resize((width, max(1, round(width * image.height / image.width))), Image.Resampling.LANCZOS)
-        draw = ImageDraw.Draw(image)
-        draw.rectangle((0, 0, 92, 24), fill=(0, 0, 0))
-        draw.text((8, 3), f"frame {number}", font=font, fill=(255, 255, 255))
-        thumbs.append(image)
-    gap, height = 6, max(t.height for t in thumbs)
-    rows = -(-len(thumbs) // columns)
-    columns = min(columns, len(thumbs))
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (24, 24, 24))
-    for i, thumb in enumerate(thumbs):
-        sheet.paste(thumb, (gap + i % columns * (width + gap), gap + i // columns * (height + gap)))
-    return sheet
+def captioned(caption: str, picture: Tensor | Image.Image, width: int = 420) -> Image.Image:
+    """A picture, [H, W, 3] uint8 if a tensor, of this width with words in its corner."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture.numpy())
+    image = image.resize((width, max(1, round(width * image.height / image.width))), Image.Resampling.LANCZOS)
+    font, draw = ImageFont.load_default(size=16), ImageDraw.Draw(image)
+    draw.rectangle((0, 0, 16 + draw.textlength(caption, font), 24), fill=(0, 0, 0))
+    draw.text((8, 3), caption, font=font, fill=(255, 255, 255))
+    return image
+
+
+def sheet(pictures: list[Image.Image], columns: int = 4) -> Image.Image:
+    """One picture of several of equal width, in reading order."""
+    gap, width, height = 6, pictures[0].width, max(picture.height for picture in pictures)
+    rows = -(-len(pictures) // columns)
+    columns = min(columns, len(pictures))
+    whole = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (24, 24, 24))
+    for i, picture in enumerate(pictures):
+        whole.paste(picture, (gap + i % columns * (width + gap), gap + i // columns * (height + gap)))
+    return whole
 
 
 def plots(reads: list[ReadRecord], first_frame: int) -> str:

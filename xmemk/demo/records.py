@@ -3,6 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class ReadInputs(NamedTuple):
+    """What a read was given: mk [1, CK, N], ms [1, 1, N], qk and qe [1, CK, Q]."""
+
+    mk: Tensor
+    ms: Tensor
+    qk: Tensor
+    qe: Tensor
+    top_k: int
+
+
+class ConsolidationInputs(NamedTuple):
+    """What a consolidation was given: the candidates' mk [1, CK, N] and usage [1, N]."""
+
+    mk: Tensor
+    usage: Tensor
+    num_prototypes: int
 
 
 @dataclass

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -15,25 +18,29 @@ from torch import Tensor
 
 from ..backends import BACKENDS
 from ..data import BUNNY
-from ..data.masks import MaskError, read_object_mask, write_mask
+from ..data.label_rules import LabelRule
+from ..data.masks import AUTOMATIC, MaskError, read_object_mask, write_mask
 from ..data.overlay import overlay
-from ..data.video import VideoInfo, probe, read_frames
-from ..data.video_writer import VideoWriter
+from ..data.video import VideoInfo, probe, read_timed_frames
+from ..data.whole_files import expect_folder, results_folder
 from ..measure import machine
 from ..memory import Memory
 from ..reference.config import MemoryConfig
 from ..version import __version__
 from .checked_functions import CheckedFunctions
+from .film import LEAD, Film
+from .memory_view import MemoryFrames
 from .page import write_page
-from .pictures import Spread, contact_sheet, plots
+from .pictures import Spread, captioned, plots, sheet
 from .records import ReadTotals, UpkeepRecord, totals
+from .tint import tints
 from .tracker import MEMORY_CONFIG, DemoTracker
 
 Progress = Callable[[int, int | None, CheckedFunctions], None]
 
 ATTRIBUTION = (
     "The clip is cut from Big Buck Bunny, (c) 2008 Blender Foundation, www.bigbuckbunny.org, licensed CC BY 3.0; "
-    "the red tint is ours."
+    "the tint is ours."
 )
 FEATURES = (
     "none of them trained: colour of the cell and of its surroundings, slopes in four directions, position; the value "
@@ -41,7 +48,8 @@ FEATURES = (
 )
 _SHOWN = 12
 _SMALLEST = 16  # pixels each way
-_PRODUCTS = ("masks", "overlay.mp4", "contact.png", "index.html", "report.json")
+_UNFINISHED = ".unfinished-"  # begins the name of a run's own folder
+_PRODUCTS = ("masks", "overlay.mp4", "moving.webp", "contact.png", "memory.webp", "index.html", "report.json")
 
 
 @dataclass
@@ -49,6 +57,7 @@ class DemoJob:
     """One video to follow objects through.
 
     mask: of frame ``start``, which is 0-based. The video is resized to the size of the mask.
+    rule: how the values of the mask become labels.
     original_every: see :class:`CheckedFunctions`. command: the command line, for the report.
     """
 
@@ -59,6 +68,7 @@ class DemoJob:
     backend: str = "auto"
     original_every: int = 8
     command: str = "xmemk demo"
+    rule: LabelRule = AUTOMATIC
 
 
 @dataclass
@@ -84,6 +94,7 @@ class DemoReport:
     check_seconds: float
     frames_per_second: float
     upkeep: dict[str, UpkeepRecord]
+    notes: list[str] = field(default_factory=list)
 
 
 class Stages:
@@ -105,7 +116,7 @@ def prepare(job: DemoJob) -> tuple[VideoInfo, Tensor]:
     Raises VideoError, MaskError, or ValueError where the parts of the job do not fit one another.
     """
     info = probe(job.video)
-    labels = read_object_mask(job.mask)
+    labels = read_object_mask(job.mask, job.rule.fitted([job.mask]))
     height, width = labels.shape
     # A mask may have another size than the video, but must have its aspect ratio, to a pixel.
     off = max(abs(width - info.width * height / info.height), abs(height - info.height * width / info.width))
@@ -120,8 +131,7 @@ def prepare(job: DemoJob) -> tuple[VideoInfo, Tensor]:
         raise ValueError(f"frame {job.start}: is the last of {job.video}, there is nothing to follow")
     if job.backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend: wanted 'auto' or one of {', '.join(BACKENDS)}, got {job.backend!r}")
-    if job.out.exists() and not job.out.is_dir():
-        raise ValueError(f"{job.out}: is a file; --out wants a folder")
+    expect_folder(job.out, _PRODUCTS)
     products = {(job.out / name).resolve() for name in _PRODUCTS}
     for file in (job.video.resolve(), job.mask.resolve()):
         if products & {file, *file.parents}:
@@ -136,16 +146,17 @@ def run(job: DemoJob, progress: Progress = lambda done, total, ops: None) -> tup
     """
     info, labels = prepare(job)
     new = not job.out.exists()
-    job.out.mkdir(parents=True, exist_ok=True)
-    if not os.access(job.out, os.W_OK):
-        raise PermissionError(f"{job.out}: cannot be written to")
     try:
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=job.out) as folder:
-            result = _run(job, info, labels, Path(folder), progress)
-            _install(Path(folder), job.out)
+        with results_folder(job.out, _PRODUCTS):
+            for leftover in job.out.glob(f"{_UNFINISHED}*"):  # of killed runs
+                shutil.rmtree(leftover, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=job.out) as folder:
+                result = _run(job, info, labels, Path(folder), progress)
+                _install(Path(folder), job.out)
     except BaseException:
         if new:
-            job.out.rmdir()
+            with contextlib.suppress(OSError):
+                job.out.rmdir()
         raise
     return result
 
@@ -182,14 +193,27 @@ def _run(
     ops = CheckedFunctions(job.backend, job.original_every)
     memory = Memory(MemoryConfig.from_dict(MEMORY_CONFIG), functions=ops)
     stages = Stages()
-    shown = Spread(_SHOWN)
+    shown, remembered = Spread(_SHOWN), MemoryFrames()
     tracker: DemoTracker | None = None
     count = 0
+    lead = round(LEAD * info.rate)
+    colours: dict[int, tuple[int, int, int]] = {}
+    line = 50.0
     began = time.perf_counter()
-    with VideoWriter(folder / "overlay.mp4", width, height, info.rate) as writer:
-        for number, image in _numbered(job, (width, height), stages):
+    still = max(0, lead - job.start)  # where too little comes before it, the first frame stands still
+    with Film(folder, width, height, info, job.video, still) as film:
+        for number, time_shown, image in _numbered(job, max(0, job.start - lead), (width, height), stages):
+            now = time.perf_counter()
+            if number < job.start:
+                film.write(image, image, time_shown)
+                stages.timed("writing masks and video", now)
+                continue
+            if tracker is None:
+                colours = tints(image, labels)
+                line = 100 * labels.nonzero()[:, 1].float().mean().item() / width  # through the objects
+                now = stages.timed("writing masks and video", now)
             inside = ops.read_seconds + ops.check_seconds
-            start = time.perf_counter()
+            start = now
             if tracker is None:
                 tracker = DemoTracker(memory, image.to(device), labels.to(device))
             else:
@@ -199,9 +223,11 @@ def _run(
             stages.seconds["features, upkeep, edges"] = (
                 stages.seconds.get("features, upkeep, edges", 0.0) + now - start - read_or_checked
             )
+            if tracker.remembered[0] == tracker.frame:
+                remembered.add(number, tracker.remembered[1], image)
             write_mask(folder / "masks" / f"{number:05d}.png", labels)
-            picture = overlay(image, labels)
-            writer.write(picture)
+            picture = overlay(image, labels, tints=colours)
+            film.write(image, picture, time_shown)
             shown.add(number, picture)
             stages.timed("writing masks and video", now)
             count += 1
@@ -210,7 +236,12 @@ def _run(
         raise ValueError(f"frame {job.start}: is the last of {job.video}, there is nothing to follow")
     stages.seconds["memory reads"] = ops.read_seconds
     read_totals = totals(ops.reads)
-    contact_sheet(shown.chosen()).save(folder / "contact.png")
+    sheet([captioned(f"frame {n}", picture) for n, picture in shown.chosen()]).save(folder / "contact.png")
+    assert ops.last_read is not None  # two frames were followed
+    view = remembered.view(number, image, labels, ops.last_consolidation, ops.last_read)
+    sheet([captioned(*part) for part in (*view.usage, *view.reading)], columns=3).save(
+        folder / "memory.webp", quality=80
+    )
     wall = time.perf_counter() - began - ops.check_seconds
     report = DemoReport(
         version=__version__,
@@ -232,29 +263,33 @@ def _run(
         check_seconds=ops.check_seconds,
         frames_per_second=count / wall,
         upkeep=ops.upkeep,
+        notes=film.notes,
     )
     (folder / "report.json").write_text(json.dumps(asdict(report) | {"totals": asdict(read_totals)}, indent=2))
     write_page(
         folder / "index.html",
         report,
         read_totals,
-        folder / "overlay.mp4",
-        folder / "contact.png",
+        folder,
+        line,
+        view,
         plots(read_totals.reads, job.start + 1),
     )
     return report, read_totals
 
 
-def _numbered(job: DemoJob, size: tuple[int, int], stages: Stages) -> Iterator[tuple[int, Tensor]]:
-    frames = read_frames(job.video, size, job.start)
-    number = job.start
+def _numbered(
+    job: DemoJob, number: int, size: tuple[int, int], stages: Stages
+) -> Iterator[tuple[int, Fraction, Tensor]]:
+    """The video's frames from ``number`` on: their numbers, times in seconds, and images."""
+    frames = read_timed_frames(job.video, size, number)
     while True:
         start = time.perf_counter()
-        image = next(frames, None)
+        frame = next(frames, None)
         stages.timed("decoding and resizing", start)
-        if image is None:
+        if frame is None:
             return
-        yield number, image
+        yield number, *frame
         number += 1
 
 

@@ -56,6 +56,7 @@ class DemoTracker:
         self.memory = memory
         self.mem_every = mem_every
         self.frame = 0  # frames since the first
+        self.remembered: tuple[int, Tensor]  # the last memory frame, and its key [1, CK, h, w]
         self.labels = mask.unique()
         self.labels = self.labels[self.labels != 0]
         self._grid = grid_size(*mask.shape)
@@ -86,4 +87,5 @@ class DemoTracker:
         one_hot = (mask == self.labels[:, None, None]).float()[:, None]
         fine = F.interpolate(one_hot, (h * CELL, w * CELL), mode="area")
         value = F.pixel_unshuffle(fine, CELL)[None]
+        self.remembered = self.frame, key
         self.memory.add(key, shrinkage_of(value), value, self.objects, selection)

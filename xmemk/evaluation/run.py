@@ -75,13 +75,33 @@ class Cost:
 Progress = Callable[[Video, int, Tracker], None]
 
 
+def check(dataset: Dataset, out: Path, settings: Settings, weights: str, device: str) -> None:
+    """Every check of :func:`run` that needs no network.
+
+    weights: the digest of the network's parameters, :func:`xmemk.video.resume.weights_digest`.
+    device: the type of the network's device.
+
+    Raises ValueError where ``out`` has results of other settings or is part of the dataset.
+    """
+    make_memory(settings.policy, settings.config)
+    _expect_no_input(dataset, out)
+    _expect_settings(out / NOTES, _described(dataset, settings, weights, device))
+
+
 def run(
-    network: XMem, dataset: Dataset, out: Path, settings: Settings, progress: Progress = lambda *_: None
+    network: XMem,
+    dataset: Dataset,
+    out: Path,
+    settings: Settings,
+    progress: Progress = lambda *_: None,
+    weights: str | None = None,
 ) -> list[Cost]:
     """Follows the objects of every video and writes the results that the dataset needs.
 
     A video that an earlier run of the same settings finished is not run again. As in the released
     evaluation, usage is counted in videos that are long enough to fill long-term memory.
+
+    weights: see :func:`check`; None for the digest of ``network``.
 
     The seconds of a frame include resizing it for the network, the tracker's step, resizing the
     result and taking labels; they exclude decoding and writing. They are measured between events of
@@ -92,10 +112,11 @@ def run(
     DatasetError, MaskError or VideoError for input that does not fit; OSError where a result cannot
     be written. The results of finished videos stay.
     """
+    weights = weights or weights_digest(network.state_dict())
+    device = next(network.parameters()).device.type
+    check(dataset, out, settings, weights, device)
+    _write_json(out / NOTES / "settings.json", _described(dataset, settings, weights, device))
     settings = replace(settings, config=replace(settings.config, hidden_dim=network.config.hidden_dim))
-    make_memory(settings.policy, settings.config)
-    _expect_no_input(dataset, out)
-    _check_settings(out / NOTES, _described(network, dataset, settings))
     costs = []
     for video in dataset.videos:
         cost = _finished(out, video)
@@ -234,19 +255,20 @@ def _finished(out: Path, video: Video) -> Cost | None:
     return replace(cost, resumed=True)
 
 
-def _described(network: XMem, dataset: Dataset, settings: Settings) -> dict[str, Any]:
+def _described(dataset: Dataset, settings: Settings, weights: str, device: str) -> dict[str, Any]:
     """All that results depend on, as JSON values."""
+    memory = {name: value for name, value in asdict(settings.config).items() if name != "hidden_dim"}  # weights say
     return {
         "dataset": str(dataset.root.resolve()),
         "layout": dataset.layout,
         "split": dataset.split,
         "repeat": dataset.repeat,
-        "weights": weights_digest(network.state_dict()),
-        "device": next(network.parameters()).device.type,
+        "weights": weights,
+        "device": device,
         "policy": settings.policy,
         "size": settings.size,
         "autocast": None if settings.autocast is None else str(settings.autocast),
-        "memory": asdict(settings.config),
+        "memory": memory,
     }
 
 
@@ -259,8 +281,8 @@ def _expect_no_input(dataset: Dataset, out: Path) -> None:
             raise ValueError(f"out: wanted a folder for results, got {out}, which has the dataset's own {video.name}")
 
 
-def _check_settings(notes: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError where the folder has results of other settings, else records these.
+def _expect_settings(notes: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError where the folder has results of other settings.
 
     Which videos are run may differ from run to run.
     """
@@ -269,7 +291,6 @@ def _check_settings(notes: Path, settings: dict[str, Any]) -> None:
         recorded = json.loads(file.read_text())
         different = [name for name, value in settings.items() if recorded[name] != value]
     except FileNotFoundError:
-        _write_json(file, settings)
         return
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{file}: damaged; remove it, and the results that are not of this run") from error

@@ -18,9 +18,9 @@ An arena knows no rules. It offers steps, and the rules of a memory compose them
     arena.values = arena.without(rows)                    drops the values of some objects
 
 **Compute, then commit.** ``stage``, ``read``, ``survivors``, ``prototypes`` and ``without`` change
-nothing that can be seen, and only they can fail. The other steps move data between buffers that
-exist; ``keep`` allocates its scratch, one megabyte, before it moves anything. A memory that first
-computes and then commits is therefore changed by a call completely or not at all.
+nothing that can be seen, and only they can fail. The other steps change positions, and note which
+rows move (:mod:`.changes`); ``record`` replaces all use at one moment. A fork shares the storage
+and has positions of its own: what is done to it is unseen until it takes the arena's place.
 
 **Batch.** Each batch element selects and evicts for itself: ``index`` is [B, n], and prototypes are
 those of each element.
@@ -38,6 +38,7 @@ where more frames come than ``Spec.frames``, blocks of frames are added, each tw
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ from torch import Tensor
 
 from ..inputs import MemoryInputs, QueryInputs
 from .bank import Bank, add_block, place
+from .changes import commit
 from .functions import PUBLIC
 from .graph import Captures, ReadGraph
 from .scaled import values_for
@@ -96,6 +98,15 @@ class Arena:
             named["selection"] = self.selection
         return named | {f"value{i}": bank for i, bank in enumerate(self.values.banks)}
 
+    def fork(self) -> Arena:
+        """An arena on the same storage, with positions and counts of its own."""
+        twin = copy.copy(self)
+        twin.table, twin.values = self.table.fork(), self.values.fork()
+        for name in ("key", "shrinkage", "selection", "use", "birth"):
+            bank = getattr(self, name)
+            setattr(twin, name, None if bank is None else bank.fork())
+        return twin
+
     @property
     def nbytes(self) -> int:
         """Bytes of all banks."""
@@ -127,13 +138,9 @@ class Arena:
         slot = place(self.table, list(self.banks.values()))
         run = self.table.run(slot)
         with torch.no_grad():
-            self.key.rows(run).copy_(key.transpose(1, 2))
-            self.shrinkage.rows(run).copy_(shrinkage[:, 0])
             if self.selection is not None and selection is not None:
-                self.selection.rows(run).copy_(selection.transpose(1, 2))
-            self.use.rows(run).zero_()
-            self.birth.rows(run).fill_(self.reads)
-            self.values.write(run, value)
+                self.selection.write(run, selection.transpose(1, 2))
+            self._write(run, key, shrinkage, value)
         return slot
 
     def admit(self, slot: Slot, at: int | None = None) -> None:
@@ -172,11 +179,12 @@ class Arena:
         """Counts one read, in which the tokens, in order, received the mass ``usage`` [B, N]."""
         at = 0
         with torch.no_grad():
+            use = self.use.copied()
             for run in self.table.runs():
                 if run.block != LONG_TERM or self.spec.count_long_term:
-                    self.use.rows(run).add_(usage[:, at : at + run.tokens])
+                    use.rows(run).add_(usage[:, at : at + run.tokens])
                 at += run.tokens
-        self.reads += 1
+        commit([(self, {"use": use, "reads": self.reads + 1})])
 
     def usage(self, runs: Sequence[Run]) -> Tensor:
         """[B, n] mass per read: use "normalized by the duration" in memory (Sec. 2.3)."""
@@ -220,24 +228,13 @@ class Arena:
         with torch.no_grad():
             return self.usage([Run(LONG_TERM, 0, self.long_term)])
 
-    def scratch(self, tokens: int, ascending: bool = True, others: Sequence[Values] = ()) -> Tensor:
-        """The uint8 buffer with which :meth:`keep` moves so many tokens.
-
-        others: further values that share these keys and move with them.
-        """
-        banks = [*self.banks.values(), *(bank for values in others for bank in values.banks)]
-        size = max(bank.moving_bytes(tokens, ascending) for bank in banks)
-        return torch.empty(size, dtype=torch.uint8, device=self.spec.device)
-
-    def keep(self, index: Tensor, *, ascending: bool = True, scratch: Tensor | None = None) -> None:
+    def keep(self, index: Tensor, *, ascending: bool = True) -> None:
         """Keeps these long-term tokens [B, n], in this order.
 
         Ascending order takes less scratch.
         """
-        scratch = self.scratch(index.shape[1], ascending) if scratch is None else scratch
-        with torch.no_grad():
-            for bank in self.banks.values():
-                bank.keep(index, scratch, ascending)
+        for bank in self.banks.values():
+            bank.keep(index, ascending)
         self.table.long = index.shape[1]
 
     def remember(self, prototypes: Prototypes) -> None:
@@ -247,12 +244,17 @@ class Arena:
             raise ValueError(f"prototypes: wanted at most {self.spec.long_term - self.long_term}, got {count}")
         run = Run(LONG_TERM, self.long_term, self.long_term + count)
         with torch.no_grad():
-            self.key.rows(run).copy_(prototypes.key.transpose(1, 2))
-            self.shrinkage.rows(run).copy_(prototypes.shrinkage[:, 0])
-            self.use.rows(run).zero_()
-            self.birth.rows(run).fill_(self.reads)
-            self.values.write(run, prototypes.value)
+            self._write(run, *prototypes)
         self.table.long += count
+
+    def _write(self, run: Run, key: Tensor, shrinkage: Tensor, value: Tensor) -> None:
+        """Writes new tokens to a run that no token is in."""
+        self.key.write(run, key.transpose(1, 2))
+        self.shrinkage.write(run, shrinkage[:, 0])
+        row = key.new_zeros(1, dtype=torch.int64).expand(self.spec.batch, run.tokens)
+        self.use.write(run, row)
+        self.birth.write(run, row + self.reads)
+        self.values.write(run, value)
 
     # Objects
 

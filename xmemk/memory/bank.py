@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from .changes import Move, Write
 from .table import LONG_TERM, Run, Slot, Table
 
-MOVED_BYTES = 1 << 20  # moved at a time when long-term memory is compacted
 LARGEST_BLOCK = 256 << 20  # bytes of an added block of frames, unless one frame is larger
 
 
@@ -18,11 +19,44 @@ class Bank:
 
     Block 0 is long-term memory, the others hold frames. Rows that were never written are
     uninitialised; only tokens that a table names are read.
+
+    Rows that tokens are in are never written at once. :meth:`keep`, and what is written behind it,
+    is noted, and done when the blocks are next accessed (:mod:`.changes`).
     """
+
+    _later: tuple[Move | Write, ...] = ()
 
     def __init__(self, batch: int, channels: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         self.batch, self.channels, self.dtype, self.device = batch, tuple(channels), dtype, device
-        self.blocks: list[Tensor] = []
+        self.blocks = []
+
+    @property
+    def blocks(self) -> list[Tensor]:
+        """All blocks, after the changes noted for them."""
+        blocks: list[Tensor] = vars(self)["blocks"]
+        while self._later:
+            with torch.no_grad():
+                self._later[0].apply(blocks[LONG_TERM])
+            self._later = self._later[1:]
+        return blocks
+
+    @blocks.setter
+    def blocks(self, blocks: list[Tensor]) -> None:
+        vars(self)["blocks"] = blocks
+
+    def fork(self) -> Bank:
+        """A bank on the same storage, with a list of blocks and notes of its own."""
+        twin = copy.copy(self)
+        twin.blocks = list(self.blocks)
+        twin._later = ()
+        return twin
+
+    def copied(self) -> Bank:
+        """A bank with the same numbers in storage of its own."""
+        twin = copy.copy(self)
+        twin.blocks = [twin.empty(block.shape[1]).copy_(block) for block in self.blocks]
+        twin._later = ()
+        return twin
 
     def empty(self, tokens: int) -> Tensor:
         """A new block.
@@ -40,30 +74,19 @@ class Bank:
         """[B, *channels, n] of a run, as a view: the form that the stateless functions take."""
         return self.rows(run).movedim(1, -1)
 
-    def keep(self, index: Tensor, scratch: Tensor, ascending: bool) -> None:
-        """Moves long-term token index[b, i] to place i. ``scratch``: :meth:`moving_bytes` of uint8.
+    def write(self, run: Run, rows: Tensor) -> None:
+        """Writes [B, n, *channels] to rows of a run that no token is in."""
+        if self._later and run.block == LONG_TERM:
+            self._later = (*self._later, Write(run.start, rows))
+        else:
+            vars(self)["blocks"][run.block][:, run.start : run.stop].copy_(rows)
 
-        Where ``index`` [B, n] ascends, rows move in chunks from the front. Then index[b, i] >= i,
-        so no row is read after it was overwritten.
+    def keep(self, index: Tensor, ascending: bool) -> None:
+        """Notes that long-term token index[b, i], of [B, n], moves to place i.
+
+        Ascending tokens are moved in chunks.
         """
-        block = self.blocks[LONG_TERM]
-        n = index.shape[1]
-        if n == 0 or block.numel() == 0:
-            return
-        block_bytes = block.view(self.batch, block.shape[1], -1).view(torch.uint8)
-        row = block_bytes.shape[2]
-        step = max(1, scratch.numel() // row) if ascending else n
-        for b in range(self.batch):
-            for i in range(0, n, step):
-                j = min(i + step, n)
-                chunk = scratch[: (j - i) * row].view(j - i, row)
-                torch.index_select(block_bytes[b], 0, index[b, i:j], out=chunk)
-                block_bytes[b, i:j].copy_(chunk)
-
-    def moving_bytes(self, tokens: int, ascending: bool) -> int:
-        """Bytes of scratch that :meth:`keep` of so many tokens needs."""
-        row = self.row_bytes
-        return max(row, min(MOVED_BYTES, tokens * row)) if ascending else tokens * row
+        self._later = (*self._later, Move(index, ascending))
 
     @property
     def row_bytes(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .changes import adoption, commit
 from .memory import Memory
 
 
@@ -32,9 +33,9 @@ def read_batch(
             results.append(memory.look_up(query, selection))
         except (ValueError, TypeError, RuntimeError) as error:
             raise type(error)(f"memories[{i}]: {error}") from error
-    for _, groups, usages in results:
-        groups.record(usages)
-    return [readout for readout, _, _ in results]
+    drafts = [memory.recorded(usages) for memory, (_, _, usages) in zip(memories, results)]
+    adoptions = [change for memory, draft in zip(memories, drafts) for change in adoption(memory, draft)]
+    return commit(adoptions, [readout for readout, _, _ in results])
 
 
 def _each(name: str, tensors: Tensor | Sequence[Tensor], count: int) -> list[Tensor]:

@@ -162,3 +162,6 @@ class FrameLayout:
     def _check_key(self, name: str, x: Tensor) -> None:
         shape = (self.batch, self.key_channels, self.height, self.width)
         expect_tensor(name, x, shape=shape, dtypes=(self.key_dtype,), device=self.device)
+
+
+Layout = FrameLayout  # the name in pickles of version 0.1

@@ -3,31 +3,22 @@
 Objects that join at the same frame share a bucket. A bucket is a complete memory in an arena of its
 own: it starts with the frame at which its objects joined, keeps that frame as the paper keeps the
 first, and counts, consolidates and evicts independently.
+
+``add``, ``record`` and ``remove`` are called on a fork, which then takes the groups' place.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..inputs import QueryInputs
-from .arena import Arena, Prototypes
+from .arena import Arena
 from .rules import FrameTokens, MemoryRules, objects_of
 from .spec import Spec
-from .table import Slot
-
-
-@dataclass
-class BucketChange:
-    """What a memory frame does to a bucket: computed, not yet committed."""
-
-    slot: Slot
-    prototypes: Prototypes | None = None
-    survivors: Tensor | None = None
-    scratch: Tensor | None = None
 
 
 class ExactBucket:
@@ -39,33 +30,34 @@ class ExactBucket:
         self.consolidations = 0
         self.evictions = 0
 
-    def prepare(self, rules: MemoryRules, frame: FrameTokens, value: Tensor) -> BucketChange:
-        """Computes what a frame with values [B, O, CV, HW] changes: everything that can fail."""
-        arena, backend = self.arena, rules.backend
-        change = BucketChange(arena.stage(*frame, value))
-        frames = [*arena.frames, change.slot]
-        if not rules.is_full(len(frames)):
-            return change
-        keep = rules.long_term_before_prototypes
-        if arena.long_term > keep:  # Sec. 2.3, removing obsolete features: makes room for P prototypes
-            change.survivors = arena.survivors(keep, backend=backend)
-            change.scratch = arena.scratch(keep)
-        candidates = frames[rules.candidates(len(frames))]
-        change.prototypes = arena.prototypes(candidates, rules.prototypes(len(candidates)), backend=backend)
-        return change
+    def fork(self) -> ExactBucket:
+        """A bucket on the same storage; see :meth:`.arena.Arena.fork`."""
+        twin = copy.copy(self)
+        twin.arena = self.arena.fork()
+        return twin
 
-    def commit(self, rules: MemoryRules, change: BucketChange) -> None:
-        """Applies a prepared change."""
-        arena = self.arena
-        if change.survivors is not None:
-            arena.keep(change.survivors, scratch=change.scratch)
+    def add(self, rules: MemoryRules, frame: FrameTokens, value: Tensor) -> None:
+        """Adds a frame with values [B, O, CV, HW]. Where this raises, the bucket is unusable."""
+        arena, backend = self.arena, rules.backend
+        slot = arena.stage(*frame, value)
+        frames = [*arena.frames, slot]
+        if not rules.is_full(len(frames)):
+            arena.admit(slot)
+            return
+        # Both are computed before rows move.
+        keep, survivors = rules.long_term_before_prototypes, None
+        if arena.long_term > keep:  # Sec. 2.3, removing obsolete features: makes room for P prototypes
+            survivors = arena.survivors(keep, backend=backend)
+        leaving = rules.candidates(len(frames))
+        candidates = frames[leaving]
+        prototypes = arena.prototypes(candidates, rules.prototypes(len(candidates)), backend=backend)
+        if survivors is not None:
+            arena.keep(survivors)
             self.evictions += 1
-        arena.admit(change.slot)
-        if change.prototypes is not None:
-            arena.remember(change.prototypes)
-            candidates = rules.candidates(len(arena.frames))
-            arena.release(candidates.start, candidates.stop)
-            self.consolidations += 1
+        arena.admit(slot)
+        arena.remember(prototypes)
+        arena.release(leaving.start, leaving.stop)
+        self.consolidations += 1
 
 
 class SeparateGroups:
@@ -75,6 +67,12 @@ class SeparateGroups:
         self.rules = rules
         self.buckets: list[ExactBucket] = []
         self.gone = (0, 0)  # consolidations and evictions of buckets that have left
+
+    def fork(self) -> SeparateGroups:
+        """Groups on the same storage, whose changes are unseen here."""
+        twin = copy.copy(self)
+        twin.buckets = [bucket.fork() for bucket in self.buckets]
+        return twin
 
     @property
     def objects(self) -> tuple[int, ...]:
@@ -105,13 +103,10 @@ class SeparateGroups:
         row = {label: i for i, label in enumerate(objects)}
         known = set(self.objects)
         new = tuple(label for label in objects if label not in known)
-        buckets = [*self.buckets, *([ExactBucket(self.rules, new)] if new else [])]
-        changes = [
-            b.prepare(self.rules, frame, objects_of(value, [row[label] for label in b.objects])) for b in buckets
-        ]
-        for bucket, change in zip(buckets, changes):
-            bucket.commit(self.rules, change)
-        self.buckets = buckets
+        if new:
+            self.buckets.append(ExactBucket(self.rules, new))
+        for bucket in self.buckets:
+            bucket.add(self.rules, frame, objects_of(value, [row[label] for label in bucket.objects]))
 
     def read(self, queries: QueryInputs) -> tuple[Tensor, list[Tensor | None]]:
         """The readout [B, O, CV, Q] of all buckets, and their usage for :meth:`record`."""
@@ -128,17 +123,18 @@ class SeparateGroups:
     def remove(self, leaving: set[int]) -> None:
         """Removes objects. A bucket is removed with its last object."""
         stay: list[ExactBucket] = []
-        shrunk = []
-        gone = self.gone
         for bucket in self.buckets:
             rows = [row for row, label in enumerate(bucket.objects) if label in leaving]
             if len(rows) == len(bucket.objects):
-                gone = gone[0] + bucket.consolidations, gone[1] + bucket.evictions
+                self.gone = self.gone[0] + bucket.consolidations, self.gone[1] + bucket.evictions
                 continue
             if rows:
-                shrunk.append((bucket, bucket.arena.without(rows)))
+                bucket.arena.values = bucket.arena.without(rows)
+                bucket.objects = tuple(label for label in bucket.objects if label not in leaving)
             stay.append(bucket)
-        for bucket, values in shrunk:
-            bucket.arena.values = values
-            bucket.objects = tuple(label for label in bucket.objects if label not in leaving)
-        self.buckets, self.gone = stay, gone
+        self.buckets = stay
+
+
+# The names in pickles of version 0.1.
+Bucket = ExactBucket
+ExactGroups = SeparateGroups

@@ -36,6 +36,7 @@ from torch.autograd import forward_ad
 from ..inputs import MemoryInputs, QueryInputs
 from . import cuda_graphs
 from .bank import Bank
+from .cuda_graphs import CudaGraphs as CudaGraphs  # where pickles of version 0.1 look for it
 from .cuda_graphs import GraphDevice, Result, Segment
 from .table import LONG_TERM, Run
 from .values import Values

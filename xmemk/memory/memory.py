@@ -21,6 +21,7 @@ from torch import Tensor
 from ..inputs import QueryInputs
 from ..reference.config import MemoryConfig
 from . import files
+from .changes import adoption, commit
 from .checks import FrameLayout, check_labels, expect_known
 from .exact import SeparateGroups
 from .functions import PUBLIC
@@ -108,10 +109,13 @@ class Memory:
         layout.check_add(key, shrinkage, value, labels, selection, finite=finite, largest_value=largest)
         if not set(self.objects) <= set(labels):
             raise ValueError(f"objects: wanted all that are held, {list(self.objects)}, got {list(labels)}")
-        groups = self._new_groups(layout) if self._groups is None else self._groups
+        draft = self.draft()
+        draft._layout = layout
+        if draft._groups is None:
+            draft._groups = self._new_groups(layout)
         frame = FrameTokens(key.flatten(2), shrinkage.flatten(2), None if selection is None else selection.flatten(2))
-        groups.add(frame, value.flatten(3), labels)
-        self._layout, self._groups = layout, groups
+        draft._groups.add(frame, value.flatten(3), labels)
+        commit(adoption(self, draft))
 
     def read(self, query_key: Tensor, selection: Tensor | None = None) -> Tensor:
         """Reads the memory (Eq. 1) for every token of a frame, and records usage.
@@ -123,9 +127,8 @@ class Memory:
         Raises RuntimeError when there is nothing to read, ValueError or TypeError for a query that
         does not fit.
         """
-        readout, groups, usages = self.look_up(query_key, selection)
-        groups.record(usages)
-        return readout
+        readout, _, usages = self.look_up(query_key, selection)
+        return commit(adoption(self, self.recorded(usages)), readout)
 
     def look_up(self, query_key: Tensor, selection: Tensor | None) -> tuple[Tensor, Groups, list[Tensor | None]]:
         """:meth:`read` without recording usage.
@@ -141,6 +144,25 @@ class Memory:
         readout, usages = self._groups.read(queries)
         return readout.unflatten(3, query_key.shape[2:]), self._groups, usages
 
+    def recorded(self, usages: Sequence[Tensor | None]) -> Memory:
+        """A draft in which a read with the usage of :meth:`look_up` is recorded."""
+        draft = self.draft()
+        assert draft._groups is not None
+        draft._groups.record(usages)
+        return draft
+
+    def draft(self) -> Memory:
+        """A memory on the same storage, whose changes are unseen here until it is adopted.
+
+        A step of several calls is made in a draft, and adopted at one moment
+        (:func:`.changes.commit`) or not at all. A draft takes reads and then at most one ``add``,
+        after which it must be adopted or dropped before it or this memory is used again.
+        """
+        draft = copy.copy(self)
+        draft.sensory = copy.copy(self.sensory)
+        draft._groups = None if self._groups is None else self._groups.fork()
+        return draft
+
     def remove(self, objects: Sequence[int]) -> None:
         """Removes objects with their values and sensory rows, the last of a bucket with its keys.
 
@@ -151,13 +173,13 @@ class Memory:
         """
         leaving = check_labels("objects", objects)
         expect_known("objects", leaving, self.objects)
-        if self._groups is not None:
-            sensory = copy.copy(self.sensory)
-            in_sensory = [label for label in leaving if label in sensory.objects]
+        draft = self.draft()
+        if draft._groups is not None:
+            in_sensory = [label for label in leaving if label in draft.sensory.objects]
             if in_sensory:
-                sensory.remove(in_sensory)
-            self._groups.remove(set(leaving))
-            vars(self.sensory).update(vars(sensory))  # last, so that both stores change or neither
+                draft.sensory.remove(in_sensory)
+            draft._groups.remove(set(leaving))
+        commit(adoption(self, draft))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the whole memory to a safetensors file for :meth:`load`; replaces an old file.

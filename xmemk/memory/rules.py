@@ -114,3 +114,6 @@ def bytes_needed(
     specs = [rules.spec(count) for count in objects]
     shared = rules.spec(0).nbytes if config.groups == "xmem" else 0
     return sum(spec.nbytes for spec in specs) - shared * max(0, len(specs) - 1)
+
+
+Rules = MemoryRules  # the name in pickles of version 0.1

@@ -30,8 +30,12 @@ class ScaledValues(Values):
         super().__init__(spec, functions)
         self.groups = spec.value_scales
         self.group = -(-spec.value_channels // self.groups)
-        self.scale = Bank(spec.batch, (spec.objects, self.groups), torch.float32, spec.device)
-        self.banks.append(self.scale)
+        self.banks.append(Bank(spec.batch, (spec.objects, self.groups), torch.float32, spec.device))
+
+    @property
+    def scale(self) -> Bank:
+        """The bank of scales."""
+        return self.banks[1]
 
     def write(self, run: Run, value: Tensor) -> None:
         """Stores value [B, O, CV, n], rounded, for the tokens of the run."""
@@ -44,8 +48,8 @@ class ScaledValues(Values):
         code = (x / scale.unsqueeze(4)).flatten(3)[..., : value.shape[2]].clamp(-largest, largest)
         if self.bank.dtype == torch.int8:
             code = code.round()
-        self.bank.rows(run).copy_(code)
-        self.scale.rows(run).copy_(scale)
+        self.bank.write(run, code)
+        self.scale.write(run, scale)
 
     def read(
         self,

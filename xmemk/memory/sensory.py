@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .changes import commit
 from .checks import check_labels, expect_known, expect_tensor
 
 
@@ -57,7 +58,7 @@ class SensoryMemory:
                 )
             if new:
                 hidden = torch.cat([hidden, hidden.new_zeros(b, len(new), self.hidden_dim, h, w)], 1)
-        self._objects, self._hidden = self._objects + new, hidden
+        commit([(self, {"_objects": self._objects + new, "_hidden": hidden})])
 
     def get(self) -> Tensor:
         """The state [B, O, CH, H, W]. RuntimeError before the first :meth:`create`."""
@@ -79,8 +80,8 @@ class SensoryMemory:
         leaving = check_labels("objects", objects)
         expect_known("objects", leaving, self._objects)
         stay = [row for row, label in enumerate(self._objects) if label not in leaving]
-        self._hidden = self.get()[:, stay]
-        self._objects = tuple(self._objects[row] for row in stay)
+        objects = tuple(self._objects[row] for row in stay)
+        commit([(self, {"_objects": objects, "_hidden": self.get()[:, stay]})])
 
     def restore(self, objects: Sequence[int], hidden: Tensor) -> None:
         """Restores what :attr:`objects` and :meth:`get` returned.
@@ -91,4 +92,7 @@ class SensoryMemory:
         expect_tensor("hidden", hidden, ndim=5)
         if hidden.shape[1:3] != (len(labels), self.hidden_dim):
             raise ValueError(f"hidden: wanted O, CH = {len(labels)}, {self.hidden_dim}, got {list(hidden.shape)}")
-        self._objects, self._hidden = labels, hidden
+        commit([(self, {"_objects": labels, "_hidden": hidden})])
+
+
+Sensory = SensoryMemory  # the name in pickles of version 0.1

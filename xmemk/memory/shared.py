@@ -8,10 +8,13 @@ here, to the letter.
 
 How many tokens survive an eviction, and which prototypes a later group has, depends on the numbers.
 On a GPU these steps wait for the device, once per consolidation.
+
+``add`` and ``record`` are called on a fork, which then takes the groups' place.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +41,12 @@ class LateGroup:
         add_block(self.values.banks, spec.long_term)
         add_block(self.values.banks, spec.frames * spec.frame)
 
+    def fork(self) -> LateGroup:
+        """A group on the same storage; see :meth:`.arena.Arena.fork`."""
+        twin = copy.copy(self)
+        twin.table, twin.values = self.table.fork(), self.values.fork()
+        return twin
+
     def stage(self, value: Tensor) -> Slot:
         """As :meth:`Arena.stage`."""
         slot = place(self.table, self.values.banks)
@@ -55,13 +64,12 @@ class LateGroup:
 
 @dataclass
 class SharedChange:
-    """What a memory frame does: computed, not committed. Lists have an entry per later group."""
+    """What a memory frame does, computed before rows move. Lists have an entry per later group."""
 
     slot: Slot
     late_slots: list[Slot]
     survivors: Tensor | None = None  # [1, n]
     late_survivors: list[Tensor] = field(default_factory=list)
-    scratch: Tensor | None = None
     prototypes: Prototypes | None = None
     late_values: list[Tensor | None] = field(default_factory=list)  # [1, O, CV, valid], or None
 
@@ -79,6 +87,13 @@ class SharedGroups:
         self.late: list[LateGroup] = []
         self.consolidations = 0
         self.evictions = 0
+
+    def fork(self) -> SharedGroups:
+        """Groups on the same storage, whose changes are unseen here."""
+        twin = copy.copy(self)
+        twin.arena = None if self.arena is None else self.arena.fork()
+        twin.late = [group.fork() for group in self.late]
+        return twin
 
     @property
     def objects(self) -> tuple[int, ...]:
@@ -115,17 +130,18 @@ class SharedGroups:
         def values_of(labels: Sequence[int]) -> Tensor:
             return objects_of(value, [row[label] for label in labels])
 
-        first, arena, late = self.first, self.arena, list(self.late)
-        if arena is None:
-            first, arena = new, Arena(self.rules.spec(len(new)), self.rules.functions, self.rules.graphs)
+        if self.arena is None:
+            self.first = new
+            self.arena = Arena(self.rules.spec(len(new)), self.rules.functions, self.rules.graphs)
         elif new:
-            late.append(LateGroup(self.rules, new))
-        change = SharedChange(arena.stage(*frame, values_of(first)), [g.stage(values_of(g.objects)) for g in late])
+            self.late.append(LateGroup(self.rules, new))
+        arena, late = self.arena, self.late
+        slot = arena.stage(*frame, values_of(self.first))
+        change = SharedChange(slot, [group.stage(values_of(group.objects)) for group in late])
         if self.rules.is_full(len(arena.frames) + 1):
             self._evict(arena, late, change)
             self._consolidate(arena, late, change)
-        self.first, self.arena, self.late = first, arena, late
-        self._commit(arena, change)
+        self._apply(arena, change)
 
     def read(self, queries: QueryInputs) -> tuple[Tensor, list[Tensor | None]]:
         """The readout [1, O, CV, Q] of all groups; the first group's usage for :meth:`record`."""
@@ -170,7 +186,6 @@ class SharedGroups:
         survives = usage > usage.sort().values[surplus - 1]  # NaN is above nothing
         change.survivors = survives.nonzero().T
         change.late_survivors = [survives[survives.shape[0] - g.table.long :].nonzero().T for g in late]
-        change.scratch = arena.scratch(change.survivors.shape[1], others=[group.values for group in late])
 
     def _consolidate(self, arena: Arena, late: Sequence[LateGroup], change: SharedChange) -> None:
         """Prototypes by the first group's usage, potentiated (Eq. 3) over each group's values."""
@@ -214,12 +229,11 @@ class SharedGroups:
     def _one_above_minimum(self) -> int:
         return self.rules.config.min_mid_term_frames + 1
 
-    def _commit(self, arena: Arena, change: SharedChange) -> None:
-        if change.survivors is not None and change.scratch is not None:
-            arena.keep(change.survivors, scratch=change.scratch)
+    def _apply(self, arena: Arena, change: SharedChange) -> None:
+        if change.survivors is not None:
+            arena.keep(change.survivors)
             for group, survivors in zip(self.late, change.late_survivors):
-                with torch.no_grad():
-                    group.values.keep(survivors, change.scratch, True)
+                group.values.keep(survivors, True)
                 group.table.long = survivors.shape[1]
             self.evictions += 1
         arena.admit(change.slot)
@@ -238,3 +252,6 @@ class SharedGroups:
                 candidates = self.rules.candidates(len(own))
                 del own[candidates]
         self.consolidations += 1
+
+
+Late = LateGroup  # the name in pickles of version 0.1

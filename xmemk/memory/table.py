@@ -43,6 +43,12 @@ class Table:
         self.frames: list[Slot] = []
         self.long = 0
 
+    def fork(self) -> Table:
+        """A table with the same positions in lists of its own."""
+        twin = Table(self.frame, 0)
+        twin.slots, twin.frames, twin.long = list(self.slots), list(self.frames), self.long
+        return twin
+
     @property
     def tokens(self) -> int:
         return self.long + len(self.frames) * self.frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,7 @@ class Values:
 
     def write(self, run: Run, value: Tensor) -> None:
         """Stores value [B, O, CV, n] for the tokens of the run."""
-        self.bank.rows(run).copy_(value.permute(0, 3, 1, 2))
+        self.bank.write(run, value.permute(0, 3, 1, 2))
 
     def segments(self, runs: Sequence[Run]) -> list[Tensor]:
         """[B, O, CV, n] of each run, as views."""
@@ -73,10 +74,17 @@ class Values:
         )
         return prototypes
 
-    def keep(self, index: Tensor, scratch: Tensor, ascending: bool) -> None:
+    def keep(self, index: Tensor, ascending: bool) -> None:
         """See :meth:`.bank.Bank.keep`."""
         for bank in self.banks:
-            bank.keep(index, scratch, ascending)
+            bank.keep(index, ascending)
+
+    def fork(self) -> Values:
+        """See :meth:`.bank.Bank.fork`."""
+        twin = copy.copy(self)
+        twin.banks = [bank.fork() for bank in self.banks]
+        twin.bank = twin.banks[0]
+        return twin
 
     def of(self, rows: Sequence[int], runs: Sequence[Run]) -> Values:
         """The values of some of the objects at ``runs``, copied into banks of their own."""

@@ -1,43 +1,82 @@
-"""Files of network parameters: read without running code from them, checked by name and shape.
+"""Files of network parameters: read without running code from them, checked tensor by tensor.
 
-This module knows names and shapes alone; :meth:`xmemk.XMem.from_checkpoint` builds the network.
+This module knows names, shapes and numbers; :meth:`xmemk.XMem.from_checkpoint` builds the network.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .config import NetworkConfig
 
-_SHOWN = 3  # names that an error lists
+_SHOWN = 3  # names or faults that an error lists
+_MARK = "key_encoder.conv1.weight"  # by it the network's parameters are recognised among others
+_DEPTH = 4  # mappings within mappings that are searched
 _VALUE_STEM = "value_encoder.conv1.weight"
 _STEM_CHANNELS = 5  # RGB, the object's mask, the sum of the other objects' masks
+_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_NO_PARAMETERS = (  # how files begin that are saved in place of one with parameters
+    (b"<!doctype html", "a web page; download the file itself"),
+    (b"<html", "a web page; download the file itself"),
+    (b"version https://git-lfs", "a Git LFS pointer; git lfs pull fetches the file itself"),
+)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The parameters of a file by name, on the CPU, loaded with ``weights_only``.
+    """The network's parameters in a file by name, on the CPU; no code in the file is run.
 
-    A value encoder of 4 input channels, which sees one object at a time, gets a fifth channel of
-    zero weights. Raises FileNotFoundError where there is no file, and ValueError, which names the
-    file, where it is damaged or holds anything but tensors by name.
+    The file is a pickle of torch.save or has the safetensors format. The parameters may lie within
+    other mappings ({"network": ...}, {"state_dict": ...}), and their names may have a common prefix
+    (``module.``). A value encoder of 4 input channels, which sees one object at a time, gets a
+    fifth channel of zero weights.
+
+    Raises FileNotFoundError where there is no file, and ValueError, which names the file, where it
+    is damaged or does not hold the parameters of one XMem network.
     """
     file = Path(path)
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"{file}: there is no such file")
+    if not file.is_file():
+        raise ValueError(f"{file}: wanted a file of parameters, got {'a folder' if file.is_dir() else 'no file'}")
+    content = _content(file)
+    networks = list(_networks(content))
+    if not networks:
+        raise ValueError(f"{file}: {_what_else(content)}")
+    if len(networks) > 1:
+        names = ", ".join(repr(name) for name, _ in networks[:_SHOWN])
+        raise ValueError(f"{file}: wanted the parameters of one network, got {len(networks)}: {names}; save one alone")
+    ((_, state),) = networks
+    stem = state.get(_VALUE_STEM)
+    if isinstance(stem, Tensor) and form_of(stem) is None and stem.dim() == 4 and stem.shape[1] == _STEM_CHANNELS - 1:
+        state[_VALUE_STEM] = torch.cat([stem, torch.zeros_like(stem[:, :1])], 1)
+    return state
+
+
+def _content(file: Path) -> Any:
+    """What a file holds. ValueError, which names it, for one that cannot be read."""
+    with file.open("rb") as opened:
+        head = opened.read(64)
+    for beginning, what in _NO_PARAMETERS:
+        if head.lstrip().lower().startswith(beginning):
+            raise ValueError(f"{file}: not a file of parameters but {what}")
+    if not head:
+        raise ValueError(f"{file}: not a file of parameters: it is empty")
+    load_file = _load_safetensors(file) if head[8:9] == b"{" else None  # behind the size of its header
     try:
+        if load_file is not None:
+            return load_file(file)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about files that are refused below
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            warnings.simplefilter("ignore")  # about files that are refused below
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
         foreign = re.search(r"Unsupported (?:global|class|operand)[^\n]*?: ?(?:GLOBAL )?([\w.]+)", str(error))
         if foreign:
             raise ValueError(
@@ -45,17 +84,54 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 "what torch.save(network.state_dict(), path) writes"
             ) from None
         raise ValueError(f"{file}: not a file of parameters, or a damaged one") from None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(x, Tensor) for x in state.values()):
-        content = type(state).__name__
-        if isinstance(state, Mapping) and state:
-            name, x = next((name, x) for name, x in state.items() if not isinstance(x, Tensor))
-            content = f"{name!r}: {type(x).__name__}"
-        raise ValueError(f"{file}: wanted parameters by name, got {content}")
-    state = {str(name): x for name, x in state.items()}
-    stem = state.get(_VALUE_STEM)
-    if stem is not None and stem.dim() == 4 and stem.shape[1] == _STEM_CHANNELS - 1:
-        state[_VALUE_STEM] = torch.cat([stem, torch.zeros_like(stem[:, :1])], 1)
-    return state
+
+
+def _load_safetensors(file: Path) -> Callable[[Path], dict[str, Tensor]]:
+    try:
+        from safetensors.torch import load_file
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{file}: reading it needs safetensors: pip install safetensors") from error
+    return load_file
+
+
+def _networks(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The mappings in ``content`` with a network's parameters: where they lie, and the mapping.
+
+    Prefixes of names are removed. What lies beside a prefix is not the network's.
+    """
+    if not isinstance(content, Mapping) or depth > _DEPTH:
+        return
+    names = [key for key in content if isinstance(key, str)]
+    for key in names:
+        if key == _MARK or key.endswith("." + _MARK):
+            prefix = key.removesuffix(_MARK)
+            own = {key.removeprefix(prefix): content[key] for key in names if key.startswith(prefix)}
+            yield (name + prefix).rstrip("."), own
+    for key in names:
+        yield from _networks(content[key], f"{name}{key}.", depth + 1)
+
+
+def _what_else(content: Any) -> str:
+    """What a file holds instead of a network's parameters."""
+    if not isinstance(content, Mapping):
+        return f"wanted parameters by name, got {type(content).__name__}"
+    listed = _some([str(name) for name in content]) or "nothing"
+    return f"not XMem's parameters: there is no {_MARK}, but {listed}"
+
+
+def form_of(x: object) -> str | None:
+    """What keeps ``x`` from being a parameter: None for a dense tensor with numbers."""
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    if x.is_nested:
+        return "a nested tensor"
+    if x.is_meta:
+        return "a meta tensor, which has no numbers"
+    if x.is_quantized:
+        return "a quantised tensor"
+    if x.layout != torch.strided:
+        return f"a sparse tensor ({str(x.layout).removeprefix('torch.')})"
+    return None
 
 
 def config_of(state: Mapping[str, Tensor]) -> NetworkConfig:
@@ -65,8 +141,13 @@ def config_of(state: Mapping[str, Tensor]) -> NetworkConfig:
     """
 
     def size(name: str, dim: int = 0) -> int:
-        if name not in state or state[name].dim() <= dim:
-            raise ValueError(f"not XMem's parameters: there is no {name}, but {_some(state)}")
+        if name not in state:
+            raise ValueError(f"{name} is missing")
+        form = form_of(state[name])
+        if form is not None:
+            raise ValueError(f"{name} is {form}")
+        if state[name].dim() <= dim:
+            raise ValueError(f"{name} has shape {list(state[name].shape)}")
         return state[name].shape[dim]
 
     def blocks(prefix: str) -> int:
@@ -85,21 +166,46 @@ def config_of(state: Mapping[str, Tensor]) -> NetworkConfig:
     )
 
 
-def check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """ValueError where names are missing or unknown, or a shape or kind of type differs."""
-    missing = [name for name in expected if name not in state]
-    if missing:
-        raise ValueError(f"{len(missing)} parameters are missing: {_some(missing)}")
-    unknown = [name for name in state if name not in expected]
-    if unknown:
-        raise ValueError(f"{len(unknown)} parameters are not XMem's: {_some(unknown)}")
-    for name, x in expected.items():
-        if state[name].shape != x.shape:
-            raise ValueError(f"{name}: wanted shape {list(x.shape)}, got {list(state[name].shape)}")
-        if state[name].is_floating_point() != x.is_floating_point():
-            raise ValueError(f"{name}: wanted {x.dtype}, got {state[name].dtype}")
+def check(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
+    """ValueError, which lists the first faults, unless these are exactly the expected parameters.
+
+    Names, shapes and kinds of types are those of ``expected``. Floating parameters have one type,
+    of 16, 32 or 64 bits, and their numbers are finite.
+    """
+    faults = [f"{name} is missing" for name in expected if name not in state]
+    faults += [f"{name} is not one of XMem's" for name in state if name not in expected]
+    shared = [name for name in expected if name in state]
+    floating = [state[n].dtype for n in shared if isinstance(state[n], Tensor) and state[n].is_floating_point()]
+    common = max(_TYPES, key=floating.count)
+    for name in shared:
+        fault = _fault(name, state[name], expected[name], common)
+        faults += [] if fault is None else [fault]
+    if faults:
+        more = len(faults) - _SHOWN
+        raise ValueError("; ".join(faults[:_SHOWN]) + (f"; and {more} more" if more > 0 else ""))
 
 
-def _some(names: Mapping[str, Tensor] | list[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")
+def _fault(name: str, x: Any, expected: Tensor, common: torch.dtype) -> str | None:
+    """What is wrong with one parameter."""
+    form = form_of(x)
+    if form is not None:
+        return f"{name} is {form}"
+    if x.shape != expected.shape:
+        return f"{name}: wanted shape {list(expected.shape)}, got {list(x.shape)}"
+    if not expected.is_floating_point():
+        is_whole = x.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        return None if is_whole else f"{name}: wanted {expected.dtype}, got {x.dtype}"
+    if x.dtype not in _TYPES:
+        return f"{name}: wanted {', '.join(str(t).removeprefix('torch.') for t in _TYPES)}, got {x.dtype}"
+    if x.dtype != common:
+        return f"{name}: wanted {common} as most parameters, got {x.dtype}"
+    unfit = x.numel() - int(torch.isfinite(x).sum())
+    if unfit:
+        return f"{name}: {unfit} of {x.numel()} numbers are NaN or Inf"
+    if name.endswith("running_var") and bool((x < 0).any()):
+        return f"{name}: a variance is below 0"
+    return None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

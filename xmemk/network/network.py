@@ -1,8 +1,8 @@
 """The XMem network (Sec. 2.2 to 2.4, appendix): encoders, sensory updates, decoder, aggregation.
 
 Parameter names and shapes are those of the released checkpoints, which therefore load strictly. The
-code is plain PyTorch. It computes in the type of the parameters, except for the aggregation, which
-computes in float32.
+code is plain PyTorch. It computes in the type of the parameters: float64, float32, bfloat16 or
+float16. In 16 bits the hidden state, shrinkage and aggregation are float32.
 
 Shapes: B batch, O objects; H x W the image, multiples of 16; h x w = H/16 x W/16; CK, CV and CH the
 channels of key, value and hidden state.
@@ -11,6 +11,7 @@ channels of key, value and hidden state.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -41,13 +42,14 @@ class XMem(nn.Module):
     def from_checkpoint(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> XMem:
         """The network whose parameters ``path`` holds; its sizes are read from their shapes.
 
-        ``path`` is a released file (``XMem.pth``, one of its training stages, the one without
-        sensory memory), or one written by ``torch.save(network.state_dict(), path)``. No code in
-        the file is run. A value encoder of 4 input channels, which sees one object at a time, gets
-        a fifth channel of zero weights. The parameters need no gradient.
+        ``path`` is a released file (``XMem.pth``, or one without sensory memory), one written by
+        ``torch.save(network.state_dict(), path)`` or with safetensors, or one of a training run, in
+        which the parameters lie within other mappings or have a prefix such as ``module.``. No code
+        in the file is run. A value encoder of 4 input channels, which sees one object at a time,
+        gets a fifth channel of zero weights. Parameters keep their type and need no gradient.
 
         Raises FileNotFoundError where there is no file, and ValueError, which names the file and
-        the fault, where it does not hold exactly the parameters of an XMem network.
+        its first faults, where it does not hold exactly the parameters of an XMem network.
         """
         state = checkpoint.read(path)
         try:
@@ -98,18 +100,32 @@ class XMem(nn.Module):
         return key, shrinkage, selection, features
 
     def encode_value(
-        self, image: Tensor, f16: Tensor, hidden: Tensor | None, masks: Tensor, *, deep_update: bool = True
+        self,
+        image: Tensor,
+        f16: Tensor,
+        hidden: Tensor | None,
+        masks: Tensor,
+        *,
+        deep_update: bool = True,
+        object_chunk: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The memory value of a frame (Sec. 2.2).
 
         image: [B, 3, H, W], normalised. f16: its features at 1/16. hidden: [B, O, CH, h, w], or
         None. masks: probabilities [B, O, H, W]. deep_update: whether the hidden state is updated
-        from the value (Sec. 2.4).
+        from the value (Sec. 2.4). object_chunk: objects at a time, None for all; the result is
+        equal to rounding.
 
         Returns value [B, O, CV, h, w] and the hidden state.
         """
-        others = masks.sum(1, keepdim=True) - masks
-        return self.value_encoder(image, f16, hidden, torch.stack([masks, others], 2), deep_update)
+        total = masks.sum(1, keepdim=True)
+
+        def encode(rows: slice) -> tuple[Tensor, Tensor | None]:
+            own, state = masks[:, rows], None if hidden is None else hidden[:, rows]
+            return self.value_encoder(image, f16, state, torch.stack([own, total - own], 2), deep_update)
+
+        value, state = _by_chunks(encode, masks.shape[1], object_chunk)
+        return value, state if deep_update else hidden
 
     def segment(
         self,
@@ -119,20 +135,38 @@ class XMem(nn.Module):
         *,
         selector: Tensor | None = None,
         update_hidden: bool = True,
+        object_chunk: int | None = None,
     ) -> tuple[Tensor | None, Tensor]:
         """The masks of a frame (Sec. 2.4).
 
         features: those of :meth:`encode_key`. readout: [B, O, CV, h, w]. hidden: [B, O, CH, h, w],
-        or None. selector: [B, O]; an object whose entry is 0 gets probability 0.
+        or None. selector: [B, O]; an object whose entry is 0 gets probability 0. object_chunk: as
+        for :meth:`encode_value`.
 
         Returns the hidden state after this frame, or None unless ``update_hidden``; and the
         probabilities [B, 1 + O, H, W] float32, background first.
         """
-        hidden, logits = self.decoder(features, readout, hidden, update_hidden)
-        probability = torch.sigmoid(logits.float())
+
+        def decode(rows: slice) -> tuple[Tensor, Tensor | None]:
+            state = None if hidden is None else hidden[:, rows]
+            state, logits = self.decoder(features, readout[:, rows], state, update_hidden)
+            return torch.sigmoid(logits.float()), state
+
+        probability, renewed = _by_chunks(decode, readout.shape[1], object_chunk)
         if selector is not None:
             probability = probability * selector[..., None, None]
-        return hidden, aggregate(probability)
+        return renewed, aggregate(probability)
+
+
+def _by_chunks(
+    call: Callable[[slice], tuple[Tensor, Tensor | None]], objects: int, size: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """The results of ``call`` for the rows of at most ``size`` objects at a time, None for all."""
+    if size is None or size >= objects:
+        return call(slice(None))
+    results = [call(slice(i, i + size)) for i in range(0, objects, size)]
+    states = [state for _, state in results if state is not None]
+    return torch.cat([x for x, _ in results], 1), torch.cat(states, 1) if states else None
 
 
 def aggregate(probability: Tensor) -> Tensor:
@@ -160,7 +194,7 @@ class KeyProjection(nn.Module):
     def forward(
         self, f16: Tensor, need_shrinkage: bool, need_selection: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        shrinkage = self.d_proj(f16) ** 2 + 1 if need_shrinkage else None
+        shrinkage = _at_least_float32(self.d_proj(f16)) ** 2 + 1 if need_shrinkage else None
         selection = torch.sigmoid(self.e_proj(f16)) if need_selection else None
         return self.key_proj(f16), shrinkage, selection
 
@@ -273,13 +307,19 @@ class SpatialGate(nn.Module):
         return x * torch.sigmoid(self.spatial["conv"](pooled))
 
 
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _gru(transform: nn.Conv2d, g: Tensor, hidden: Tensor) -> Tensor:
     """The gated update h' = f h (1 - u) + u n of Sec. 2.4, in which n does not depend on f.
 
-    g: [B, O, *, h, w]. hidden: [B, O, CH, h, w].
+    g: [B, O, *, h, w]. hidden: [B, O, CH, h, w]. The result is at least float32: what a frame adds
+    to the state is often less than 16 bits resolve.
     """
     b, o = hidden.shape[:2]
-    f, u, n = transform(torch.cat([g, hidden], 2).flatten(0, 1)).unflatten(0, (b, o)).chunk(3, 2)
+    gates = transform(torch.cat([g, hidden.to(g.dtype)], 2).flatten(0, 1))
+    f, u, n = _at_least_float32(gates).unflatten(0, (b, o)).chunk(3, 2)
     f, u = torch.sigmoid(f), torch.sigmoid(u)
     return f * hidden * (1 - u) + u * torch.tanh(n)
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from typing import Any
+
+import torch
 
 _NOT_TRIED = ""
 _native_error: str | None = _NOT_TRIED
@@ -23,14 +26,30 @@ def native_error() -> str | None:
 
 def _load() -> str | None:
     try:
-        importlib.import_module("xmemk._C")
+        built_for: str = importlib.import_module("xmemk._C").build_info()["torch"]
     except ModuleNotFoundError as error:
-        missing = error.name == "xmemk._C"
-        return "the C++ extension is not built" if missing else f"the C++ extension does not load: {error}"
+        if error.name == "xmemk._C":
+            return "the C++ extension is not built"
+        reason = f"does not load: {error}"
     except (ImportError, OSError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"the C++ extension does not load: {line}"
-    return None
+        reason = f"does not load: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    else:
+        if _minor(built_for) == _minor(torch.__version__):
+            return None
+        reason = f"is built for torch {built_for}, and this is torch {torch.__version__}"
+    # Said once, since a whole package in plain PyTorch would only seem slow.
+    warnings.warn(
+        f"xmemk: the C++ extension {reason}; plain PyTorch takes its place until it is built for this torch: "
+        "pip install --no-build-isolation, with xmemk's sdist or checkout",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return f"the C++ extension {reason}"
+
+
+def _minor(version: str) -> list[str]:
+    """Versions that differ in these have other C++ interfaces."""
+    return version.split(".")[:2]
 
 
 def cuda_error() -> str | None:

@@ -218,7 +218,7 @@ class _Run:
                     self._between_frames = False
                     self._step(leg, frame, following is None)
                     self._next, self._ended, self._between_frames = leg.after(frame.number), following is None, True
-                self._progress(self._done(), self._total, self._tracker)
+                    self._progress(self._done(), self._total, self._tracker)
                 if not self._ended and self._saved.due(self._done()):
                     with watch("saving the state"):
                         self._save()

@@ -1,0 +1,38 @@
+"""The pages that users read, and what is in them to be run."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "design" not in p.parts)]
+
+
+class Block(NamedTuple):
+    """A block of code: its page's path in the repository, its place among the page's, its lines."""
+
+    page: str
+    number: int
+    text: str
+
+
+def blocks(language: str) -> list[Block]:
+    """The blocks of a language, of all pages."""
+    found = []
+    for page in PAGES:
+        texts = re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+        found += [Block(page.relative_to(ROOT).as_posix(), number, text) for number, text in enumerate(texts)]
+    return found
+
+
+def commands() -> dict[str, str]:
+    """Each command that a page has, without its comment -> the first page that has it."""
+    found: dict[str, str] = {}
+    for block in blocks("sh"):
+        for line in block.text.replace("\\\n", "").splitlines():
+            if command := re.sub(r"\s+#.*", "", line).strip():
+                found.setdefault(command, block.page)
+    for page in PAGES:
+        for command in re.findall(r"`((?:make|xmemk|python|pip) [^`\n]+)`", page.read_text()):
+            found.setdefault(command, page.relative_to(ROOT).as_posix())
+    return found
