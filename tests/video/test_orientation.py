@@ -23,25 +23,14 @@ from xmemk.data.video import VideoError, probe, read_frames
 
 QUARTERS = np.kron(np.array([[250, 20], [90, 160]], np.uint8), np.ones((16, 24), np.uint8))  # each its own grey
 PICTURE = np.dstack([QUARTERS] * 3)  # 32 x 48
-# a, b, c, d of a display matrix: the picture that a player shows.
-MATRICES = {
-    (1, 0, 0, 1): lambda x: x,
-    (0, 1, -1, 0): lambda x: np.rot90(x, -1),
-    (-1, 0, 0, -1): lambda x: np.rot90(x, 2),
-    (0, -1, 1, 0): lambda x: np.rot90(x, 1),
-    (-1, 0, 0, 1): lambda x: x[:, ::-1],
-    (1, 0, 0, -1): lambda x: x[::-1],
-    (0, 1, 1, 0): lambda x: x.swapaxes(0, 1),
-    (0, -1, -1, 0): lambda x: np.rot90(x, 2).swapaxes(0, 1),
-}
 
 
-@pytest.mark.parametrize("matrix", MATRICES, ids=str)
+@pytest.mark.parametrize("matrix", files.MATRICES, ids=str)
 def test_a_video_is_read_as_a_player_shows_it(tmp_path, matrix):
     path = tmp_path / "clip.mp4"
     files.write_video(path, [PICTURE] * 2)
     files.turn_video(path, matrix)
-    shown = MATRICES[matrix](PICTURE)
+    shown = files.MATRICES[matrix](PICTURE)
     source = open_source(path)
     assert (source.height, source.width) == shown.shape[:2]
     for frame in source.read():
@@ -78,7 +67,7 @@ def test_an_image_is_read_as_a_viewer_shows_it(tmp_path, value, suffix):
     with Image.open(path) as image:
         shown = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     assert np.array_equal(read_image(path).numpy(), shown)
-    for matrix, turn in MATRICES.items():
+    for matrix, turn in files.MATRICES.items():
         if from_matrix([*matrix[:2], 0, *matrix[2:], 0, 0, 0, 1]) == EXIF[value]:
             assert np.abs(shown.astype(int) - turn(PICTURE)).mean() < 4  # a matrix and EXIF agree
             break
@@ -98,13 +87,18 @@ def test_pixels_that_are_not_square_are_said(tmp_path):
     assert probe(path).pixel_aspect == Fraction(3, 4)
 
 
-@settings(max_examples=8, deadline=None)
-@given(files.frame_times())
-def test_times_are_those_of_the_file(tmp_path_factory, times):
-    path = tmp_path_factory.mktemp("times") / "variable.mp4"
-    files.write_video(path, [PICTURE] * len(times), times)
-    assert [frame.time for frame in open_source(path).read()] == times
-    assert [frame.time for frame in frames(path, start=1)] == times[1:]
+@settings(max_examples=12, deadline=None)
+@given(files.videos())
+def test_a_video_comes_back_turned_in_time_and_whole(tmp_path_factory, video):
+    path = tmp_path_factory.mktemp("videos") / "clip.mp4"
+    video.write(path)
+    source = open_source(path)
+    assert (source.height, source.width) == video.shown.shape[:2]
+    assert source.pixel_aspect == (1 / video.aspect if source.orientation.transposed else video.aspect)
+    read = list(source.read())
+    assert [frame.time for frame in read] == video.times
+    assert max(np.abs(frame.image.numpy().astype(int) - video.shown).mean() for frame in read) < 12
+    assert [frame.time for frame in frames(path, start=1)] == video.times[1:]
 
 
 @settings(max_examples=15, deadline=None)
