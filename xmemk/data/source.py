@@ -70,7 +70,7 @@ class FrameSource:
             )
         if self.pixel_aspect != 1:
             shown = f"{round(self.width * self.pixel_aspect)}x{self.height}"
-            sentences.append(f"{self.path}: pixels are not square; masks have the stored {size}, players show {shown}")
+            sentences.append(f"{self.path}: pixels are not square; masks have {size}, players show {shown}")
         if self.skipped:
             sentences.append(f"{self.path}: {self.skipped} missing frame(s) are left out")
         return tuple(sentences)
@@ -140,7 +140,7 @@ def open_source(path: str | Path, rate: Fraction = Fraction(25), missing: Missin
         more = f" and {len(absent) - 1} more are missing" if len(absent) > 1 else " is missing"
         raise VideoError(
             f"{path}: frame {absent[0]}{more} between {names[0]} and {names[-1]}; "
-            "give missing='skip' (xmemk segment --missing skip) to go on without"
+            "give missing='skip' (--missing skip) to go on without"
         )
     height, width = read_image(files[0]).shape[:2]
     return FrameSource(path, width, height, len(names), rate, names, skipped=len(absent))
