@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 
 pytest.importorskip("av")
+import av
 import files
 import numpy as np
 import torch
@@ -161,6 +162,22 @@ def test_two_masks_of_one_frame_are_refused(tmp_path):
         write_mask(tmp_path / "masks" / f"{name}.png", torch.ones(32, 48, dtype=torch.uint8))
     with pytest.raises(MaskError, match=r"1.png: frame 1 has another mask, 00001.png"):
         find_masks(tmp_path / "masks", open_source(tmp_path / "clip.mp4"))
+
+
+@pytest.mark.parametrize("opacity", [255, 100])
+def test_videos_with_opacity_are_read_or_refused(tmp_path, opacity):
+    path = tmp_path / "alpha.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "bgra"
+        pixels = np.dstack([PICTURE, np.full((32, 48), opacity, np.uint8)])
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgba").reformat(format="bgra")))
+        container.mux(stream.encode(None))
+    if opacity == 255:
+        assert np.array_equal(next(read_frames(path)).numpy(), PICTURE)
+    else:
+        with pytest.raises(VideoError, match=r"alpha.mkv: has transparent pixels; save it on a background"):
+            next(read_frames(path))
 
 
 def grey16(path):
