@@ -199,8 +199,8 @@ def test_the_ways_out_lead_out(tmp_path):
     ("arguments", "words"),
     [
         ({"threshold": 1, "colours": "stored"}, "wanted one of them, got both"),
-        ({"threshold": -1}, "--threshold: wanted a number above 0"),
-        ({"threshold": float("nan")}, "--threshold: wanted a number above 0"),
+        ({"threshold": -1}, "threshold: wanted a number above 0"),
+        ({"threshold": float("nan")}, "threshold: wanted a number above 0"),
         ({"colours": "red"}, "--colours: wanted 'stored' or different colours"),
         ({"colours": "ff0000=1,ff0000=2"}, "--colours: wanted"),
         ({"colours": "ff0000=256"}, "--colours: wanted"),
@@ -210,6 +210,8 @@ def test_the_ways_out_lead_out(tmp_path):
 def test_rules_that_are_none(arguments, words):
     with pytest.raises(ValueError, match=words):
         LabelRule.parse(**arguments)
+    with pytest.raises(ValueError, match=r"colours: wanted pairs of 0xRRGGBB and a label up to 255, got \(1, 300\)"):
+        LabelRule(colours=((1, 300),))
 
 
 def test_small_hard_objects_are_no_smoothed_edges(tmp_path):
@@ -255,6 +257,8 @@ def test_files_that_are_no_images_are_one_sentence_with_their_name(tmp_path, rea
 
 def test_labels_beyond_the_palette_are_written_whole(tmp_path):
     labels = torch.tensor([[0, 1, 2, 7, 255]], dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"labels: wanted uint8 \[H, W\], got torch.int64 of shape \(1, 5\)"):
+        write_mask(tmp_path / "m.png", labels.long())
     write_mask(tmp_path / "m.png", labels, [0, 0, 0, 9, 9, 9])
     assert torch.equal(read_mask(tmp_path / "m.png"), labels)
     assert read_colours(tmp_path / "m.png")[3:9] == [9, 9, 9, 0, 128, 0]

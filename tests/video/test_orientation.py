@@ -153,6 +153,12 @@ def test_frames_in_one_line(tmp_path):
     assert [(f.number, f.time, int(f.image[0, 0, 0])) for f in stream] == [(n, Fraction(n, 25), n) for n in (2, 3, 4)]
     with pytest.raises(VideoError, match="no such video file"):
         frames(tmp_path / "absent")
+    with pytest.raises(VideoError, match="has 5 frames, so there is no frame 5"):
+        next(frames(tmp_path, start=5))
+    with pytest.raises(ValueError, match="start: wanted the number of a frame"):
+        frames(tmp_path, start=-1)
+    with pytest.raises(ValueError, match="rate: wanted frames per second"):
+        frames(tmp_path, rate=Fraction(0))
 
 
 def test_two_masks_of_one_frame_are_refused(tmp_path):

@@ -47,6 +47,13 @@ class LabelRule:
     kind: Kind | None = None
     numbers: tuple[tuple[int, int], ...] = ()
 
+    def __post_init__(self) -> None:
+        wrong = [pair for pair in self.colours if not (0 <= pair[0] <= 0xFFFFFF and 0 <= pair[1] <= _MOST)]
+        if wrong:
+            raise ValueError(f"colours: wanted pairs of 0xRRGGBB and a label up to {_MOST}, got {wrong[0]}")
+        if self.threshold is not None and (self.colours or not self.threshold > 0):
+            raise ValueError(f"threshold: wanted a number above 0 and no colours, got {self.threshold}")
+
     @classmethod
     def parse(cls, threshold: float | None = None, colours: str | None = None) -> LabelRule:
         """The rule of command-line options.
@@ -57,8 +64,6 @@ class LabelRule:
         """
         if threshold is not None and colours is not None:
             raise ValueError("--threshold, --colours: wanted one of them, got both")
-        if threshold is not None and not threshold > 0:
-            raise ValueError(f"--threshold: wanted a number above 0, got {threshold}")
         if colours is None or colours.strip() == "stored":
             return cls(threshold, stored=colours is not None)
         pairs = {}
@@ -194,7 +199,9 @@ class LabelRule:
         if mask.values.dtype.kind == "f" and not np.array_equal(mask.values, np.round(mask.values)):
             top = float(mask.values.max())
             raise MaskError(f"{path}: has probabilities, not labels; give --threshold {top / 2:.3g} for one object")
-        found = areas(mask.values, ordered=mask.kind == "grey" or (mask.kind == "index" and grey_palette))
+        ordered = mask.kind == "grey" or (mask.kind == "index" and grey_palette)
+        # Small objects are more common in palette images than smoothed edges.
+        found = areas(mask.values, ordered, fewest=8 if mask.kind == "index" else 3)
         solid = [mask.colours[x] for x in found.solid if x < len(mask.colours)] if mask.colours else found.solid
         if mask.lossy:
             raise MaskError(

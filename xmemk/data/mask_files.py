@@ -29,6 +29,8 @@ def find_masks(path: Path, source: FrameSource, start: int = 0, rule: LabelRule 
 
     Raises MaskError where the files do not fit the video.
     """
+    if start < 0:
+        raise ValueError(f"start: wanted the number of a frame, from 0 on, got {start}")
     if not path.is_dir():
         if source.frames is not None and start >= source.frames:
             raise MaskError(f"{path}: the video has {source.frames} frames, so there is no frame {start} to start with")

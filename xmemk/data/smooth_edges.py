@@ -38,8 +38,12 @@ def ranked(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[An
     return distinct, places[values], counts[distinct]
 
 
-def areas(values: NDArray[Any], ordered: bool) -> Areas:
-    """values: [H, W] integer. ordered: whether those between two others may be their mixtures."""
+def areas(values: NDArray[Any], ordered: bool, fewest: int = 3) -> Areas:
+    """The areas and lines of values [H, W], which are integers.
+
+    ordered: whether those between two others may be their mixtures. fewest: without order, how many
+    values in lines are a sign of smoothing, if they are more than those with areas.
+    """
     distinct, ranks, counts = ranked(values)
     if len(distinct) <= 2:
         return Areas(tuple(int(distinct[i]) for i in np.argsort(-counts, kind="stable")), (), False)
@@ -49,9 +53,9 @@ def areas(values: NDArray[Any], ordered: bool) -> Areas:
     solid = tuple(int(distinct[i]) for i in np.argsort(-counts, kind="stable") if has_area[i])
     is_line = ~has_area & (distinct > 0)
     lines = tuple(distinct[is_line].tolist())
-    many = len(lines) > sum(value > 0 for value in solid) and counts[is_line].sum() >= _PIXELS
+    many = len(lines) > sum(value > 0 for value in solid) and bool(counts[is_line].sum() >= _PIXELS)
     if not ordered:
-        return Areas(solid, lines, bool(many and len(lines) >= 3))
+        return Areas(solid, lines, many and len(lines) >= fewest)
     # Thin parts, of labels with areas too: 1 around 2 is what smoothing leaves of 0 beside 2.
     in_area = _extremes((lowest == highest).astype(np.uint8))[1] > 0
     thin = ~in_area & (ranks > distinct.searchsorted(0, "right") - 1)

@@ -80,8 +80,11 @@ class FrameSource:
 
         pinned: whether images are in memory from which a GPU copies beside its work.
 
-        Raises VideoError at a frame that cannot be read or whose size is not that of the first.
+        Raises VideoError at a frame that cannot be read or whose size is not that of the first, and
+        where there is no frame ``start``; ValueError for a negative one.
         """
+        if start < 0:
+            raise ValueError(f"start: wanted the number of a frame, from 0 on, got {start}")
         frames = self._video(start) if self.names is None else self._folder(start)
         return ahead((replace(f, image=f.image.pin_memory()) for f in frames) if pinned else frames, count)
 
@@ -95,6 +98,8 @@ class FrameSource:
 
     def _folder(self, start: int) -> Iterator[VideoFrame]:
         assert self.names is not None
+        if start >= len(self.names):
+            raise VideoError(f"{self.path}: has {len(self.names)} frames, so there is no frame {start}")
         yield from map(self.image_frame, range(start, len(self.names)))
 
     def image_frame(self, number: int) -> VideoFrame:
@@ -125,6 +130,8 @@ def open_source(path: str | Path, rate: Fraction = Fraction(25), missing: Missin
     """
     if missing not in ("error", "skip"):
         raise ValueError(f"missing: wanted 'error' or 'skip', got {missing!r}")
+    if not rate > 0:
+        raise ValueError(f"rate: wanted frames per second, got {rate}")
     path = Path(path)
     if not path.is_dir():
         info = probe(path)
