@@ -90,7 +90,7 @@ hub: $(READY)
 
 # The documentation site, into build/site; a warning is an error.
 docs: $(STATE)/.xmemk-docs
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean:
 	rm -rf build dist out xmemk/*.so *.egg-info
