@@ -20,6 +20,7 @@ compiler=${CXX:-aarch64-linux-gnu-g++}
 flags="-std=c++20 -O2 -fopenmp -Icsrc -I$out -I$torch/torch/include"
 cd "$(dirname "$0")/.."
 mkdir -p $out
+rm -f $out/main.o # the schemas are in it
 python3 - >$out/schemas.inc <<'END'
 import ast, pathlib
 for path in sorted(pathlib.Path("xmemk/operators").glob("*.py")):
