@@ -154,20 +154,20 @@ def test_code_that_is_not_its_source_is_noticed(make, how, monkeypatch):
 def test_a_fork_that_appends_permanent_frames(make, network):  # noqa: F811
     edits = [(r"\n        if prepend:", "\n        if prepend is None:")]
     name, modules = make("cutie", kv_memory_store=edits)
-    theirs = follow(modules, network, permanent=(5, 10))
-    plain = follow_cutie(network, configuration(), permanent=(5, 10))[0]
+    theirs = follow(modules, network, frames=24, permanent=(5, 10))
+    plain = follow_cutie(network, configuration(), 24, permanent=(5, 10))[0]
     assert differences_at_all(plain, theirs) > 1e-3  # it does matter
     with pytest.raises(UnknownHost, match=r"kv\._add_last_dim: its code [0-9a-f]{16} is not that of a known version"):
         xmemk.patch(name, functions=False)
     with xmemk.patch(name) as handle:
-        ours = follow(modules, network, permanent=(5, 10))
+        ours = follow(modules, network, frames=24, permanent=(5, 10))
     assert handle.report.levels == {f"{name}.model.utils.memory_utils": "functions only"}
     assert differences(ours, theirs) < 1e-5
     with xmemk.patch(name, verify=True) as handle:
         with pytest.raises(VerificationError, match=r"add .* of Cutie's MemoryManager, work_mem.key\[0\]"):
             follow(modules, network, permanent=(5, 10))
     with xmemk.patch(name, verify=True) as handle:
-        follow(modules, network, frames=20)
+        follow(modules, network, frames=8)
     with xmemk.patch(name, trust=handle.report.trust) as handle:
         assert handle.report.levels[f"{name}.inference.memory_manager.MemoryManager"] == "manager"
 

@@ -28,7 +28,8 @@ def bodies_of_manager(manager: type) -> dict[str, str]:
     store = _global(manager, "KeyValueMemoryStore")
     if isinstance(store, type):
         bodies |= _bodies_of_class("KeyValueMemoryStore", store)
-        for name, value in vars(sys.modules.get(store.__module__, object())).items():
+        home = sys.modules.get(store.__module__)
+        for name, value in vars(home).items() if home is not None else ():
             if isinstance(value, FunctionType) and value.__module__ == store.__module__:
                 bodies[f"kv.{name}"] = body_hash(value)
     for name, function in functions_of_manager(manager).items():

@@ -49,12 +49,21 @@ class Target:
         """Whether a module belongs to the target, by its name or its file."""
         if self.name is None or name == self.name or name.startswith(self.name + "."):
             return True
-        path = _real([file])
-        return any(x == place or x.startswith(place + os.sep) for x in path for place in self._places)
+        return self._covers(_real([file]))
 
     def holds_module(self, name: str, module: ModuleType | None) -> bool:
         """:meth:`holds`, with the file of the module."""
         return self.holds(name, getattr(module, "__file__", None))
+
+    def overlaps(self, other: Target) -> bool:
+        """Whether one of the two lies below the other, by name or by file."""
+        if self.name is None or other.name is None:
+            return True
+        by_name = self.holds(other.name) or other.holds(self.name)
+        return by_name or self._covers(other._places) or other._covers(self._places)
+
+    def _covers(self, paths: list[str]) -> bool:
+        return any(x == place or x.startswith(place + os.sep) for x in paths for place in self._places)
 
     def load(self) -> None:
         """Imports the memory code under the names by which the host's own frame loop does.
