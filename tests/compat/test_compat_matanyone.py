@@ -163,9 +163,8 @@ def test_verification_rejects_functions_that_compute_something_else(monkeypatch,
     monkeypatch.setattr(memory_manager, part, wrong)
     with pytest.raises(UnknownHost, match=rf"memory_utils.{part}: its code code[0-9a-f]{{12}} is not that of a known"):
         xmemk.patch(HOST)
-    with xmemk.patch(HOST, verify=True) as handle:
-        with pytest.raises(VerificationError, match="of hosts.matanyone_like.memory_utils, "):
-            follow()
+    with xmemk.patch(HOST, verify=True) as handle, pytest.raises(VerificationError, match=r"of hosts.mata.*_utils, "):
+        follow()
     assert handle.report.failed
     assert handle.report.trust == []
 

@@ -83,7 +83,7 @@ def test_both_copies_where_both_are_loaded(application):
 
 
 def test_a_copy_that_nothing_uses_is_no_success(application, monkeypatch):
-    with pytest.raises(RuntimeError, match="imports its memory as 'inference.memory_manager', which is not"):
+    with pytest.raises(RuntimeError, match=r"imports its memory as 'inference.memory_manager', which is not"):
         xmemk.patch("tracking")
     monkeypatch.syspath_prepend(application.folder)
     second = importlib.import_module("tracking.inference.memory_manager")
@@ -115,7 +115,7 @@ def test_a_patch_that_may_be_made_twice(application):
     core = application.start()
     first = xmemk.patch("tracking", exist_ok=True)
     ours = core.Manager
-    with pytest.raises(RuntimeError, match="patched already: .* share it with exist_ok=True"):
+    with pytest.raises(RuntimeError, match=r"patched already: .* share it with exist_ok=True"):
         xmemk.patch("tracking")
     with pytest.raises(RuntimeError, match="patched already"):
         xmemk.patch("tracking", exist_ok=True, functions=False)  # with other options
@@ -192,7 +192,7 @@ def test_a_thread_inside_the_hosts_manager(application, monkeypatch):
         with pytest.raises(UnknownHost, match=r"add: its code code"):  # the store was changed at run time
             xmemk.patch("tracking", functions=False)
         monkeypatch.setattr(store, "add", right)
-        with pytest.raises(RuntimeError, match="a thread is inside a memory manager of inference.memory_manager"):
+        with pytest.raises(RuntimeError, match=r"a thread is inside a memory manager of inference.memory_manager"):
             xmemk.patch("tracking")
         assert type(engine.memory) is core.Manager
         assert vars(engine.memory) == before
@@ -243,7 +243,7 @@ def test_another_packages_patch_stays(application):
 
 def test_options_that_do_not_exist(application):
     application.start()
-    with pytest.raises(ValueError, match='functions: wanted True, False or "only", got \'all\''):
+    with pytest.raises(ValueError, match="functions: wanted True, False or \"only\", got 'all'"):
         xmemk.patch("tracking", functions="all")
     with pytest.raises(ValueError, match="trust: wanted fingerprints"):
         xmemk.patch("tracking", trust=["abc"])

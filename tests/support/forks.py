@@ -11,9 +11,10 @@ import hosts.xmem_like.memory_manager as xmem_like
 
 
 def import_fork(folder, name, sources, edits, imports=()):
-    """Writes and imports a package: module -> source text; edits: module -> [(pattern, replacement)].
+    """Writes and imports a package, and returns its modules.
 
-    Every pattern must occur. imports: (pattern, replacement) for all modules. Returns the package.
+    sources: module -> text. edits: module -> [(pattern, replacement)], whose patterns must occur.
+    imports: (pattern, replacement) for all modules.
     """
     for module, text in sources.items():
         for pattern, replacement in edits.get(module, ()):

@@ -22,9 +22,7 @@ from .verify import TOLERANCE, Judge
 class VerifiedFunctions:
     """The four functions: ``ours``, a module, compared with the host's by name, for ``report``."""
 
-    def __init__(
-        self, host: Mapping[str, Callable[..., Any]], ours: Any, report: PatchReport, where: str
-    ) -> None:
+    def __init__(self, host: Mapping[str, Callable[..., Any]], ours: Any, report: PatchReport, where: str) -> None:
         self._host, self._ours, self._report, self._where = host, ours, report, where
         self._reads = 0
 
@@ -34,7 +32,9 @@ class VerifiedFunctions:
         if isinstance(similarity, LazySimilarity):
             with torch.no_grad():
                 similarity.twin = self._host["get_similarity"](*args, **kwargs)
-            Judge(f"get_similarity of {self._where}", self._report).same("shape", similarity.shape, similarity.twin.shape)
+            Judge(f"get_similarity of {self._where}", self._report).same(
+                "shape", similarity.shape, similarity.twin.shape
+            )
         return similarity
 
     def do_softmax(

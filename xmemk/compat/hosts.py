@@ -140,12 +140,11 @@ def _manager_host(manager: type, options: Options) -> HostCode:
         raise UnknownHost("only functions were to be replaced")
     family = family_of(manager, FAMILIES)
     bodies = bodies_of_manager(manager)
-    known = {*family.methods, *family.inherited}
-    for name in [name for name in bodies if name.startswith("MemoryManager.")]:
-        method = getattr(manager, name.split(".")[1])
-        if name.split(".")[1] not in known and callable(method) and may_be_inherited(method, family):
-            if unknown_bodies({name: bodies[name]}, family.name):
-                del bodies[name]
+    for name in unknown_bodies(bodies, family.name):
+        owner, _, method = name.partition(".")
+        further = owner == "MemoryManager" and method not in (*family.methods, *family.inherited)
+        if further and may_be_inherited(getattr(manager, method), family):
+            del bodies[name]
     host = HostCode(family, _where(manager), manager, {}, unknown_bodies(bodies, family.name), fingerprint(bodies))
     _check_bodies(host, options)
     return host
@@ -191,8 +190,8 @@ def _check_state(managers: list[type], findings: Findings) -> None:
             raise RuntimeError(f"{name} is being imported now; call patch when its import is done")
     if managers and not any(in_use(manager) for manager in managers):
         raise RuntimeError(
-            f"nothing in use can be patched: no module uses {_where(managers[0])}, and the frame loop beside it imports "
-            "its memory by another name; call patch after the application's imports"
+            f"nothing in use can be patched: no module uses {_where(managers[0])}, and the frame loop beside it "
+            "imports its memory by another name; call patch after the application's imports"
         )
 
 

@@ -247,7 +247,9 @@ def _fingerprints(trust: str | Iterable[str]) -> frozenset[str]:
     given = [trust] if isinstance(trust, str) else list(trust)
     for digits in given:
         if not isinstance(digits, str) or not re.fullmatch("[0-9a-f]{16}", digits):
-            raise ValueError(f"trust: wanted fingerprints of 16 hexadecimal digits, as a report has them, got {digits!r}")
+            raise ValueError(
+                f"trust: wanted fingerprints of 16 hexadecimal digits, as a report has them, got {digits!r}"
+            )
     return frozenset(given)
 
 
