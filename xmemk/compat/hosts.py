@@ -78,6 +78,7 @@ def find(target: Target, options: Options) -> Findings:
     findings = Findings()
     modules = {name: module for name, module in loaded_modules() if target.holds_module(name, module)}
     managers = [x for x in _managers() if target.holds_module(x.__module__, sys.modules.get(x.__module__))]
+    managers = [x for x in managers if not _served(x)]
     refused: dict[type, UnknownHost] = {}
     used: dict[int, HostCode] = {}  # id of a function -> the manager that uses it, and is replaced
     unserved: dict[str, UnknownHost] = {}  # by module of functions
@@ -105,11 +106,11 @@ def find(target: Target, options: Options) -> Findings:
                     raise
                 unserved[name] = error
     served = {host.where for host in findings.hosts if host.functions}
-    for manager, error in refused.items():
+    for manager, refusal in refused.items():
         if not served & set(homes(manager)):
             nor = "".join(f"; nor are its functions: {unserved[name]}" for name in homes(manager) if name in unserved)
-            raise UnknownHost(f"{error}{nor}")
-        findings.left.append(f"{_where(manager)}, which goes on to use xmemk's functions: {error}")
+            raise UnknownHost(f"{refusal}{nor}")
+        findings.left.append(f"{_where(manager)}, which goes on to use xmemk's functions: {refusal}")
     findings.left += [f"the functions of {name}: {error}" for name, error in unserved.items()]
     _check_state(managers, findings)
     return findings
@@ -211,6 +212,12 @@ def _own_functions(module_name: str, module: ModuleType) -> dict[str, Callable[.
 def _ours(manager: type) -> bool:
     """Whether a class is ours, derives from ours, or is the host's twin of ours in verification."""
     return "_twin_of_xmemk" in vars(manager) or any(x.__module__.split(".")[0] == "xmemk" for x in manager.__mro__)
+
+
+def _served(manager: type) -> bool:
+    """Whether a host's manager uses our functions already."""
+    functions = functions_of_manager(manager).values()
+    return any(getattr(function, "__module__", "").split(".")[0] == "xmemk" for function in functions)
 
 
 def _where(manager: type) -> str:

@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -38,12 +38,12 @@ class Target:
         self.name = target.__name__ if isinstance(target, ModuleType) else target
         self._places: list[str] = []  # real paths of its folders, or of its file
         if isinstance(target, ModuleType):
-            self._places = _real([*getattr(target, "__path__", [])] or [getattr(target, "__file__", None)])
+            self._places = _real(getattr(target, "__path__", None) or [getattr(target, "__file__", None)])
         elif target is not None:
             spec = _spec(target)
             if spec is None:
                 raise ModuleNotFoundError(f"target: wanted a host that can be imported, found no module {target!r}")
-            self._places = _real([*(spec.submodule_search_locations or [spec.origin])])
+            self._places = _real(spec.submodule_search_locations or [spec.origin])
 
     def holds(self, name: str, file: str | None = None) -> bool:
         """Whether a module belongs to the target, by its name or its file."""
@@ -159,5 +159,5 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
         return None
 
 
-def _real(paths: list[str | None]) -> list[str]:
+def _real(paths: Iterable[str | None]) -> list[str]:
     return [os.path.realpath(path) for path in paths if isinstance(path, str)]
