@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+import types
 
 import forks
 import pytest
@@ -265,3 +266,26 @@ def test_the_hashes_of_the_installed_package_are_known():
 
 def differences_at_all(ours, theirs):
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs))
+
+
+def test_code_without_a_source_is_told_apart():
+    """Wrappers share one code object; what they wrap counts, too."""
+
+    def once(x):
+        return x
+
+    def twice(x):
+        return 2 * x
+
+    def wrapped(function):
+        return lambda x: function(x)
+
+    hashes = [bodies.body_hash(f) for f in (once, twice, wrapped(once), wrapped(twice), torch.no_grad()(once))]
+    assert hashes[:2] == [bodies.body_hash(once), bodies.body_hash(twice)]
+    assert len(set(hashes)) == 5
+    assert all(x.startswith("code") for x in hashes[2:])
+    assert bodies.body_hash(wrapped(once)) == hashes[2]
+    frozen = [types.FunctionType(f.__code__.replace(co_filename="<frozen>"), {}) for f in (once, twice)]
+    assert len({bodies.body_hash(f) for f in frozen} | set(hashes)) == 7
+    assert bodies.body_hash(frozen[0]) == bodies.body_hash(types.FunctionType(frozen[0].__code__, {}))
+    assert bodies.body_hash(len) != bodies.body_hash(max)

@@ -249,3 +249,24 @@ def test_options_that_do_not_exist(application):
         xmemk.patch("tracking", trust=["abc"])
     with pytest.raises(ModuleNotFoundError, match="no module 'nowhere'"):
         xmemk.patch("nowhere")
+
+
+def test_another_programs_memory_manager_is_no_hindrance(application, monkeypatch):
+    class MemoryManager:
+        """Of a chat program."""
+
+        def add_memory(self, text):
+            pass
+
+        def read(self, query):
+            pass
+
+    chat = types.ModuleType("chat")
+    chat.MemoryManager, MemoryManager.__module__ = MemoryManager, "chat"
+    monkeypatch.setitem(sys.modules, "chat", chat)
+    application.start()
+    with xmemk.patch() as handle:
+        assert any(line.startswith("chat.") for line in handle.report.left)
+        assert chat.MemoryManager is MemoryManager
+    with pytest.raises(UnknownHost, match=r"chat.*: wanted the signature"):
+        xmemk.patch(chat)

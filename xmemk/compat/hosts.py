@@ -107,6 +107,9 @@ def find(target: Target, options: Options) -> Findings:
                 unserved[name] = error
     served = {host.where for host in findings.hosts if host.functions}
     for manager, refusal in refused.items():
+        if target.name is None and findings.hosts and not homes(manager):  # of another kind of program
+            findings.left.append(f"{_where(manager)}: {refusal}")
+            continue
         if not served & set(homes(manager)):
             nor = "".join(f"; nor are its functions: {unserved[name]}" for name in homes(manager) if name in unserved)
             raise UnknownHost(f"{refusal}{nor}")
