@@ -76,9 +76,9 @@ def _triton(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    mk, ms, mv, qk, qe, *_ = inputs
+    mk, ms, mv, qk, qe, _, _, hint = inputs
     readout, _, weight, index = output
-    ctx.segments = (len(mk), len(ms))
+    ctx.segments, ctx.options = (len(mk), len(ms)), 2 + (hint is not None)  # as many as the caller gave
     ctx.mark_non_differentiable(weight, index)
     ctx.set_materialize_grads(False)
     needed = index.shape[2] == 0 and qk.device.type in SAVES_SOFTMAX  # else saving would only keep it alive
@@ -93,7 +93,7 @@ def _backward(ctx: Any, d_readout: Tensor | None, d_usage: Tensor | None, *_: No
     wanted = [*needs[0], *needs[1], *needs[2], needs[3], needs[4]]
     grads = memory_read_backward(mk, ms, mv, qk, qe, readout, weight, index, d_readout, d_usage, wanted)
     kept = [g if w else None for g, w in zip(grads, wanted)]
-    return kept[:n], kept[n : n + m], kept[n + m : -2], kept[-2], kept[-1], None, None, None
+    return kept[:n], kept[n : n + m], kept[n + m : -2], kept[-2], kept[-1], *([None] * ctx.options)
 
 
 torch.library.register_autograd("xmemk::memory_read_saving", _backward, setup_context=_save, lib=LIBRARY)
