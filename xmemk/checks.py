@@ -88,9 +88,7 @@ def hint(x: object, qk: Tensor, tokens: int) -> None:
         return
     least, largest = (int(end) for end in x.aminmax())
     if least < 0 or largest >= tokens:
-        raise IndexError(
-            f"hint: wanted 0 to {tokens - 1} (N = {tokens} tokens), got {least if least < 0 else largest}"
-        )
+        raise IndexError(f"hint: wanted 0 to {tokens - 1} (N = {tokens} tokens), got {least if least < 0 else largest}")
 
 
 def affinity(mv: Segments, weight: Tensor, index: Tensor, dtypes: tuple[torch.dtype, ...] = _FLOATING) -> list[Tensor]:
