@@ -7,6 +7,7 @@ alone, and the page can name the command that repeats it.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import subprocess
 import sys
@@ -50,22 +51,21 @@ def steps(full: bool, device: str, seconds: float | None = None) -> list[Step]:
     if device != "cpu":
         timed = seconds if seconds or full else 100.0
         return [Step(FUNCTIONS, "run", ("--suite", "gpu", "--device", device), timed, "--seconds")]
-    given = seconds or (1600.0 if full else 120.0)
-    if given < SHORT:
+    total = seconds or (1600.0 if full else 120.0)
+    if total < SHORT:
         how = ("--quick", "--op", *QUICK_OPS, "--rounds", "3", "--untested", "--no-memory")
-        return [Step(FUNCTIONS, "run", how, given, "--seconds")]
+        return [Step(FUNCTIONS, "run", how, total, "--seconds")]
     if full:
         return [
-            Step(FUNCTIONS, "run", ("--full",), 0.53 * given, "--seconds"),
-            Step(GROWTH, "studies.scaling", (), 0.22 * given),
-            Step(LENGTH, "studies.length", (), 0.22 * given),
-            Step("the paper's claims", "studies.claims", (), 0.03 * given),
+            Step(FUNCTIONS, "run", ("--full",), 0.53 * total, "--seconds"),
+            Step(GROWTH, "studies.scaling", (), 0.22 * total),
+            Step(LENGTH, "studies.length", (), 0.22 * total),
+            Step("the paper's claims", "studies.claims", (), 0.03 * total),
         ]
-    how = ("--quick", "--op", *QUICK_OPS, "--rounds", "5")
     return [
-        Step(FUNCTIONS, "run", how, 0.66 * given, "--seconds"),
-        Step(GROWTH, "studies.scaling", ("--quick", "--axis", "N"), 0.18 * given),
-        Step(LENGTH, "studies.length", ("--quick", "--protocol", "fig1"), 0.16 * given),
+        Step(FUNCTIONS, "run", ("--quick", "--op", *QUICK_OPS, "--rounds", "5"), 0.66 * total, "--seconds"),
+        Step(GROWTH, "studies.scaling", ("--quick", "--axis", "N"), 0.18 * total),
+        Step(LENGTH, "studies.length", ("--quick", "--protocol", "fig1"), 0.16 * total),
     ]
 
 
@@ -76,12 +76,12 @@ def execute(command: list[str], seconds: float | None) -> int:
         return process.wait(None if seconds is None else seconds + OVERTIME)
     except subprocess.TimeoutExpired:
         process.terminate()
-        return 0
-    finally:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(OVERTIME)
-        finally:
-            process.kill()
+            return 0
+    finally:
+        process.kill()
+    return process.wait()
 
 
 def run(

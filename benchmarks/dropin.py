@@ -1,8 +1,7 @@
 """xmemk beside a real checkout: time, memory, and how far the results are apart.
 
     python benchmarks/dropin.py CHECKOUT [--part manager frames] [--size 480p] [--objects 1]
-    python benchmarks/dropin.py CHECKOUT --part frames --with tuned [--frames 60] [--lines 480]
-        [--mem-every 3] [--late 20 40] [--top-k 30] [--half] [--exact] [--keys 1]
+    python benchmarks/dropin.py CHECKOUT --part frames --with tuned [--late 20 40] [--top-k 30]
 
 The checkout is XMem (https://github.com/hkchengrex/XMem), Track-Anything, Cutie, or another folder
 with their memory code; "rf-cutie" stands for the installed package. Two parts:
@@ -13,43 +12,33 @@ with their memory code; "rf-cutie" stands for the installed package. Two parts:
 * frames: XMem's released network and frame loop over the bundled clip, in turn with another one of
   the same random weights. By default that is the patched one, on small frames with limits so low
   that it consolidates and evicts often. --with tuned, plain or compiled takes our own network and
-  tracker, at 480p with the released limits.
+  tracker, at 480p with the released limits. The released code fails where it has to evict with a
+  late object, so --late needs those limits, too.
 
-Objects are parts of the clip's first mask, and one more joins at each of the late frames. The
-released code fails where it has to evict with a late object, so --late needs the released limits.
-The memory's part of a frame is what the memory managers do (read, add, consolidation), the
-network's is all else of the step, from a picture in 0 to 1 to probabilities.
-
-The released similarity is off by up to 1e-4. So it reads now and then another token than the k-th
-best. With random weights the k-th best has a thirtieth of the weight, so that a choice between
-nearly equal tokens shows. Three ways to see what is owed to that choice: --top-k 0 has both read
-all tokens, which leaves no choice. --with float64 compares the released code with itself, its
-similarity in float64. --exact has the released similarity computed in float64; --keys 6 multiplies
-the keys, so that the k-th best has next to no weight.
+The released similarity is off by up to 1e-4, and reads now and then another token than the k-th
+best, which with random weights shows. Three ways to see what is owed to that choice: --top-k 0 has
+both read all tokens. --with float64 compares the released code with itself, its similarity in
+float64. --exact has the released similarity in float64; --keys 6 multiplies the keys, so that the
+k-th best has next to no weight.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.nn.functional import interpolate
 from xmemk.benchmarks.harness.arguments import count
 from xmemk.benchmarks.peers.checkouts import LIMITS, Checkout, Manager
-from xmemk.benchmarks.peers.clip import START, features, randomise, there_and_back
+from xmemk.benchmarks.peers.clip import Frame, clip_frames, features, randomise
 from xmemk.benchmarks.report.formatting import counted, duration, size, times
 
 import xmemk
-from xmemk.data import BUNNY
-from xmemk.data.masks import read_mask
-from xmemk.data.video import read_frames
 from xmemk.measure.peak import Peak
 from xmemk.measure.stopwatch import Stopwatch
 
@@ -134,16 +123,6 @@ def compare_managers(checkout: Checkout, options: argparse.Namespace) -> None:
     print(f"long-term tokens at the end: {a['long_term']:,} and {b['long_term']:,}")
 
 
-class Frame(NamedTuple):
-    """picture [3, H, W] in 0 to 1. mask: labels [H, W] of the objects that join. labels: so far."""
-
-    picture: torch.Tensor
-    mask: torch.Tensor | None
-    labels: int
-    first: bool
-    last: bool
-
-
 class FrameLoop:
     """A frame loop whose steps are timed; ``calls``: the methods of ``memory`` that count as it."""
 
@@ -196,25 +175,6 @@ def our_loop(network: Any, config: dict[str, Any], options: argparse.Namespace) 
     return FrameLoop(lambda frame: tracker.step(frame.picture, frame.mask, end=frame.last), memory, "read", "add")
 
 
-def clip_frames(options: argparse.Namespace) -> Iterator[Frame]:
-    """The clip from its annotated frame on, back and forth; its mask in strips, and late boxes."""
-    lines, columns = options.lines, 2 * round(options.lines * 1280 / 720 / 2)
-    clip = list(itertools.islice(read_frames(BUNNY / "clip.mp4", (columns, lines), START), options.frames))
-    bunny = interpolate(read_mask(BUNNY / f"{START:05}.png")[None, None].float(), (lines, columns))[0, 0] > 0
-    across = bunny.any(0).nonzero()
-    left, right = int(across[0]), int(across[-1]) + 1
-    strips = (torch.arange(columns) - left).clamp(0, right - left - 1) * options.objects // (right - left) + 1
-    masks = {0: torch.where(bunny, strips, 0)}
-    for i, t in enumerate(options.late):
-        top, start = (lines // 8) * (1 + 2 * (i % 3)), (columns // 10) * (1 + 3 * (i % 3))
-        masks[t] = torch.zeros(lines, columns, dtype=torch.int64)
-        masks[t][top : top + lines // 5, start : start + columns // 6] = options.objects + 1 + i
-    for t in range(options.frames):
-        picture = clip[there_and_back(t, len(clip))].permute(2, 0, 1).float() / 255
-        labels = options.objects + sum(late <= t for late in options.late)
-        yield Frame(picture, masks.get(t), labels, t == 0, t == options.frames - 1)
-
-
 def compare_frames(checkout: Checkout, options: argparse.Namespace) -> None:
     patched = options.other == "patched"
     for name, value in (PATCHED if patched else OTHERS).items():
@@ -240,7 +200,7 @@ def compare_frames(checkout: Checkout, options: argparse.Namespace) -> None:
         second = released_loop(core, options, manager if options.other == "float64" else None)
     first = released_loop(checkout.core(network, config), options, manager if options.exact else None)
     largest, means, pixels, off, labels = 0.0, 0.0, 0, 0, 0
-    for t, frame in enumerate(clip_frames(options)):
+    for t, frame in enumerate(clip_frames(options.lines, options.frames, options.objects, options.late)):
         with torch.inference_mode():
             if t % 2:
                 b, a = second.step(frame), first.step(frame)
@@ -259,13 +219,13 @@ def compare_frames(checkout: Checkout, options: argparse.Namespace) -> None:
     print(f"{options.frames} frames of {options.lines} lines, released and {options.other}", end="")
     print(f"{', bfloat16' if options.half else ''}; long-term tokens at the end: {kept[0]} and {kept[1]}")
     print("| mean of a frame | released | the other | ratio |\n|---|---|---|---|")
-    a, b = (
-        {name: x.watch.seconds[name] / (options.frames - 1) for name in ("memory", "whole")} for x in (first, second)
-    )
-    for x in (a, b):
-        x["network"] = x["whole"] - x["memory"]
+    means_of = []
+    for loop in (first, second):
+        mean = {name: total / (options.frames - 1) for name, total in loop.watch.seconds.items()}
+        means_of.append({"network": mean["whole"] - mean["memory"], **mean})
+    theirs, ours = means_of
     for name in ("network", "memory", "whole"):
-        print(f"| {name} | {duration(a[name])} | {duration(b[name])} | {times(a[name] / b[name])} |")
+        print(f"| {name} | {duration(theirs[name])} | {duration(ours[name])} | {times(theirs[name] / ours[name])} |")
     print(f"largest difference of a probability {largest:.2g}, mean {means / options.frames:.2g}")
     print(f"of {pixels:,} pixels, {off:,} differ by more than 1e-4, {labels:,} in their label")
     print(f"pixels of each label in the last frame: {shown}")

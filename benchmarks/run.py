@@ -1,14 +1,12 @@
 """xmemk beside its peers on the named workloads: `python benchmarks/run.py --op memory_read
 --workload 480p-full`.
 
-Presets: --quick (two minutes on two cores), --full (thirty), --suite gpu (on a GPU, within
---seconds). Ops are timed only when their tests pass. Each peer is compared with float64 before it
-is timed. Peers take turns, round by round. The table shows medians, half the distance between the
-quartiles, how many times our time a peer takes (the median of the rounds' ratios), the share of the
-roof by the formulas of costs.py, and the peak of memory beyond the inputs. A peer that cannot run
-or is wrong is a row with its reason. Where it makes the GPU unusable, as by an illegal memory
-access, a fresh process goes on with the others. On a GPU the time is the device's, by replays of a
-graph; cold is one replay after the cache was overwritten, launch what it takes to issue a call.
+Ops are timed only when their tests pass. Each peer is compared with float64 before it is timed, and
+peers take turns, round by round. A table shows medians, half the distance between the quartiles,
+how many times our time a peer takes (the median of the rounds' ratios), the share of the roof
+(costs.py), and the peak of memory beyond the inputs. A peer that cannot run or is wrong is a row
+with its reason. On a GPU the time is the device's, by replays of a graph; cold is one replay after
+the cache was overwritten, launch what it takes to issue a call.
 
 --base REV compares with another revision of this repository, --agree FILE [FILE] two runs.
 """
@@ -55,16 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     red = any(item.op not in state.green for item in suite.items)
     try:
         with record.kept(run, options.save), contextlib.ExitStack() as base:
-            try:
-                peers = cases.peers
-                if options.base:
-                    peers = base.enter_context(revisions.beside(options.base, run, options.limit))
-                right = sweeps.beside_peers(suite, options, state, peers, restarts=argv is None)
-            except record.RestartNeeded as needed:
-                loss = run.losses[-1]
-                tell(f"{loss['peer'] or 'the inputs'} of {loss['op']}: {loss['reason']}; a fresh process goes on")
-                base.close()
-                record.replace_this_process(needed.state)
+            peers: sweeps.PeersOf = cases.peers
+            if options.base:
+                peers = base.enter_context(revisions.beside(options.base, run, options.limit))
+            right = sweeps.beside_peers(suite, options, state, peers, restarts=argv is None)
     except revisions.NoSuchRevision as failure:
         tell(f"--base: {failure}")
         return 1

@@ -99,8 +99,11 @@ class Suite:
 
 
 def _suite(stored: dict[str, Any]) -> Suite:
-    items = {name: tuple(SuiteItem(*item) for item in stored[name]) for name in {"items", "compilers"} & stored.keys()}
-    return Suite(**{name: tuple(x) if isinstance(x, list) else x for name, x in stored.items()} | items)
+    fields: dict[str, Any] = {
+        name: tuple(SuiteItem(*item) for item in stored[name]) for name in {"items", "compilers"} & stored.keys()
+    }
+    fields = {name: tuple(x) if isinstance(x, list) else x for name, x in stored.items()} | fields
+    return Suite(**fields)
 
 
 # quick: two minutes on two cores. full: a quarter of an hour; growth, length and claims take

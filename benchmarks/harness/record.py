@@ -10,8 +10,8 @@ has set it a limit, still has the same process.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import pickle
 import shlex
 import signal
 import subprocess
@@ -114,33 +114,20 @@ class RunState:
     at: tuple[int, int] = (0, 0)
 
 
-class RestartNeeded(Exception):
-    """A fresh process has to measure what is left of the run."""
-
-    def __init__(self, state: RunState) -> None:
-        super().__init__()
-        self.state = state
-
-
 def replace_this_process(state: RunState) -> NoReturn:
     """By the same command line with ``state``."""
-    handle, name = tempfile.mkstemp(prefix="xmemk-run-", suffix=".json")
-    with os.fdopen(handle, "w") as file:
-        json.dump({**vars(state), "run": state.run.to_json()}, file)
+    with tempfile.NamedTemporaryFile(prefix="xmemk-run-", delete=False) as file:
+        pickle.dump(state, file)
     sys.stdout.flush()
     sys.stderr.flush()
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # an inherited file of the GPU would keep its memory
-    os.execv(sys.executable, [sys.executable, *without_state(sys.orig_argv[1:]), OPTION, name])
-
-
-def without_state(arguments: Sequence[str]) -> list[str]:
-    """A command line without the option and the file that this process went on from."""
-    at = list(arguments).index(OPTION) if OPTION in arguments else len(arguments)
-    return [*arguments[:at], *arguments[at + 2 :]]
+    words = sys.orig_argv[1:]
+    at = words.index(OPTION) if OPTION in words else len(words)  # of the state that this process went on from
+    os.execv(sys.executable, [sys.executable, *words[:at], *words[at + 2 :], OPTION, file.name])
 
 
 def take_up(path: Path) -> RunState:
     """The state in a file, which is removed."""
-    stored = json.loads(path.read_text())
+    state: RunState = pickle.loads(path.read_bytes())
     path.unlink()
-    return RunState(**stored | {"run": ResultLine.from_json(stored["run"]), "at": tuple(stored["at"])})
+    return state

@@ -72,7 +72,8 @@ def main() -> None:
     xmemk = load(Path(sys.argv[1]))
     call: Callable[[], Any] = dict
     for line in sys.stdin:
-        order, answer = json.loads(line), {}
+        order = json.loads(line)
+        answer: dict[str, Any] = {}
         try:
             if "prepare" in order:
                 call = prepare(xmemk, torch.load(order["prepare"], weights_only=True), order["backend"])

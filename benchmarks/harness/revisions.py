@@ -21,7 +21,7 @@ import torch
 from xmemk.benchmarks.harness import processes
 from xmemk.benchmarks.harness.op_tests import ROOT
 from xmemk.benchmarks.harness.sweeps import PeersOf
-from xmemk.benchmarks.peers.catalogue import Peer, backends_of_ours, call_of_ours, readout_gradient
+from xmemk.benchmarks.peers.catalogue import Peer, Unavailable, backends_of_ours, call_of_ours, readout_gradient
 from xmemk.benchmarks.peers.workloads import OpCase
 from xmemk.benchmarks.report import terminal
 from xmemk.benchmarks.report.schema import ResultLine
@@ -74,7 +74,7 @@ def built(path: Path) -> str:
 class RevisionProcess:
     """revision_worker.py on a tree.
 
-    ``ask`` raises RuntimeError with the reason where an order fails. What is asked next goes to a
+    ``ask`` raises Unavailable with the reason where an order fails. What is asked next goes to a
     new process: the old one may hang, or have lost its GPU.
     """
 
@@ -101,7 +101,7 @@ class RevisionProcess:
             answer = {"reason": processes.ending(process.wait(), self._messages) or processes.NO_RESULT}
         if "reason" in answer:
             self.close()
-            raise RuntimeError(answer["reason"])
+            raise Unavailable(answer["reason"])
         return answer
 
     def close(self) -> None:

@@ -22,8 +22,8 @@ from xmemk.benchmarks.harness import cases
 from xmemk.benchmarks.harness.cases import CaseSetup, Suite, SuiteItem
 from xmemk.benchmarks.harness.costs import OpCost, Roof, measure_roof
 from xmemk.benchmarks.harness.processes import in_fresh_process
-from xmemk.benchmarks.harness.record import MOST_RESTARTS, RestartNeeded, RunState
-from xmemk.benchmarks.harness.timing import DeviceLost, Trial, failed, time_again, time_peers
+from xmemk.benchmarks.harness.record import MOST_RESTARTS, RunState, replace_this_process
+from xmemk.benchmarks.harness.timing import DeviceLost, Trial, failed, time_peers
 from xmemk.benchmarks.peers.catalogue import PRODUCT_ALONE, Peer
 from xmemk.benchmarks.peers.workloads import FRAME_OPS
 from xmemk.benchmarks.report import terminal
@@ -55,8 +55,8 @@ def beside_peers(
     """Measures the cases of ``suite`` into state.run, which is complete after each case.
 
     Returns whether ours was right everywhere, and left the device to the others. ``state``: what
-    was measured, and where to begin. ``restarts``: raises RestartNeeded when a fresh process is to
-    go on; without it, and after MOST_RESTARTS, the rest are rows with the reason.
+    was measured, and where to begin. ``restarts``: a fresh process goes on where the device was
+    lost; without it, and after MOST_RESTARTS, the rest are rows with the reason.
     """
     sweeps = Sweeps(suite, options, state, peers)
     parts: tuple[bool | None, ...] = (False, True) if suite.compiled_last else (None,)
@@ -73,7 +73,8 @@ def beside_peers(
             loss = {**entry.item._asdict(), "peer": lost.peer, "ours": ours, "reason": lost.reason}
             state.run.losses.append(loss)
             if restarts and len(state.run.losses) <= MOST_RESTARTS:
-                raise RestartNeeded(RunState(state.run, state.green, state.until, here)) from lost
+                terminal.tell(f"{lost.peer or 'the inputs'} of {entry.item.op}: {lost}; a fresh process goes on")
+                replace_this_process(RunState(state.run, state.green, state.until, here))
             sweeps.gone = f"not measured: {lost.peer or 'the inputs'} of {entry.item.op} ended with {lost}"
             sweeps.measure(entry, here[0])
         sweeps.note(entry, last=here[0] == sweeps.count - 1)
@@ -164,9 +165,15 @@ class Sweeps:
         except Exception as failure:
             failed(failure, "", self.device)
             return
-        limits = {"rounds": self._rounds(sweep), "budget": self.suite.budget / self.count, "in_all": self.suite.budget}
         with terminal.progress(f"{entry.item.op}, {entry.item.workload}, sweep {sweep + 1} of {self.count}") as tell:
-            time_again(case, peers, entry.rows, **limits, tell=tell)
+            time_peers(
+                case,
+                peers,
+                rounds=self._rounds(sweep),
+                budget=self.suite.budget / self.count,
+                tell=tell,
+                earlier={row.peer: row for row in entry.rows if sum(row.seconds) < self.suite.budget},
+            )
 
     def note(self, entry: Entry, last: bool) -> None:
         """The rows into the run's results; after the last sweep as a table, too."""

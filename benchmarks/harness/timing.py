@@ -57,22 +57,36 @@ class DeviceLost(Exception):
 def time_peers(
     case: OpCase, peers: list[Peer], *, rounds: int, budget: float, tell: Tell = silent, judge: Judge = verdict,
     trial: Callable[[Peer], Trial] | None = None, until: float | None = None,
+    earlier: dict[str, Measurement] | None = None,
 ) -> list[Measurement]:  # fmt: skip
     """Checks each peer, then times them in turn, round by round, so that a busy machine slows them
     alike.
 
     A peer whose rounds have taken ``budget`` seconds is left out of the rest. One that fails or is
     wrong is not timed. One that ``risky`` or too large a matrix makes doubtful goes through
-    ``trial`` first. No peer but the first is begun after ``until`` (of time.time). Raises
+    ``trial`` first. No peer but the first is begun after ``until`` (of time.time).
+
+    ``earlier``: rows by peer that were timed on the same case, made anew since. They get more
+    rounds, and no other peer does; nor do those that compile, which would do so again. Raises
     DeviceLost.
     """
     timer = RoundTimer(case.device)
     rows: list[Measurement] = []
     calls: dict[str, TimedCall] = {}
     for peer in peers:
-        tell(peer.name)
         row = Measurement(peer.name, peer.ours, reason=missing(peer) or "")
+        if earlier is not None:
+            row = earlier.get(peer.name, row)
+            if peer.compiled or not row.seconds:
+                continue
+        tell(peer.name)
         rows.append(row)
+        if earlier is not None:
+            with timer.reasons(row):
+                call = peer.prepare(case)
+                call()  # as for checked ones: nothing is timed that was not called before on these inputs
+                calls[peer.name] = timer.prepare(call, row.median)
+            continue
         if until is not None and time.time() > until and len(rows) > 1:
             row.reason = NOT_REACHED
         elif not row.reason and trial is not None and (peer.risky or doubtful(case, peer)):
@@ -86,28 +100,6 @@ def time_peers(
             calls.pop(peer.name, None)
     in_turn(rows, calls, timer, rounds, budget, tell, until)
     return rows
-
-
-def time_again(
-    case: OpCase, peers: list[Peer], rows: list[Measurement], *, rounds: int, budget: float, in_all: float,
-    tell: Tell = silent,
-) -> None:  # fmt: skip
-    """More rounds of the peers that :func:`time_peers` timed, on the case made anew, into its rows.
-
-    A peer whose calls have taken ``in_all`` seconds is left as it is; so is one that compiles,
-    which would do so again. Raises DeviceLost.
-    """
-    timer = RoundTimer(case.device)
-    calls: dict[str, TimedCall] = {}
-    row_of = {row.peer: row for row in rows if row.seconds and sum(row.seconds) < in_all}
-    for peer in (p for p in peers if p.name in row_of and not p.compiled):
-        tell(peer.name)
-        row = row_of[peer.name]
-        with timer.reasons(row):
-            call = peer.prepare(case)
-            call()  # as time_peers does: nothing is timed that was not called before on these inputs
-            calls[peer.name] = timer.prepare(call, row.median)
-    in_turn(rows, calls, timer, rounds, budget, tell)
 
 
 def checked(case: OpCase, peer: Peer, row: Measurement, timer: RoundTimer, judge: Judge) -> TimedCall:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -113,3 +113,34 @@ def randomise(network: Any, keys: float = 1.0) -> None:
             x.copy_(0.1 * noise + (1.0 if name.endswith("weight") else 0.0))
         if "key_proj.key_proj." in name:
             x *= keys
+
+
+class Frame(NamedTuple):
+    """picture [3, H, W] in 0 to 1. mask: labels [H, W] of the objects that join. labels: so far."""
+
+    picture: Tensor
+    mask: Tensor | None
+    labels: int
+    first: bool
+    last: bool
+
+
+def clip_frames(lines: int, frames: int, objects: int, late: list[int]) -> Iterator[Frame]:
+    """The clip from its annotated frame on, back and forth; its mask in strips, and late boxes."""
+    from xmemk.data.masks import read_mask
+    from xmemk.data.video import read_frames
+
+    columns = 2 * round(lines * 1280 / 720 / 2)
+    clip = list(itertools.islice(read_frames(BUNNY / "clip.mp4", (columns, lines), START), frames))
+    bunny = F.interpolate(read_mask(BUNNY / f"{START:05}.png")[None, None].float(), (lines, columns))[0, 0] > 0
+    across = bunny.any(0).nonzero()
+    left, right = int(across[0]), int(across[-1]) + 1
+    strips = (torch.arange(columns) - left).clamp(0, right - left - 1) * objects // (right - left) + 1
+    masks = {0: torch.where(bunny, strips, 0)}
+    for i, t in enumerate(late):
+        top, start = (lines // 8) * (1 + 2 * (i % 3)), (columns // 10) * (1 + 3 * (i % 3))
+        masks[t] = torch.zeros(lines, columns, dtype=torch.int64)
+        masks[t][top : top + lines // 5, start : start + columns // 6] = objects + 1 + i
+    for t in range(frames):
+        picture = clip[there_and_back(t, len(clip))].permute(2, 0, 1).float() / 255
+        yield Frame(picture, masks.get(t), objects + sum(i <= t for i in late), t == 0, t == frames - 1)

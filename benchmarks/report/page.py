@@ -68,7 +68,7 @@ def write_page(path: Path, machines: list[MachineResults], passed_over: list[str
 
 def growth_plots(machine: MachineResults) -> list[Plot]:
     """Time and extra memory of every peer over the values of each axis."""
-    plots = []
+    plots: list[Plot] = []
     for curve in machine.curves:
         first, axis = curve[0], tables.AXES.get(curve[0].axis, curve[0].axis)
         caption = f"horizontal: {axis}; {fixed(first)}{dated(machine, curve)}"
@@ -121,7 +121,7 @@ def length_plots(machine: MachineResults) -> list[Plot]:
     films: dict[tuple[str, str], list[VideoTrack]] = {}
     for track in machine.tracks:
         films.setdefault((track.protocol, track.grid), []).append(track)
-    plots = []
+    plots: list[Plot] = []
     for (protocol, grid), tracks in films.items():
         kinds = [("Memory", "bytes", "bytes"), ("Time of a frame", "seconds", "seconds")]
         for quantity, key, unit in kinds if protocol == "fig1" else [("Quality", "quality", "share")]:
@@ -175,7 +175,7 @@ def drawn(title: str, caption: str, lines: Sequence[Line], unit: str, how: str) 
         axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: figure(y, 2)))
     else:
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: text(y, 1)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: (size if unit == "bytes" else duration)(y, 1)))
         low, high = axis.get_ylim()
         if high / low < 10:  # a flat line is not to look like noise blown up
             middle = (low * high) ** 0.5

@@ -88,9 +88,8 @@ def read(files: Iterable[Path], after: int = 0) -> tuple[list[MachineResults], l
         for number, run in runs_of(file):
             source = Source(file.name, number, run)
             if number <= after:
-                if number == 1:
-                    first = "line" if after == 1 else f"{after:,} lines"
-                    passed_over.append(f"earlier runs, the first {first} of {file.name}")
+                earlier = f"earlier runs, the first {'line' if after == 1 else f'{after:,} lines'} of {file.name}"
+                passed_over += [earlier] if number == 1 else []
             elif run.kind == "base":
                 passed_over.append(f"{source.place} compares two revisions, which `run.py --base` shows itself")
             elif run.kind not in RESULTS:

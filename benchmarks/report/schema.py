@@ -180,10 +180,6 @@ class CaseResult(Stored):
         ours = self.ours
         return row.median / ours.median if ours and ours.median and row.median is not None else None
 
-    def to_json(self) -> dict[str, Any]:
-        stored = super().to_json()
-        return stored if self.axis else {name: stored[name] for name in stored if name not in ("axis", "value")}
-
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> CaseResult:
         """Earlier versions had other names of ops, and some no sizes: those of the workload."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,18 @@ QUIET_SECONDS = 2.0  # what takes longer says what it does
 
 
 def tell(text: str) -> None:
-    """A line on standard error, which a terminal breaks between words alone."""
-    console.print(Text(text, overflow="ignore"), soft_wrap=not console.is_terminal)
+    """A line on standard error."""
+    print_line(console, text)
+
+
+def print_line(console: Console, text: str) -> None:
+    """A line, which a terminal gets in several, broken between words alone."""
+    text = wrapped(text, console.width) if console.is_terminal else text
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def wrapped(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 @contextmanager
@@ -71,8 +82,8 @@ def fitted(table: tables.ReportTable, width: int, hidden: Sequence[str] = ()) ->
     lines = [Text(table.title, style="italic")]
     for row in table.rows:
         first, *others = (i for i in shown if row[i])
-        lines.append(Text(row[first], style="bold", overflow="ignore"))
-        lines += [Text(f"  {table.columns[i]}: {row[i]}", overflow="ignore") for i in others]
+        figures = "; ".join(f"{table.columns[i]}: {row[i]}" if table.columns[i] else row[i] for i in others)
+        lines.append(Text(wrapped("; ".join(filter(None, (row[first], figures))), width), overflow="ignore"))
     return Group(*lines)
 
 
@@ -81,7 +92,7 @@ def show(table: tables.ReportTable, remarks: Iterable[str] = (), hidden: Sequenc
     if quiet:
         return
     if table.rows:
-        console.print(fitted(table, console.width, hidden))
+        console.print(fitted(table, console.width, hidden), crop=False)
     for remark in filter(None, remarks):
         tell(f"  {remark}")
 

@@ -11,6 +11,7 @@ counted, the network is not.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from statistics import linear_regression
 from typing import Any
@@ -103,12 +104,13 @@ def our_budget(features: ClipFeatures, config: MemoryConfig, sizes: tuple[int, .
         return [Claim(name, paper, how=UNMEASURED) for name, paper in papers.items()]
     peak = max(peak or 0 for peak in peaks)
     a_consolidation = needed(config.num_prototypes + 1_000_000) - needed(1_000_000)
-    frames = _frames(BUDGET - needed(0) - peak, a_consolidation, config)
+    working = needed(config.num_prototypes) - a_consolidation
+    frames = _frames(BUDGET - working - peak, a_consolidation, config)
     prototypes = _consolidations_of(CLAIMED_FRAMES, config) * config.num_prototypes
     read = f"the peak of a read, {peak / 1e6:.0f} MB up to N = {sizes[-1]:,}"
     rows = (
         (WITHOUT_EVICTION, frames, "frames", frames >= CLAIMED_FRAMES,
-         f"{a_consolidation / 1e3:.0f} kB a consolidation, {needed(0) / 1e6:.0f} MB of working memory, {read}"),
+         f"{a_consolidation / 1e3:.0f} kB a consolidation, {working / 1e6:.0f} MB of working memory, {read}"),
         (kept, round((needed(prototypes) + peak) / 1e9, 3), "GB", needed(prototypes) + peak <= BUDGET,
          f"{CLAIMED_FRAMES:,} frames: {prototypes:,} prototypes, bytes_needed of them, {read}"),
         (evicting, round((needed(config.max_long_term_elements) + peak) / 1e9, 3), "GB", True,
@@ -159,8 +161,12 @@ def measure(
     return results
 
 
+def parser() -> argparse.ArgumentParser:
+    return arguments.study(__doc__, "reads of fewer tokens")
+
+
 def main(words: list[str] | None = None) -> None:
-    options = arguments.parsed(arguments.study(__doc__, "reads of fewer tokens"), words)
+    options = arguments.parsed(parser(), words)
     with record.recorded("claims", options.save) as results:
         measure(quick=options.quick, results=results)
     terminal.show(tables.claims(results), hidden=("line",))

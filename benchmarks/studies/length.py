@@ -1,32 +1,29 @@
 """Over the length of a video: what each method's memory takes, and how long a frame takes.
 
-    python benchmarks/studies/length.py [--protocol fig1 fig5] [--quick]
-        [--budget SECONDS] [--save FILE]
+    python benchmarks/studies/length.py [--protocol fig1 fig5] [--quick] [--budget SECONDS]
 
 Fig. 1 (left) of the paper: "GPU memory increase per frame by averaging the memory consumption
 difference between the 100-th and 200-th frame in 480p". Here: bytes held, what a read takes beside
 them, and time per frame at checkpoints of one film, the bundled clip's features played back and
-forth (clip.py), no network, one object, XMem's defaults (r = 5). 100,000 frames at 480p would take
-hours. Hence two films: 3,000 frames of 480p (30 x 54 tokens), and up to 100,000 frames of 6 x 10
-tokens with a long-term memory of at most 1,000 tokens, as Track-Anything has it. A method stops
-with its reason where the next checkpoint would pass a limit. With --budget the methods share the
-seconds given, and what they do not reach has that reason.
+forth, no network, one object, XMem's defaults (r = 5). 100,000 frames at 480p would take hours.
+Hence two films: 3,000 frames of 480p (30 x 54 tokens), and up to 100,000 frames of 6 x 10 tokens
+with a long-term memory of at most 1,000 tokens, as Track-Anything has it. A method stops with its
+reason where the next checkpoint would pass a limit, or its share of the time is over.
 
-Every method reads every frame, with two exceptions between checkpoints: the original's reads run on
-xmemk's kernels, which are equal to rounding, and STCN's, which leave no trace in its memory, are
-left out. What is timed is each method's own read (and, on every fifth frame, its taking in of a
-memory frame) of the last frames before a checkpoint.
+Between checkpoints the original's reads run on xmemk's kernels, which are equal to rounding, and
+STCN's, which leave no trace in its memory, are left out. What is timed is each method's own read
+(and, on every fifth frame, its taking in of a memory frame) of the last frames before a checkpoint.
 
 Fig. 5 has J&F on Long-time Video played back and forth 1 to 10 times, STCN with at most 50 memory
-frames ("we limit their feature memory insertion frequency accordingly"), XMem with r = 10, and a
-least-squares line through each. Neither the dataset nor trained weights are at hand. Here the
-bundled clip is played so, objects are propagated by the demo's hand-made features, and J is taken
-on the frames whose masks are known. So it shows what the rules of the two memories do to the same
-features, not what XMem scores.
+frames, XMem with r = 10, and a least-squares line through each. Neither the dataset nor trained
+weights are at hand. Here the bundled clip is played so, objects are propagated by the demo's
+hand-made features, and J is taken on the frames whose masks are known. So it shows what the rules
+of the two memories do to the same features, not what XMem scores.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -240,7 +237,7 @@ def follow(
 
 
 def measure_quality(
-    times: tuple[int, ...],
+    times: Sequence[int],
     *,
     size: tuple[int, int] = SIZE,
     count: int | None = None,
@@ -333,13 +330,17 @@ def show(track: VideoTrack) -> None:
     terminal.show(table, [*remarks, track.reason], hidden=("protocol", "method", "tokens of a frame"))
 
 
-def main(words: list[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
     parser = arguments.study(__doc__, "the first 200 frames at 480p, 2,000 small ones")
     add = parser.add_argument
     add("--protocol", nargs="+", choices=("fig1", "fig5"), default=["fig1", "fig5"])
     add("--gb", type=arguments.positive, default=4.0, help="a method stops that would take more")
     add("--frame-seconds", type=arguments.positive, default=5.0, help="a method stops whose frame takes longer")
-    options = arguments.parsed(parser, words)
+    return parser
+
+
+def main(words: list[str] | None = None) -> None:
+    options = arguments.parsed(parser(), words)
     stops = {"most_bytes": options.gb * 1e9, "frame_seconds": options.frame_seconds}
     films = [replace(film, **stops) for film in (QUICK if options.quick else FILMS)]
     times = QUICK_TIMES if options.quick else TIMES

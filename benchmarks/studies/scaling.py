@@ -15,6 +15,7 @@ memory is the peak of one call beyond its inputs.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
 import math
@@ -83,8 +84,8 @@ def curves(axis: str, threads: int, quick: bool) -> Iterator[list[Point]]:
             }.get(axis, {})
             objects, used = value if axis == "O" else 1, value if axis == "threads" else threads
             w = replace(base, **sizes)
-            point = Point(op, w.name, objects, "float32", "cpu", used, **sizes_of(op, w), axis=axis, value=value)
-            point.of = w
+            point = Point(op, w.name, objects, "float32", "cpu", used, axis=axis, value=value)
+            vars(point).update(sizes_of(op, w), of=w)
             curve.append(point)
         yield curve
 
@@ -229,12 +230,16 @@ def measure(
     return results
 
 
-def main(words: list[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
     parser = arguments.study(__doc__, "the top-k read alone, from a small memory")
     parser.add_argument("--axis", nargs="+", choices=list(BASES), default=list(BASES))
     parser.add_argument("--gb", type=arguments.positive, help="most memory of a point; by default half of what is free")
     parser.add_argument("--seconds", type=arguments.positive, help="a point is left out whose call would take longer")
-    options = arguments.parsed(parser, words)
+    return parser
+
+
+def main(words: list[str] | None = None) -> None:
+    options = arguments.parsed(parser(), words)
     # Half of what this machine has free, so that nothing is swapped.
     limits = PointLimits(options.gb * 1e9 if options.gb else 0.5 * (available_bytes() or 2 * UNKNOWN_MEMORY))
     if options.quick:

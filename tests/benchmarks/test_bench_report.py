@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from xmemk.benchmarks import bench
 from xmemk.benchmarks.report import page, result_files, tables, terminal
 
 from xmemk.cli.app import run as xmemk
+from xmemk.measure import load
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {"processor": "A processor", "threads": "2", "cores": "2", "system": "a system", "versions": "Python, torch"}
@@ -329,7 +332,7 @@ def test_the_table_in_the_terminal_breaks_between_words_alone(width):
     shown = set(said.split())
     for table in tables_of(places[0]):
         for word in " ".join(cell for row in table.rows for cell in row).split():
-            assert word in shown or f"{word}:" in shown, word
+            assert {word, f"{word}:", f"{word};"} & shown, word
 
 
 def test_a_step_that_fails_leaves_the_others_and_is_told(tmp_path, capsys, monkeypatch):
@@ -368,13 +371,73 @@ def test_a_step_that_fails_leaves_the_others_and_is_told(tmp_path, capsys, monke
     assert (tmp_path / "page.jsonl").read_text() == earlier
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_every_step_is_a_program_that_takes_its_arguments(full):
+def test_a_step_that_takes_too_long_is_ended_and_keeps_its_results(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "OVERTIME", 3.0)
+    code = "import sys, time; from pathlib import Path\nfrom xmemk.benchmarks.harness import record\n"
+    code += "from xmemk.benchmarks.report.schema import Claim\n"
+    code += f"with record.recorded('claims', Path({str(tmp_path / 'x.jsonl')!r})) as results:\n"
+    code += " results.append(Claim('a', 'b'))\n time.sleep(600)"
+    begin = time.monotonic()
+    assert bench.execute([sys.executable, "-c", "import time; time.sleep(600)"], 0.0) == 0
+    assert time.monotonic() - begin < 30
+    monkeypatch.setattr(bench, "OVERTIME", 25.0)
+    assert bench.execute([sys.executable, "-c", code], 0.0) == 0
+    (line,) = map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines())
+    assert line["results"][0]["claim"] == "a" and line["stopped"] == "SystemExit"
+    assert bench.execute([sys.executable, "-c", "raise SystemExit(3)"], 60.0) == 3
+
+
+@pytest.mark.parametrize(("full", "device"), [(False, "cpu"), (True, "cpu"), (False, "cuda")])
+@pytest.mark.parametrize("seconds", [None, 20.0, 100.0, 1000.0])
+def test_every_step_is_a_program_that_takes_its_arguments_and_the_time_is_shared(full, device, seconds):
     import importlib
 
-    for step in bench.steps(full, "cpu"):
+    steps = bench.steps(full, device, seconds)
+    for step in steps:
         module = importlib.import_module(f"xmemk.benchmarks.{step.module}")
         assert callable(module.main)
+        words = [*step.command(Path("out/x.jsonl"))[3:], "--quiet"]
+        if "--device" not in words:
+            options = module.parser().parse_args(words)
+            assert options.quiet
+    if seconds:
+        assert sum(step.seconds for step in steps) == pytest.approx(seconds, rel=0.01)
+    if seconds == 20.0 and device == "cpu":
+        assert [step.what for step in steps] == [bench.FUNCTIONS] and "--untested" in steps[0].arguments
+
+
+def test_the_load_and_the_time_given_are_said(tmp_path, capsys, monkeypatch):
+    def execute(command, seconds):
+        with open(command[command.index("--save") + 1], "a") as file:
+            file.write(json.dumps(lines()[0]) + "\n")
+        return 0
+
+    monkeypatch.setattr(bench.run, "__defaults__", (execute,))
+    for now, said in (
+        (
+            load.Load(3.5, 2, 0.4),
+            "other work disturbs: 2 cores, load 3.5 in the last minute, of whose time 40 % was free",
+        ),
+        (
+            load.Load(0.1, 2, 0.99),
+            "the machine is quiet: 2 cores, load 0.1 in the last minute, of whose time 99 % was free",
+        ),
+    ):
+        monkeypatch.setattr(load, "look", lambda now=now: now)
+        monkeypatch.setattr(load.os, "cpu_count", lambda: 2)
+        assert xmemk(["bench", "--out", str(tmp_path / "page.html"), "--device", "cpu", "--seconds", "30"]) == 0
+        told = capsys.readouterr().out
+        assert said in told and "about 30 s, as asked, and without the functions' tests" in told
+        assert "1 of 1: functions beside their peers, about 30 s" in told
+    html = (tmp_path / "page.html").read_text()
+    assert "xmemk bench --seconds 30 --device cpu" in html and "along a video" not in html
+    assert xmemk(["bench", "--seconds", "0"]) != 0
+
+
+def test_the_load_is_that_of_all_cores():
+    alone = load.look(0.05)
+    assert 0 < alone.share <= 1 and alone.cores >= 1
+    assert load.Load(None, 4, 0.5).disturbs and not load.Load(None, 4, 0.95).disturbs
 
 
 def test_the_page_travels_with_the_wheel():

@@ -159,7 +159,7 @@ def test_the_order_goes_on_from_sweep_to_sweep(monkeypatch):
     peers = peers_of("evict_lfu", ["torch"])
     rows = timing.time_peers(case, peers, rounds=2, budget=10)
     for _ in range(2):
-        timing.time_again(case, peers, rows, rounds=1, budget=10, in_all=100)
+        timing.time_peers(case, peers, rounds=1, budget=10, earlier={row.peer: row for row in rows})
     assert turns == [0, 1, 2, 3]
     assert all(len(row.seconds) == len(row.ratios) == 4 for row in rows if not row.reason)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -142,29 +143,14 @@ def test_inputs_that_take_the_device_are_the_reason_of_their_case(tiny_run, monk
     }
 
 
-def test_a_state_is_taken_up_once(tmp_path):
-    path = tmp_path / "state.json"
-    run = {"date": "today", "commit": "0", "machine": {}, "results": []}
-    path.write_text(json.dumps({"run": run, "green": {"memory_read": True}, "until": 8.0, "at": [1, 2]}))
-    state = record.take_up(path)
-    assert state.at == (1, 2) and state.green == {"memory_read": True} and state.until == 8.0
-    assert not path.exists()
-
-
 def test_the_time_that_is_left_is_that_of_the_run(tiny_run, monkeypatch, tmp_path):
     stand_in_peers.put_in_place(monkeypatch.setattr, {})
-    path = tmp_path / "state.json"
-    run = {"kind": "ops", "date": "today", "commit": "0", "machine": {"GPU": "A"}, "results": []}
-    state = {"run": run, "green": {"evict_lfu": True}, "until": time.time() - 3600, "at": [0, 0]}
-    path.write_text(json.dumps(state))
+    path = tmp_path / "state"
+    run = ResultLine("ops", "today", "0", {"GPU": "A"})
+    path.write_bytes(pickle.dumps(record.RunState(run, {"evict_lfu": True}, time.time() - 3600)))
     done, _ = tiny_run("--op", "evict_lfu", "--seconds", "3600", record.OPTION, str(path))
     assert {row["reason"] for row in done["results"][0]["rows"]} == {"not reached in the time given"}
-    assert done["date"] == "today"
-
-
-def test_a_command_line_goes_on_from_one_file():
-    given = ["-m", "xmemk.benchmarks.run", "--op", "memory_read"]
-    assert record.without_state([*given, record.OPTION, "a.json"]) == record.without_state(given) == given
+    assert done["date"] == "today" and not path.exists()
 
 
 def test_the_csv_of_a_run_that_lost_the_device(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import pytest
 from xmemk.benchmarks import run
 from xmemk.benchmarks.harness import op_tests, revisions
+from xmemk.benchmarks.peers.catalogue import Unavailable
 
 pytest_plugins = ("benchmark_runs",)
 OLD = """
@@ -177,7 +178,7 @@ def test_a_worker_that_hangs_or_dies_is_a_reason(tmp_path, code, said):
     )
     worker._command = [sys.executable, "-c", code]
     for _ in range(2):  # and may be asked again
-        with pytest.raises(RuntimeError, match=said):
+        with pytest.raises(Unavailable, match=said):
             worker.ask(chain=1)
 
 
@@ -207,7 +208,7 @@ def test_after_a_failure_another_process_is_asked(tmp_path):
     asked._command = [sys.executable, "-c", code]
     first = asked.ask(chain=1)["process"]
     assert asked.ask(chain=1)["process"] == first
-    with pytest.raises(RuntimeError, match="CUDA error: x"):
+    with pytest.raises(Unavailable, match="CUDA error: x"):
         asked.ask(chain=0)
     assert asked.ask(chain=1)["process"] != first
     asked.close()

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 
 def bench(
@@ -52,8 +51,7 @@ def bench(
     console = Console(highlight=False)
 
     def tell(text: str) -> None:
-        """A line, which a terminal breaks between words alone."""
-        console.print(Text(text, overflow="ignore"), soft_wrap=not console.is_terminal)
+        terminal.print_line(console, text)
 
     failed: list[str] = []
     earlier = 0
@@ -85,7 +83,7 @@ def bench(
     for machine in benchmarks.make_page(files, out, commands, failed, after=earlier):
         for table in terminal.summaries(machine, console.width):
             console.print()
-            console.print(table)
+            console.print(table, crop=False)
     tell(f"look at {out}")
     for sentence in failed:
         tell(f"failed: {sentence}")
