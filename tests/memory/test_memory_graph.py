@@ -257,7 +257,7 @@ def test_what_is_wrong_with_a_read_itself_is_its_own_error(recorded, monkeypatch
         raise RuntimeError("an illegal memory access")
 
     with monkeypatch.context() as patched:
-        patched.setattr(xmemk.api, "memory_read", broken)
+        patched.setattr(xmemk.api, "affinity_topk", broken)
         patched.setattr(recorded, "capture", broken)
         memory.groups.buckets[0].arena.graph._reading.replay = broken
         with pytest.warns(RuntimeWarning, match="illegal"), pytest.raises(RuntimeError, match="illegal memory access"):
