@@ -1,8 +1,8 @@
 """Drop-ins for code that carries XMem's memory: :func:`patch`, and modules for import lines."""
 
 from .patching import Patch, patch
-from .report import PatchReport
 from .recognition.signatures import UnknownHost
+from .report import PatchReport
 from .verify import VerificationError
 
 Report = PatchReport  # the name of version 0.1

@@ -83,7 +83,7 @@ def draw(number: int, dtypes: tuple[str, ...] = tuple(DTYPES)) -> Case:
 
 
 def arguments(case: Case) -> Inputs:
-    """The tensors of the case: mk, mv, qk, qe, me in its dtypes, ms and usage in float32 or more."""
+    """The tensors of the case, mk, mv, qk, qe and me in its dtypes, ms and usage in float32 or more."""
     g = torch.Generator().manual_seed(case.seed)
     b, n, q, ck = case.batch, case.n, case.q, case.key_channels
     mk = _keys(case, g)
