@@ -7,6 +7,7 @@ alone, and the page can name the command that repeats it.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import subprocess
 import sys
@@ -17,52 +18,81 @@ from typing import NamedTuple
 from xmemk.benchmarks.report import page, result_files
 from xmemk.benchmarks.report.result_files import MachineResults
 
+QUICK_OPS = ("memory_read", "memory_read_dense", "consolidate", "select_prototypes", "evict_lfu")
+FUNCTIONS, GROWTH, LENGTH = "functions beside their peers", "growth with the sizes", "the length of a video"
+STARTING = 5.0  # seconds that a step takes to begin
+SHORT = 60.0  # seconds; for fewer, the functions alone are measured, without their tests and memory
+OVERTIME = 15.0  # seconds after which a step that has a budget is ended; it keeps what it has measured
+
 
 class Step(NamedTuple):
-    """A module of this package and its arguments; what it does, in a few words."""
+    """A module of this package and its arguments; what it does, in a few words.
+
+    seconds: what it may take, where its option ``budget`` is given them.
+    """
 
     what: str
     module: str
     arguments: tuple[str, ...]
+    seconds: float | None = None
+    budget: str = "--budget"
 
     def command(self, save: Path) -> list[str]:
-        return [sys.executable, "-m", f"xmemk.benchmarks.{self.module}", *self.arguments, "--save", str(save)]
+        words = [sys.executable, "-m", f"xmemk.benchmarks.{self.module}", *self.arguments]
+        words += [] if self.seconds is None else [self.budget, f"{max(1.0, self.seconds - STARTING):.0f}"]
+        return [*words, "--save", str(save)]
 
 
-QUICK_OPS = ("memory_read", "memory_read_dense", "consolidate", "select_prototypes", "evict_lfu")
-FUNCTIONS, GROWTH, LENGTH = "functions beside their peers", "growth with the sizes", "the length of a video"
-
-
-def steps(full: bool, device: str) -> list[Step]:
-    """What a quick and a full run consist of, in two minutes and in thirty on two cores.
+def steps(full: bool, device: str, seconds: float | None = None) -> list[Step]:
+    """What a run consists of: by default two minutes on two cores, in full thirty.
 
     Growth and length are measured on the CPU alone.
     """
     if device != "cpu":
-        timed = () if full else ("--seconds", "100")
-        return [Step(FUNCTIONS, "run", ("--suite", "gpu", "--device", device, *timed))]
+        timed = seconds if seconds or full else 100.0
+        return [Step(FUNCTIONS, "run", ("--suite", "gpu", "--device", device), timed, "--seconds")]
+    total = seconds or (1600.0 if full else 120.0)
+    if total < SHORT:
+        how = ("--quick", "--op", *QUICK_OPS, "--rounds", "3", "--untested", "--no-memory")
+        return [Step(FUNCTIONS, "run", how, total, "--seconds")]
     if full:
         return [
-            Step(FUNCTIONS, "run", ("--full", "--seconds", "840")),
-            Step(GROWTH, "studies.scaling", ("--budget", "360")),
-            Step(LENGTH, "studies.length", ("--budget", "360")),
-            Step("the paper's claims", "studies.claims", ()),
+            Step(FUNCTIONS, "run", ("--full",), 0.53 * total, "--seconds"),
+            Step(GROWTH, "studies.scaling", (), 0.22 * total),
+            Step(LENGTH, "studies.length", (), 0.22 * total),
+            Step("the paper's claims", "studies.claims", (), 0.03 * total),
         ]
     return [
-        Step(FUNCTIONS, "run", ("--quick", "--op", *QUICK_OPS, "--rounds", "5", "--seconds", "75")),
-        Step(GROWTH, "studies.scaling", ("--quick", "--axis", "N", "--budget", "18")),
-        Step(LENGTH, "studies.length", ("--quick", "--protocol", "fig1", "--budget", "15")),
+        Step(FUNCTIONS, "run", ("--quick", "--op", *QUICK_OPS, "--rounds", "5"), 0.66 * total, "--seconds"),
+        Step(GROWTH, "studies.scaling", ("--quick", "--axis", "N"), 0.18 * total),
+        Step(LENGTH, "studies.length", ("--quick", "--protocol", "fig1"), 0.16 * total),
     ]
 
 
+def execute(command: list[str], seconds: float | None) -> int:
+    """The exit code of a step; one that takes too long is asked to end, and keeps its results."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        return process.wait(None if seconds is None else seconds + OVERTIME)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(OVERTIME)
+            return 0
+    finally:
+        process.kill()
+    return process.wait()
+
+
 def run(
-    chosen: Sequence[Step], save: Path, tell: Callable[[str], None], execute: Callable[..., int] = subprocess.call
+    chosen: Sequence[Step], save: Path, tell: Callable[[str], None], execute: Callable[..., int] = execute
 ) -> list[str]:
     """Runs the steps, which append to ``save``, and returns what went wrong with them."""
     failed = []
     for number, step in enumerate(chosen, 1):
-        tell(f"{number} of {len(chosen)}: {step.what}")
-        code = execute(step.command(save), stdout=subprocess.DEVNULL)
+        limit = "" if step.seconds is None else f", about {step.seconds:.0f} s"
+        tell(f"{number} of {len(chosen)}: {step.what}{limit}")
+        code = execute([*step.command(save), "--quiet"], step.seconds)
         if code:
             failed.append(f"{step.what} ended with exit code {code}, its messages are above")
     return failed

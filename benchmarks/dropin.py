@@ -1,261 +1,268 @@
-"""The drop-in against a real checkout, patched and unpatched: time, extra memory, largest
-difference.
+"""xmemk beside a real checkout: time, memory, and how far the results are apart.
 
-    python benchmarks/dropin.py PATH_TO_A_CHECKOUT [--size 480p|720p|1080p] [--objects 1]
-        [--clip-only | --memory-only] [--patched-only]
+    python benchmarks/dropin.py CHECKOUT [--part manager frames] [--size 480p] [--objects 1]
+    python benchmarks/dropin.py CHECKOUT --part frames --with tuned [--late 20 40] [--top-k 30]
 
 The checkout is XMem (https://github.com/hkchengrex/XMem), Track-Anything, Cutie, or another folder
-with their memory code; "rf-cutie" stands for the installed package. Two parts, each run in fresh
-processes, without the drop-in and with:
+with their memory code; "rf-cutie" stands for the installed package. Two parts:
 
-* memory: the host's memory manager alone, on synthetic features, filled to 9 frames and 10,000
-  long-term tokens; then reads, and memory frames that end in an eviction and a consolidation.
-* clip: the whole network with random weights over 200 small frames, with limits so low that it
-  consolidates and evicts often. Networks that cannot be loaded here are named and left out.
+* manager: the memory manager alone, unpatched and then patched, on synthetic features, filled to 9
+  frames and 10,000 long-term tokens; then reads, and memory frames that end in an eviction and a
+  consolidation.
+* frames: XMem's released network and frame loop over the bundled clip, in turn with another one of
+  the same random weights. By default that is the patched one, on small frames with limits so low
+  that it consolidates and evicts often. --with tuned, plain or compiled takes our own network and
+  tracker, at 480p with the released limits. The released code fails where it has to evict with a
+  late object, so --late needs those limits, too.
+
+The released similarity is off by up to 1e-4, and reads now and then another token than the k-th
+best, which with random weights shows. Three ways to see what is owed to that choice: --top-k 0 has
+both read all tokens. --with float64 compares the released code with itself, its similarity in
+float64. --exact has the released similarity in float64; --keys 6 multiplies the keys, so that the
+k-th best has next to no weight.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-import types
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from xmemk.benchmarks.peers.checkouts import LIMITS, core_of, locate, network_of
-from xmemk.benchmarks.peers.random_network import calibrate, features
+from xmemk.benchmarks.harness.arguments import count
+from xmemk.benchmarks.peers.checkouts import LIMITS, Checkout, Manager
+from xmemk.benchmarks.peers.clip import Frame, clip_frames, features, randomise
+from xmemk.benchmarks.report.formatting import counted, duration, size, times
 
 import xmemk
 from xmemk.measure.peak import Peak
+from xmemk.measure.stopwatch import Stopwatch
 
 SIZES = {"tiny": (6, 9), "480p": (30, 54), "720p": (45, 80), "1080p": (68, 120)}  # at stride 16
 SMALL = {"max_mid_term_frames": 5, "min_mid_term_frames": 3, "num_prototypes": 16, "max_long_term_elements": 120}
 COMPARED_NUMBERS = 200_000  # of a readout
 CPU = torch.device("cpu")
+MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
+STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+OURS = ("tuned", "plain", "compiled")
+# What --with does not say otherwise; a frame of 64 lines has 24 tokens.
+PATCHED = {"frames": 200, "lines": 64, "late": [], "top_k": 20}
+OTHERS = {"frames": 60, "lines": 480, "late": [20, 40], "top_k": 30}
 
 
-class Nested(dict[str, Any]):
-    """A configuration with attributes, as Cutie reads it."""
-
-    __getattr__ = dict.__getitem__
-
-
-def cutie_config(limits: dict[str, int]) -> Nested:
-    names = ("max_mem_frames", "min_mem_frames", "num_prototypes", "max_num_tokens", "buffer_tokens")
-    long_term = Nested(zip(names, (limits[name] for name in (*SMALL, "buffer_tokens"))), count_usage=True)
-    flags = {"save_aux": False, "use_long_term": True, "model": Nested(sensory_dim=1)}
-    return Nested(top_k=30, chunk_size=-1, max_mem_frames=5, long_term=long_term, **flags)
+def measured(call: Callable[[], Any]) -> tuple[Any, float, int]:
+    """What a call returns, its seconds, and the bytes that it takes at its peak."""
+    with Peak(CPU) as peak:
+        start = time.perf_counter()
+        result = call()
+        seconds = time.perf_counter() - start
+    return result, seconds, peak.bytes or 0
 
 
-class Host:
-    """Either family's manager behind the two calls that are measured."""
+def filled(checkout: Checkout, options: argparse.Namespace) -> tuple[dict[str, float], torch.Tensor]:
+    """A manager's seconds, bytes and tokens at full memory, and its readouts.
 
-    def __init__(self, checkout: str, objects: int, limits: dict[str, int]) -> None:
-        self.family, prefix = locate(checkout)
-        self.objects, self.limits = list(range(1, objects + 1)), {**SMALL, "buffer_tokens": 24, **limits}
-        manager = importlib.import_module(f"{prefix}inference.memory_manager").MemoryManager
-        if self.family == "xmem":
-            self.manager = manager(config=self._config())
-        else:
-            registry = importlib.import_module(f"{prefix}inference.object_manager").ObjectManager()
-            registry.add_new_objects(self.objects)
-            self.manager = manager(self._config(), registry)
-
-    def _config(self) -> dict[str, Any]:
-        return {**LIMITS, **self.limits} if self.family == "xmem" else cutie_config(self.limits)
-
-    def configure(self, **limits: int) -> None:
-        self.limits |= limits
-        self.manager.update_config(self._config())
-
-    def read(self, key: torch.Tensor, selection: torch.Tensor) -> torch.Tensor:
-        if self.family == "xmem":
-            return self.manager.match_memory(key, selection)
-        h, w = key.shape[-2:]
-        self.manager.initialize_sensory_if_needed(key, self.objects)
-        through = types.SimpleNamespace(
-            pixel_fusion=lambda pix, visual, *_: visual, readout_query=lambda pixel, summaries: (pixel, None)
-        )
-        pix, mask = key.new_zeros(1, 1, h, w), key.new_zeros(1, len(self.objects), h, w)
-        readout = self.manager.read(pix, key, selection, mask, through)
-        return torch.cat([readout[obj] for obj in self.objects])
-
-    def add(self, key: torch.Tensor, shrinkage: torch.Tensor, selection: torch.Tensor, value: torch.Tensor) -> None:
-        if self.family == "xmem":
-            self.manager.add_memory(key, shrinkage, value, self.objects, selection=selection)
-        else:
-            self.manager.add_memory(key, shrinkage, value, None, self.objects, selection, as_permanent="first")
-
-    @property
-    def long_term(self) -> int:
-        store = self.manager.long_mem
-        return store.size if self.family == "xmem" else store.size(0)
-
-    @property
-    def working(self) -> int:
-        """Frames in working memory, the permanent one included."""
-        store = self.manager.work_mem
-        return (store.size if self.family == "xmem" else store.size(0)) // self.manager.HW
-
-
-def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Times, extra memory and readouts of one host's manager at full memory."""
-    tiny = args.size == "tiny"
-    (h, w), fill, full = SIZES[args.size], 50 if tiny else 5000, 100 if tiny else 10000
+    It is filled with eviction put off.
+    """
+    tiny = options.size == "tiny"
+    (h, w), prototypes, full = SIZES[options.size], 50 if tiny else 5000, 100 if tiny else 10000
     limits = {"max_mid_term_frames": 10, "min_mid_term_frames": 5, "max_long_term_elements": 4 * full}
-    host = Host(args.checkout, args.objects, {**limits, "buffer_tokens": full // 5, "num_prototypes": fill})
-    frames = features(h, w, args.objects, 512 if host.family == "xmem" else 256)
-    readouts, times, added, peaks = [], [], [], [0]
-    with torch.inference_mode(), Peak(CPU) as stored:
-        host.add(*next(frames))
-        while host.long_term < full:
-            key, shrinkage, selection, value = next(frames)
-            # The frame that fills working memory; a read before it gives the candidates their
-            # usage.
-            if host.working + 1 >= limits["max_mid_term_frames"]:
-                readouts.append(host.read(key, selection))
-            host.add(key, shrinkage, selection, value)
-        host.configure(num_prototypes=8 if tiny else 128, max_long_term_elements=full)
-        for _ in range(4):
-            host.add(*next(frames))
-    result: dict[str, Any] = {"tokens": host.long_term + host.working * h * w, "stored": stored.bytes}
+    host = Manager(checkout, options.objects, {**limits, "buffer_tokens": full // 5, "num_prototypes": prototypes})
+    made = features(h, w, options.objects, 512 if host.family == "xmem" else 256)
+    readouts, reads, adds = [], [], []
     with torch.inference_mode():
-        for _ in range(args.repeats):
-            key, _, selection, _ = next(frames)
-            with Peak(CPU) as peak:
-                start = time.perf_counter()
-                readouts.append(host.read(key, selection))
-                times.append(time.perf_counter() - start)
-            peaks.append(peak.bytes or 0)
+        with Peak(CPU) as stored:
+            host.add(*next(made))
+            while host.long_term < full:
+                key, shrinkage, selection, value = next(made)
+                # A read before the frame that fills working memory gives candidates their usage.
+                if host.working_frames + 1 >= limits["max_mid_term_frames"]:
+                    readouts.append(host.read(key, selection))
+                host.add(key, shrinkage, selection, value)
+            host.configure(num_prototypes=8 if tiny else 128, max_long_term_elements=full)
+            for _ in range(4):
+                host.add(*next(made))
+        tokens = host.long_term + host.working_frames * h * w
+        for _ in range(options.repeats):
+            key, _, selection, _ = next(made)
+            reads.append(measured(lambda key=key, selection=selection: host.read(key, selection)))  # type: ignore[misc]
+            readouts.append(reads[-1][0])
         for _ in range(4):  # the first consolidates; the others are fewer than would fill working memory again
-            frame = next(frames)
-            with Peak(CPU) as peak:
-                start = time.perf_counter()
-                host.add(*frame)
-                added.append(time.perf_counter() - start)
-            result.setdefault("add_bytes", peak.bytes)
+            frame = next(made)
+            adds.append(measured(lambda frame=frame: host.add(*frame)))  # type: ignore[misc]
         readouts.append(host.read(frame[0], frame[2]))
-    result |= {"read": statistics.median(times), "consolidate": added[0], "add": statistics.median(added[1:])}
-    result |= {"read_bytes": max(peaks), "long_term": host.long_term}
     thinned = [x.flatten(1)[:, :: max(1, x[0].numel() // COMPARED_NUMBERS)].float() for x in readouts]
-    return {**result, "readouts": torch.stack(thinned)}
+    seconds = [taken for _, taken, _ in adds]
+    figures = {"read": statistics.median(taken for _, taken, _ in reads), "consolidate": seconds[0]}
+    figures |= {"add": statistics.median(seconds[1:]), "stored": stored.bytes or 0, "tokens": tokens}
+    # At full memory 25 frames have 5 memory frames, one of which consolidates.
+    figures["cycle"] = figures["consolidate"] + 4 * figures["add"] + 25 * figures["read"]
+    figures |= {"read_bytes": max(nbytes for *_, nbytes in reads), "add_bytes": adds[0][2], "long_term": host.long_term}
+    return figures, torch.stack(thinned)
 
 
-def clip(args: argparse.Namespace) -> dict[str, Any]:
-    """Probabilities over a small clip; {"missing": why} where the network cannot be loaded."""
-    family, prefix = locate(args.checkout)
-    if family == "cutie":
-        return {"missing": "its network is run by tests/compat/test_compat_cutie.py"}
-    torch.manual_seed(0)
-    config = {**LIMITS, **SMALL, "mem_every": 3, "top_k": 20}  # the first frame has 24 tokens
-    try:
-        network = network_of(prefix, config)
-    except ImportError as error:
-        return {"missing": str(error)}
-    g = torch.Generator().manual_seed(1)
-    h, w = 64, 96
-    image = torch.rand(3, h, w, generator=g)
-    calibrate(network, image)
-    mask = torch.zeros(2, h, w)
-    mask[0, 8:40, 10:50], mask[1, 30:60, 55:90] = 1, 1
-    core = core_of(prefix, network, config)
-    core.set_all_labels([1, 2])
-    probabilities = []
-    start = time.perf_counter()
-    with torch.inference_mode():
-        for t in range(args.frames):
-            frame = (image.roll(t, 2) - 0.5 + 0.05 * torch.randn(3, h, w, generator=g)) / 0.25
-            out = core.step(frame, mask if t == 0 else None, [1, 2] if t == 0 else None)
-            probabilities.append((out[0] if isinstance(out, tuple) else out).clone())
-    seconds, long_term = time.perf_counter() - start, core.memory.long_mem.size
-    return {"probabilities": torch.stack(probabilities), "seconds": seconds, "long_term": long_term}
+def compare_managers(checkout: Checkout, options: argparse.Namespace) -> None:
+    released = None if options.patched_only else filled(checkout, options)
+    with xmemk.patch():
+        b, ours = filled(checkout, options)
+    a, theirs = released or (b, ours)
+    print(f"memory manager at {options.size}, {counted(options.objects, 'object')}, {a['tokens']:,} tokens, float32")
+    print(f"| {'':25} | unpatched | patched | ratio |\n|{'-' * 27}|---|---|---|")
+    labels = {"read": "read", "consolidate": "add that consolidates", "add": "add", "cycle": "25 frames"}
+    for name, label in labels.items():
+        print(f"| {label:25} | {duration(a[name])} | {duration(b[name])} | {times(a[name] / b[name])} |")
+    labels = {"read_bytes": "extra memory of a read", "add_bytes": "extra memory of an add"}
+    labels |= {"stored": "peak while it is filled"}  # what is stored included
+    for name, label in labels.items():
+        print(f"| {label:25} | {size(a[name])} | {size(b[name])} | |")
+    print(f"largest difference of a readout {(theirs - ours).abs().amax():.2g} of at most {theirs.abs().amax():.2g}")
+    print(f"long-term tokens at the end: {a['long_term']:,} and {b['long_term']:,}")
 
 
-PARTS = {"memory": memory, "clip": clip}
+class FrameLoop:
+    """A frame loop whose steps are timed; ``calls``: the methods of ``memory`` that count as it."""
+
+    def __init__(self, step: Callable[[Frame], torch.Tensor], memory: Any, *calls: str) -> None:
+        self.memory, self._step, self.watch = memory, step, Stopwatch()
+        for name in calls:
+            setattr(memory, name, self.watch("memory")(getattr(memory, name)))
+
+    def step(self, frame: Frame) -> torch.Tensor:
+        """The probabilities [1 + O, H, W]. The first frame reads nothing and warms up."""
+        with self.watch("whole"):
+            probabilities = self._step(frame)
+        if frame.first:
+            self.watch.seconds.clear()
+        return probabilities
 
 
-def in_fresh_process(part: str, patched: bool) -> dict[str, Any]:
-    """A part with this process's options."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.pt"
-        order = json.dumps({"part": part, "patched": patched, "out": str(out)})
-        command = [sys.executable, __file__, *sys.argv[1:], "--order", order]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return torch.load(out)
+def released_loop(core: Any, options: argparse.Namespace, in_float64: Any = None) -> FrameLoop:
+    """``in_float64``: the host's module memory_manager, for its similarity in float64."""
+
+    def step(frame: Frame) -> torch.Tensor:
+        core.set_all_labels(list(range(1, frame.labels + 1)))
+        joining: tuple[Any, ...] = ()
+        if frame.mask is not None:
+            masks = [frame.mask == label for label in range(1, frame.labels + 1)]
+            joining = torch.stack(masks).float(), [int(label) for label in frame.mask.unique() if label]
+        similarity = in_float64 and in_float64.get_similarity
+        if in_float64:
+            in_float64.get_similarity = lambda *x: similarity(*(t.double() for t in x)).float()
+        try:
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.half):
+                probabilities = core.step((frame.picture - MEAN) / STD, *joining, end=frame.last)
+        finally:
+            if in_float64:
+                in_float64.get_similarity = similarity
+        return probabilities[0] if isinstance(probabilities, tuple) else probabilities
+
+    return FrameLoop(step, core.memory, "match_memory", "add_memory", "create_hidden_state")
 
 
-def report(args: argparse.Namespace) -> None:
-    print(f"{args.checkout}, torch {torch.__version__}, {args.threads} threads")
-    if not args.clip_only:
-        ours = in_fresh_process("memory", True)
-        host = ours if args.patched_only else in_fresh_process("memory", False)
-        print(f"memory manager at {args.size}, {args.objects} object(s), {host['tokens']} tokens, float32")
-        print(f"| {'':24} | unpatched | patched | ratio |\n|{'-' * 26}|---|---|---|")
-        for x in (host, ours):
-            # A cycle at full memory: one consolidation per T_max - T_min = 5 memory frames, r = 5
-            # reads for each.
-            x["cycle"] = x["consolidate"] + 4 * x["add"] + 25 * x["read"]
-        labels = {
-            "read": "read, s",
-            "consolidate": "add that consolidates, s",
-            "add": "add, s",
-            "cycle": "25 frames, s",
-        }
-        for name, label in labels.items():
-            print(f"| {label:24} | {host[name]:9.3f} | {ours[name]:7.3f} | {host[name] / ours[name]:.1f} |")
-        labels = {"read_bytes": "extra memory, read, MB", "add_bytes": "extra memory, add, MB"}
-        labels["stored"] = "peak while filling it, MB"  # what is stored included
-        for name, label in labels.items():
-            a, b = (int(x[name] or 0) / 2**20 for x in (host, ours))
-            print(f"| {label:24} | {a:9.0f} | {b:7.0f} | |")
-        difference = (host["readouts"] - ours["readouts"]).abs().amax()
-        print(f"largest difference of a readout {difference:.2g} of at most {host['readouts'].abs().amax():.2g}")
-        print(f"long-term tokens at the end: {host['long_term']} and {ours['long_term']}")
-    if not args.memory_only:
-        host, ours = in_fresh_process("clip", False), in_fresh_process("clip", True)
-        if "missing" in host:
-            print(f"clip: left out, {host['missing']}")
-            return
-        a, b = host["probabilities"], ours["probabilities"]
-        differing, pixels = int((a.argmax(1) != b.argmax(1)).sum()), a[:, 0].numel()
-        print(f"clip of {len(a)} frames: largest difference of a probability {(a - b).abs().amax():.2g}")
-        print(f"masks differ in {differing} of {pixels} pixels, long-term tokens {host['long_term']} and ", end="")
-        print(f"{ours['long_term']}, {host['seconds']:.1f} s and {ours['seconds']:.1f} s")
+def our_loop(network: Any, config: dict[str, Any], options: argparse.Namespace) -> FrameLoop:
+    """Our network of the same weights, and our tracker."""
+    ours = xmemk.XMem()
+    ours.load_state_dict(network.state_dict(), strict=True)
+    ours.requires_grad_(False)
+    if options.other != "plain":
+        ours = ours.tuned(compile=options.other == "compiled")
+    memory = xmemk.Memory(xmemk.MemoryConfig.from_dict({**config, "groups": "xmem"}))
+    tracker = xmemk.Tracker(ours, memory=memory, autocast=torch.bfloat16 if options.half else None)
+    return FrameLoop(lambda frame: tracker.step(frame.picture, frame.mask, end=frame.last), memory, "read", "add")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkout")
-    parser.add_argument("--size", choices=SIZES, default="480p")
-    parser.add_argument("--objects", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clip-only", action="store_true")
-    parser.add_argument("--memory-only", action="store_true")
-    parser.add_argument("--patched-only", action="store_true", help="both columns ours, where the host has no room")
-    parser.add_argument("--order", type=json.loads, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    if args.order is None:
-        report(args)
+def compare_frames(checkout: Checkout, options: argparse.Namespace) -> None:
+    patched = options.other == "patched"
+    for name, value in (PATCHED if patched else OTHERS).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if checkout.family != "xmem":
+        print("frames: left out, the network of Cutie is run by tests/compat/test_compat_cutie.py")
         return
-    _, prefix = locate(args.checkout)
-    for module in ("memory_manager", "inference_core"):  # what is patched has to be there
-        with contextlib.suppress(ImportError):
-            importlib.import_module(f"{prefix}inference.{module}")
-    handle = xmemk.patch() if args.order["patched"] else None
-    torch.save(PARTS[args.order["part"]](args), args.order["out"])
-    if handle is not None:
-        handle.undo()
+    config = {**LIMITS, **(SMALL if patched and not options.late else {}), "mem_every": options.mem_every}
+    config |= {"top_k": options.top_k or None, "key_dim": 64, "value_dim": 512}
+    try:
+        network = checkout.network(config)
+    except ImportError as missing:
+        print(f"frames: left out, {missing}")
+        return
+    randomise(network, options.keys)
+    with xmemk.patch(functions=False) if patched else contextlib.nullcontext():
+        core = checkout.core(network, config)
+    manager = checkout.module("memory_manager")
+    if options.other in OURS:
+        second = our_loop(network, config, options)
+    else:
+        second = released_loop(core, options, manager if options.other == "float64" else None)
+    first = released_loop(checkout.core(network, config), options, manager if options.exact else None)
+    largest, means, pixels, off, labels = 0.0, 0.0, 0, 0, 0
+    for t, frame in enumerate(clip_frames(options.lines, options.frames, options.objects, options.late)):
+        with torch.inference_mode():
+            if t % 2:
+                b, a = second.step(frame), first.step(frame)
+            else:
+                a, b = first.step(frame), second.step(frame)
+        difference = (a - b).abs()
+        largest, means = max(largest, float(difference.max())), means + float(difference.mean())
+        pixels, off = pixels + a[0].numel(), off + int((difference.amax(0) > 1e-4).sum())
+        labels += int((a.argmax(0) != b.argmax(0)).sum())
+        shares = a.argmax(0).flatten().bincount(minlength=len(a)) / a[0].numel()
+        shown = ", ".join(f"{100 * share:.1f} %" for share in shares.tolist())
+        if options.verbose:
+            print(f"{t:3} {float(difference.max()):.1e}  labels {shown}  {second.memory}", flush=True)
+    both = first.memory, second.memory
+    kept = [x.long_term_size if isinstance(x, xmemk.Memory) else x.long_mem.size for x in both]
+    print(f"{options.frames} frames of {options.lines} lines, released and {options.other}", end="")
+    print(f"{', bfloat16' if options.half else ''}; long-term tokens at the end: {kept[0]} and {kept[1]}")
+    print("| mean of a frame | released | the other | ratio |\n|---|---|---|---|")
+    means_of = []
+    for loop in (first, second):
+        mean = {name: total / (options.frames - 1) for name, total in loop.watch.seconds.items()}
+        means_of.append({"network": mean["whole"] - mean["memory"], **mean})
+    theirs, ours = means_of
+    for name in ("network", "memory", "whole"):
+        print(f"| {name} | {duration(theirs[name])} | {duration(ours[name])} | {times(theirs[name] / ours[name])} |")
+    print(f"largest difference of a probability {largest:.2g}, mean {means / options.frames:.2g}")
+    print(f"of {pixels:,} pixels, {off:,} differ by more than 1e-4, {labels:,} in their label")
+    print(f"pixels of each label in the last frame: {shown}")
+
+
+PARTS = {"manager": compare_managers, "frames": compare_frames}
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("checkout")
+    add("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    add("--objects", type=count, default=1)
+    add("--threads", type=count, default=torch.get_num_threads())
+    add("--size", choices=SIZES, default="480p", help="of the manager's frames")
+    add("--repeats", type=count, default=3, help="reads of the manager that are timed")
+    add("--patched-only", action="store_true", help="both columns ours, where the host's manager has no room")
+    add("--with", dest="other", choices=("patched", *OURS, "float64"), default="patched")
+    add("--frames", type=count)
+    add("--lines", type=count, help="height of the frames")
+    add("--mem-every", type=count, default=3)
+    add("--late", type=int, nargs="*", metavar="FRAME", help="an object joins at each")
+    add("--top-k", type=int, help="tokens that are read; 0 for all")
+    add("--half", action="store_true", help="bfloat16 autocast for both")
+    add("--exact", action="store_true", help="the released similarity in float64")
+    add("--keys", type=float, default=1.0, help="how many times as large the keys are made")
+    add("--verbose", action="store_true", help="a line for each frame")
+    options = parser.parse_args(words)
+    torch.set_num_threads(options.threads)
+    try:
+        checkout = Checkout(options.checkout)
+    except (FileNotFoundError, ImportError) as wrong:
+        sys.exit(f"dropin.py: {wrong}")
+    print(f"{options.checkout}, torch {torch.__version__}, {counted(options.threads, 'thread')}")
+    for part in options.part:
+        PARTS[part](checkout, options)
 
 
 if __name__ == "__main__":

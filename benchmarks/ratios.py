@@ -100,21 +100,15 @@ def floors() -> dict[str, Any]:
 
 def set_floors(known: dict[str, Any], label: str, ratios: dict[str, list[float]]) -> dict[str, Any]:
     """``known`` with these ratios, and the floors of all its runs on this processor."""
-    processor = describe()["processor"]
-    processors = known.get("processors", {})
+    processor, processors = describe()["processor"], known.get("processors", {})
     runs = dict(processors.get(processor, {}).get("runs", {}))
     runs[label] = {name: [round(min(r), 3), round(max(r), 3), len(r)] for name, r in ratios.items()}
     lowest = {c: min(run[c.name][0] for run in runs.values() if c.name in run) for c in CHECKS}
+    here = {"floors": {check.name: round(SLACK[check.threads] * low, 2) for check, low in lowest.items()}, "runs": runs}
     return {
         "how": "python benchmarks/ratios.py --runs N --write LABEL: lowest and highest of N single blocks, and N",
         "slack": {str(threads): slack for threads, slack in SLACK.items()},
-        "processors": {
-            **processors,
-            processor: {
-                "floors": {check.name: round(SLACK[check.threads] * low, 2) for check, low in lowest.items()},
-                "runs": runs,
-            },
-        },
+        "processors": {**processors, processor: here},
     }
 
 

@@ -7,16 +7,16 @@ nothing is written, and the exit code is 1 where a file does not hold what the r
 
 from __future__ import annotations
 
+import argparse
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from xmemk.benchmarks.harness.arguments import Parser
 from xmemk.benchmarks.report import headline, result_files, tables
 from xmemk.benchmarks.report.formatting import counted
 from xmemk.benchmarks.report.result_files import MachineResults
-from xmemk.benchmarks.report.tables import Table
+from xmemk.benchmarks.report.tables import ReportTable
 
 ROOT = Path(__file__).parent.parent
 FIGURES = "<!-- figures: written by `python benchmarks/readme.py` from benchmarks/results -->"
@@ -37,7 +37,7 @@ CASES = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = Parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a file differs")
     options = parser.parse_args(arguments)
     for name, right in files(sorted((ROOT / "benchmarks" / "results").glob("*.jsonl"))).items():
@@ -97,7 +97,7 @@ def figures(machine: MachineResults) -> Iterator[str]:
     yield ""
 
 
-def markdown(table: Table, hidden: str | None = None) -> Iterator[str]:
+def markdown(table: ReportTable, hidden: str | None = None) -> Iterator[str]:
     """The lines of a table, without the column ``hidden``; none where it has no rows."""
     columns = [i for i, name in enumerate(table.columns) if name != hidden]
     head: list[Sequence[str]] = [table.columns, tuple("---:" if align == "r" else "---" for align in table.align)]

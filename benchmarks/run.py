@@ -1,14 +1,12 @@
 """xmemk beside its peers on the named workloads: `python benchmarks/run.py --op memory_read
 --workload 480p-full`.
 
-Presets: --quick (two minutes on two cores), --full (thirty), --suite gpu (on a GPU, within
---seconds). Ops are timed only when their tests pass. Each peer is compared with float64 before it
-is timed. Peers take turns, round by round. The table shows medians, half the distance between the
-quartiles, how many times our time a peer takes (the median of the rounds' ratios), the share of the
-roof by the formulas of costs.py, and the peak of memory beyond the inputs. A peer that cannot run
-or is wrong is a row with its reason. Where it makes the GPU unusable, as by an illegal memory
-access, a fresh process goes on with the others. On a GPU the time is the device's, by replays of a
-graph; cold is one replay after the cache was overwritten, launch what it takes to issue a call.
+Ops are timed only when their tests pass. Each peer is compared with float64 before it is timed, and
+peers take turns, round by round. A table shows medians, half the distance between the quartiles,
+how many times our time a peer takes (the median of the rounds' ratios), the share of the roof
+(costs.py), and the peak of memory beyond the inputs. A peer that cannot run or is wrong is a row
+with its reason. On a GPU the time is the device's, by replays of a graph; cold is one replay after
+the cache was overwritten, launch what it takes to issue a call.
 
 --base REV compares with another revision of this repository, --agree FILE [FILE] two runs.
 """
@@ -18,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -27,14 +24,14 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from xmemk.benchmarks.harness import arguments, case_setup, op_tests, record, restart, revisions, sweeps
-from xmemk.benchmarks.harness.case_setup import DTYPES, NETWORKS
-from xmemk.benchmarks.harness.suites import SUITES, Suite, SuiteItem
+from xmemk.benchmarks.harness import arguments, cases, op_tests, record, revisions, sweeps
+from xmemk.benchmarks.harness.cases import DTYPES, SUITES, Suite, SuiteItem
+from xmemk.benchmarks.peers.video import NETWORKS
 from xmemk.benchmarks.peers.workloads import ALL_OPS, FRAME_OPS, UPKEEP, WORKLOADS, op_name
 from xmemk.benchmarks.report import terminal
-from xmemk.benchmarks.report.result_files import append
 from xmemk.benchmarks.report.terminal import tell
 
+from xmemk.measure import load
 from xmemk.measure.machine import describe
 
 
@@ -44,63 +41,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     Without ``argv``, as a program, a fresh process may take the place of this one.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    options = parse(words)
+    options = arguments.parsed(parser(), words)
     if options.agree:
         return terminal.agree(options.agree)
-    if argv is None:  # a program that is asked to end writes what it has measured
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if options.threads:
-        torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     suite = suite_of(options)
-    state = restart.take_up(options.go_on) if options.go_on else begin(suite, options, words)
+    state = record.take_up(options.go_on) if options.go_on else begin(suite, options, words)
     if state is None:
         return 1
     run = state.run
     red = any(item.op not in state.green for item in suite.items)
     try:
-        if options.base:
-            right = revisions.compare(run, suite, options, state.green)
-        else:
-            right = sweeps.beside_peers(suite, options, state, restarts=argv is None)
-    except restart.RestartNeeded as needed:
-        loss = run.losses[-1]
-        tell(f"{loss['peer'] or 'the inputs'} of {loss['op']}: {loss['reason']}; a fresh process goes on")
-        restart.replace_this_process(needed.state)
-    except revisions.NoBaseRevision as failure:
+        with record.kept(run, options.save), contextlib.ExitStack() as base:
+            peers: sweeps.PeersOf = cases.peers
+            if options.base:
+                peers = base.enter_context(revisions.beside(options.base, run, options.limit))
+            right = sweeps.beside_peers(suite, options, state, peers, restarts=argv is None)
+    except revisions.NoSuchRevision as failure:
         tell(f"--base: {failure}")
         return 1
-    except BaseException as stopped:  # what was measured until now is kept
-        run.stopped, right = type(stopped).__name__, False
-        if not isinstance(stopped, (KeyboardInterrupt, SystemExit)):
-            terminal.console.print_exception()
     if options.json:
         print(json.dumps(run.to_json(), indent=1))
-    append(run, options.save)
     return int(red or not right)
 
 
-def begin(suite: Suite, options: argparse.Namespace, words: Sequence[str]) -> restart.RunState | None:
+def begin(suite: Suite, options: argparse.Namespace, words: Sequence[str]) -> record.RunState | None:
     """The machine in words, the tests, and a run without results; None where it is refused."""
+    until = None if options.seconds is None else time.time() + options.seconds
     machine = machine_of(options.device)
     tell(f"{', '.join(machine.values())}, xmemk {record.revision()}")
     ops = [item.op for item in suite.items]
     green: dict[str, bool | str] = dict.fromkeys(ops, "tests not run: --untested")
     red: dict[str, list[str]] = {}
     if not options.untested:
-        with terminal.console.status("tests") as status:
-            green, red = op_tests.check(ops, options.device, status.update)
+        tell(f"tests of {', '.join(dict.fromkeys(ops))}")
+        with terminal.progress("tests"):
+            green, red = op_tests.check(ops, options.device)
     for op, names in red.items():
         tell(f"{op}: its tests are red: {', '.join(names)}")
     if red and (options.suite != "gpu" or len(green) == 0):
         return None
     run = record.new_run("base" if options.base else "ops", "run.py", words, machine)
-    return restart.RunState(run, green, options.seconds, time.time())
+    return record.RunState(run, green, until)
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     count, positive = arguments.count, arguments.positive
-    parser = arguments.Parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--op", nargs="+", type=op_name, choices=ALL_OPS, help="of a preset: these alone; else by default memory_read")
     add("--workload", nargs="+", choices=list(WORKLOADS), default=["480p-full"])
@@ -117,24 +104,24 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     add("--threads", type=count)
     add("--rounds", type=count)
     add("--budget", type=float, help="seconds of rounds after which a peer is left out")
-    add("--seconds", type=float, help="begin no table and no peer after this")
+    add("--seconds", type=float, help="begin no table and no peer after this, tests included")
     add("--limit", type=positive, default=300, help="seconds for a peer in a process of its own")
     add("--untested", action="store_true", help="without the tests; every table says so")
     add("--no-memory", action="store_true", help="leave out the processes that measure memory")
-    add("--base", metavar="REV", help="compare with this revision instead of with peers")
+    add("--base", metavar="REV", help="compare with this revision instead of with peers; not frames and videos")
     add("--agree", nargs="+", type=Path, metavar="FILE", help="compare the last runs of two files")
     add("--json", action="store_true", help="print everything as JSON on standard output")
     add("--save", type=arguments.result_file, metavar="FILE", help="append the run to a file, one line of JSON a run")
+    add("--quiet", action="store_true", help=arguments.QUIET)
     add("--results", type=Path, metavar="DIR", help="write MACHINE.json and .csv after every table")
-    add(restart.OPTION, type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(words)
+    add(record.OPTION, type=Path, help=argparse.SUPPRESS)
+    return parser
 
 
 def suite_of(options: argparse.Namespace) -> Suite:
     """The preset, or what --op, --workload and --objects ask for, as other options change it."""
     suite = SUITES[options.suite] if options.suite else Suite(())
     items = [item for item in suite.items if not options.op or item.op in options.op]
-    items = [item for item in items if item.op not in FRAME_OPS or case_setup.has_frames()]
     if not options.suite:
         ops = options.op or ["memory_read"]
         functions, frames = [op for op in ops if op not in FRAME_OPS], [op for op in ops if op in FRAME_OPS]
@@ -146,17 +133,17 @@ def suite_of(options: argparse.Namespace) -> Suite:
     dtype = "float32" if options.tiny and torch.device(options.device).type == "cpu" else suite.dtype
     return replace(
         suite,
-        items=tuple(dict.fromkeys(items)),
+        items=tuple(item for item in dict.fromkeys(items) if not options.base or item.op not in FRAME_OPS),
         dtype=options.dtype or dtype,
         rounds=suite.rounds if options.rounds is None else options.rounds,
         budget=suite.budget if options.budget is None else options.budget,
-        memory=() if options.no_memory else suite.memory,
+        memory=() if options.no_memory or options.base else suite.memory,
     )
 
 
 def machine_of(device: str) -> dict[str, str]:
-    """The machine in words, and the GPU that is measured."""
-    words = describe()
+    """The machine in words, its load, and the GPU that is measured."""
+    words = {**describe(), "load": str(load.look())}
     if torch.device(device).type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         words["GPU"] = properties.name

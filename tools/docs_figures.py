@@ -56,8 +56,8 @@ def groups() -> str:
     return f.done()
 
 
-def first_look() -> str:
-    """The C++ kernel's first look: a bar per query that rises, and what passes it."""
+def bar() -> str:
+    """The C++ kernel's bar per query, which rises, and what passes it."""
     f, rng = Figure(720, 210, "A bar that rises"), random.Random(7)
     best: list[float] = []
     f.text(0, 14, "scores of one query, tile after tile of keys; the bar is the k-th best so far")
@@ -77,31 +77,52 @@ def first_look() -> str:
     return f.done()
 
 
+def first_look() -> str:
+    """The first look: bounds from 8-bit scores, and the few tokens that get their float32 score."""
+    f, rng = Figure(720, 232, "The first look in 8 bits"), random.Random(11)
+    scores = [rng.random() for _ in range(36)]
+    level, width = sorted(scores)[-4], 0.09  # of the bar, and of a bound to either side
+    f.text(0, 14, "scores of one query: each grey line is where the 8-bit look says that a score must lie")
+    height = 160 - 120 * level
+    f.line(0, height, 720, height, GREEN)
+    for i, score in enumerate(scores):
+        x, look = 14 + 19.5 * i, score + width * (2 * rng.random() - 1)
+        passes = look + width >= level
+        top, bottom = 160 - 120 * (look + width), 160 - 120 * (look - width)
+        f.line(x, top, x, bottom, ORANGE if passes else MUTED)
+        f.line(x - 4, top, x + 4, top, ORANGE if passes else MUTED)
+        if passes:
+            y = 160 - 120 * score
+            f.box(x - 3, y - 3, 6, 6, ORANGE, ORANGE)
+    f.text(0, 182, "grey: the upper end lies below the bar (green), so the token cannot be among the k best")
+    f.text(
+        0, 202, "orange: it may be, and gets its float32 score (the dot), the very same bits as without", colour=ORANGE
+    )
+    f.text(0, 222, "one instruction makes 64 products of 8 bits; most tokens get nothing else")
+    return f.done()
+
+
 def certificate() -> str:
     """Split products and the bound that certifies a tile."""
     f = Figure(720, 190, "The certificate")
     for i, (name, colour) in enumerate((("high float16", BLUE), ("low float16", ORANGE))):
-        f.box(4, 30 + 50 * i, 130, 34, colour, colour)
-        f.text(69, 52 + 50 * i, name, "middle", "#fff")
+        f.box(4, 30 + 50 * i, 110, 34, colour, colour)
+        f.text(59, 52 + 50 * i, name, "middle", "#fff")
     f.text(4, 18, "a float32 factor, split in two")
-    f.line(140, 72, 190, 72)
-    f.box(196, 40, 150, 64)
-    f.text(271, 68, "5 or 6 products on", "middle")
-    f.text(271, 86, "matrix units", "middle")
-    f.line(352, 72, 402, 72)
-    f.box(408, 40, 130, 64)
-    f.text(473, 68, "error bound of", "middle")
-    f.text(473, 86, "this tile: ok?", "middle")
-    f.line(544, 58, 592, 40, GREEN)
-    f.line(544, 86, 592, 112, ORANGE)
-    f.text(598, 44, "yes: the scores stand", colour=GREEN)
-    f.text(598, 118, "no: fallback kernel,", colour=ORANGE)
-    f.text(598, 134, "direct form of Eq. 2", colour=ORANGE)
-    f.text(
-        4,
-        170,
-        "The bound is computed on the device from the numbers at hand. No input is wrong, none makes the host wait.",
-    )
+    f.line(120, 72, 156, 72)
+    f.box(162, 40, 150, 64)
+    f.text(237, 68, "5 or 6 products on", "middle")
+    f.text(237, 86, "matrix units", "middle")
+    f.line(318, 72, 354, 72)
+    f.box(360, 40, 130, 64)
+    f.text(425, 68, "error bound of", "middle")
+    f.text(425, 86, "this tile: ok?", "middle")
+    f.line(496, 58, 534, 40, GREEN)
+    f.line(496, 86, 534, 112, ORANGE)
+    f.text(540, 44, "yes: the scores stand", colour=GREEN)
+    f.text(540, 118, "no: a fallback kernel,", colour=ORANGE)
+    f.text(540, 134, "direct form of Eq. 2", colour=ORANGE)
+    f.text(4, 170, "The bound is computed on the device from the numbers at hand. The host never waits for it.")
     return f.done()
 
 
@@ -128,7 +149,13 @@ def potentiation() -> str:
 
 def figures() -> dict[str, str]:
     """Name -> SVG."""
-    drawn = {"groups": groups, "first-look": first_look, "certificate": certificate, "potentiation": potentiation}
+    drawn = {
+        "groups": groups,
+        "bar": bar,
+        "first-look": first_look,
+        "certificate": certificate,
+        "potentiation": potentiation,
+    }
     return {name: draw() for name, draw in drawn.items()}
 
 

@@ -1,47 +1,35 @@
-"""Command lines of the benchmarks: what is wrong with one is a sentence, exit code 2."""
+"""What the command lines of the benchmarks share: options of the studies, types of arguments."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
+from xmemk.benchmarks.report import terminal
+
+QUIET = "no tables, what goes on alone"
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse's, but that an error is one sentence without the usage before it."""
-
-    def __init__(self, description: str | None = None) -> None:
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            known = ", ".join(map(str, action.choices))
-            raise argparse.ArgumentError(action, f"wanted one of {known}, got {value!r}")
+def study(description: str | None, quick: str) -> argparse.ArgumentParser:
+    """A parser with the options that the studies share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--budget", type=positive, metavar="SECONDS", help="end within so many; say what is left out")
+    parser.add_argument("--threads", type=count)
+    parser.add_argument("--save", type=result_file, metavar="FILE", help="append the results, a line of JSON")
+    parser.add_argument("--quiet", action="store_true", help=QUIET)
+    return parser
 
 
-class StudyParser(Parser):
-    """The options that the studies share. ``order``: what a process of a study was started for."""
-
-    def __init__(self, description: str | None, quick: str) -> None:
-        super().__init__(description)
-        self.add_argument("--quick", action="store_true", help=quick)
-        self.add_argument("--threads", type=count)
-        self.add_argument("--save", type=result_file, metavar="FILE", help="append the results, a line of JSON")
-        self.add_argument("--order", type=json.loads, help=argparse.SUPPRESS)
-
-    def parse(self, words: Sequence[str] | None) -> argparse.Namespace:
-        """The options; torch has the threads asked for."""
-        options = self.parse_args(words)
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        return options
+def parsed(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
+    """The options; torch has the threads asked for."""
+    options = parser.parse_args(words)
+    terminal.quiet = options.quiet
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return options
 
 
 def positive(text: str) -> float:

@@ -1,38 +1,26 @@
 """What an op must at least compute and move, by formula, and how fast this machine computes and
 moves: the roof.
 
-Q queries, N tokens, C key channels, V = objects x value channels, k of a top-k read, P prototypes.
-A number of keys and values has e bytes, one of shrinkage and usage 4, an index 8. A product counts
-two operations per term. M is N for a read over all tokens. It is k for a top-k read: all queries
-may choose the same tokens, so that k are the least whose values are touched.
-
-    similarity product  2 Q N (2 C + 1)     Eq. 2 as one product of augmented operands
-    readout             2 Q M V             Eq. 1
-    memory_read         their sum; bytes: N (C e + 4) + M V e + Q 2 C e read, Q V e + 4 N written
-    _backward           2 x 2 Q M V for the gradients of values and weights, 2 x 2 Q M (2 C + 1) for
-                        those of keys and queries; bytes: memory and queries read again, a gradient
-                        written for each of their numbers, Q V e of the readout's gradient read
-    _train              read and backward, without usage; keys, queries and values are read once
-    consolidate         a dense read of P queries; the values have one channel more, the shrinkage,
-                        which is read once; 4 N of usage read; P 2 C e: selections read,
-                        keys of prototypes written
-    select_prototypes   4 N + 8 P bytes
-    evict_lfu           4 N + 8 (N - P) bytes
+A product counts two operations per term. The similarity is one product of augmented operands, and
+the readout counts the tokens whose values are read: all, or in a top-k read k, since all queries
+may choose the same. A backward pass multiplies twice as much for each of them, the similarity's
+gradients included. A consolidation is a dense read of the prototypes, whose values have one channel
+more, the shrinkage.
 
 Exponentials, comparisons, selection, and what a backward pass computes again are not counted. Bytes
-are those that no implementation avoids: each number once. So a share of the roof compares with a
-machine that does nothing but the products, or nothing but read its operands. Small cases lie in
-caches, and may pass 100 %.
+are those that no implementation avoids: each number of the operands and results once. So a share of
+the roof compares with a machine that does nothing but the products, or nothing but read its
+operands. Small cases lie in caches, and may pass 100 %.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.benchmark import Timer
 from xmemk.benchmarks.peers.workloads import READS, UPKEEP, OpCase
 
 GEMM_SIDE = 2048
@@ -59,7 +47,7 @@ class Roof(NamedTuple):
 
 
 def cost_of(case: OpCase) -> OpCost:
-    """By the formulas above. Works on inputs without data, too."""
+    """Works on inputs without data, too."""
     x, w = case.inputs, case.workload
     if case.op in UPKEEP:
         n = case.usage.shape[1]
@@ -104,29 +92,13 @@ def measure_roof(device: str, dtype: torch.dtype, shape: tuple[int, int, int], s
         if torch.device(device).type == "cpu":
             image, kernel = b.T.contiguous()[None, :, :, None], a[:, :, None, None]
             calls.append(partial(torch.nn.functional.conv2d, image, kernel))
-            del image, kernel
-        rates += [2 * m * n * k / _best(call, device, seconds) for call in calls]
-        del a, b, out, calls
+        rates += [2 * m * n * k / _best(call, seconds) for call in calls]
     source = torch.zeros(COPY_BYTES, dtype=torch.int8, device=device)
-    target = torch.empty_like(source)
-    rate = 2 * COPY_BYTES / _best(lambda: target.copy_(source), device, seconds)
+    rate = 2 * COPY_BYTES / _best(partial(torch.empty_like(source).copy_, source), seconds)
     return Roof(max(rates) / 1e9, rate / 1e9)
 
 
-def _best(call: Any, device: str, seconds: float) -> float:
-    """Seconds of the fastest call."""
-    call()
-    best, until = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        if device.startswith("cuda"):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            call()
-            end.record()
-            end.synchronize()
-            best = min(best, 1e-3 * begin.elapsed_time(end))
-            continue
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
+def _best(call: Callable[[], Any], seconds: float) -> float:
+    """Seconds of a call in the fastest block of calls."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=seconds).times)

@@ -1,22 +1,16 @@
-"""Benchmarks of an op are reported only if its tests pass: which tests, and that they need not run
-twice.
-
-What passed is remembered in build/tested.json for the very contents of the source, the tests and
-the extension.
-"""
+"""Benchmarks of an op are reported only if its tests pass: which tests, and their run by pytest."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 import torch
-from xmemk.benchmarks.harness.timing import Tell, silent
 from xmemk.benchmarks.peers.workloads import FRAME_OPS, GRADIENTS, READS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,65 +55,45 @@ TESTS: dict[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def check(
-    ops: Iterable[str], device: str, tell: Tell = silent, root: Path = ROOT
-) -> tuple[dict[str, bool | str], dict[str, list[str]]]:
+def check(ops: Iterable[str], device: str, root: Path = ROOT) -> tuple[dict[str, bool | str], dict[str, list[str]]]:
     """By op True, or why its tests were not run; by red op the names of tests that fail."""
     ops = list(dict.fromkeys(ops))
     if not (root / "tests").is_dir() or not (root / "xmemk" / "__init__.py").exists():
         return dict.fromkeys(ops, f"{NOT_RUN}no checkout"), {}
     if importlib.util.find_spec("pytest") is None:
         return dict.fromkeys(ops, f"{NOT_RUN}pytest is not installed"), {}
-    kind = torch.device(device).type
-    memory = root / "build" / "tested.json"
-    state = f"{kind} {contents(root)}"
-    passed = set(_remembered(memory).get(state, []))
-    missing = list(dict.fromkeys(node for op in ops for node in TESTS[kind][op] if node not in passed))
-    failed: list[str] = []
-    if missing:
-        tell(f"tests of {', '.join(ops)}")
-        outcomes, broken = run(missing, root)
-        if broken:
-            return {}, {op: [broken] for op in ops}
-        failed = [name for name, outcome in outcomes.items() if outcome == "failed"]
-        for node in missing:
-            of_node = {outcome for name, outcome in outcomes.items() if name.startswith(node)}
-            passed |= {node} if "passed" in of_node and "failed" not in of_node else set()
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        memory.write_text(json.dumps({state: sorted(passed)}))
-    names = {op: [name for name in failed if name.startswith(TESTS[kind][op])] for op in ops}
-    red = {op: found for op, found in names.items() if found}
-    return {op: passed.issuperset(TESTS[kind][op]) or SKIPPED for op in ops if op not in red}, red
+    nodes = {op: TESTS[torch.device(device).type][op] for op in ops}
+    outcomes, broken = run([node for of_op in nodes.values() for node in of_op], root)
+    if broken:
+        return {}, {op: [broken] for op in ops}
+    failed = {op: [name for name, o in outcomes.items() if o == "failed" and name.startswith(nodes[op])] for op in ops}
+    passed = [name for name, outcome in outcomes.items() if outcome == "passed"]
+    green = {op: all(any(name.startswith(node) for name in passed) for node in nodes[op]) or SKIPPED for op in ops}
+    return {op: green[op] for op in ops if not failed[op]}, {op: names for op, names in failed.items() if names}
 
 
 def run(nodes: list[str], root: Path) -> tuple[dict[str, str], str]:
-    """The outcome of each test of ``nodes``, and what went wrong with the whole run, or ""."""
-    command = [sys.executable, str(Path(__file__).with_name("pytest_outcomes.py")), *nodes]
-    try:
-        done = subprocess.run(command, cwd=root / "tests", capture_output=True, text=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        return {}, f"the tests did not end within {LIMIT} s"
-    lines = (done.stdout + done.stderr).strip().splitlines() or [""]
-    if done.returncode not in (0, 1, 5):  # passed, failed, all skipped or deselected
-        return {}, f"pytest ended with exit code {done.returncode}: {lines[-1]}"
-    return json.loads(done.stdout.splitlines()[-1]), ""
+    """The outcome of each test of ``nodes``, and what went wrong with the whole run, or "".
 
-
-def contents(root: Path) -> str:
-    """A digest of everything that the tests' outcome depends on."""
-    digest = hashlib.sha256(f"{sys.executable} {torch.__version__}".encode())
-    for folder in ("xmemk", "kernels", "csrc", "tests"):
-        for path in sorted((root / folder).rglob("*")):
-            if path.suffix in (".py", ".json", ".cpp", ".h", ".cu", ".cuh") and path.is_file():
-                digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    for extension in sorted((root / "xmemk").glob("_C*")):
-        digest.update(f"{extension.name} {extension.stat().st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-def _remembered(memory: Path) -> dict[str, list[str]]:
-    try:
-        stored = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        return {}
-    return stored if isinstance(stored, dict) else {}
+    Files and names are given apart: pytest refuses a node whose file skips itself as a whole.
+    """
+    files = dict.fromkeys(node.partition("::")[0] for node in nodes)
+    names = dict.fromkeys(Path(node.rpartition("::")[2]).stem for node in nodes)
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", f"--junit-xml={report}"]
+        command += [*files, "-k", " or ".join(names)]
+        try:
+            done = subprocess.run(command, cwd=root / "tests", capture_output=True, text=True, timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            return {}, f"the tests did not end within {LIMIT} s"
+        lines = (done.stdout + done.stderr).strip().splitlines() or [""]
+        if done.returncode not in (0, 1, 5):  # passed, failed, all skipped or deselected
+            return {}, f"pytest ended with exit code {done.returncode}: {lines[-1]}"
+        outcomes = {}
+        for case in ElementTree.parse(report).iter("testcase"):
+            module = case.get("classname", "").removeprefix("tests.").replace(".", "/")
+            kinds = {child.tag for child in case}
+            outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+            outcomes[f"{module}.py::{case.get('name')}"] = outcome
+    return outcomes, ""

@@ -2,14 +2,10 @@
 revisions.py.
 
 It imports xmemk from TREE and nothing else of ours, so that it runs on any revision. Orders come on
-standard input. Orders and answers are a line of JSON each:
+standard input. Orders and answers are a line of JSON each; {"reason": WHY} says what went wrong:
 
-    {"prepare": FILE, "backend": NAME} -> {"chosen": NAME}
-    {"result": FILE}                   -> {}
-    {"chain": COUNT}                   -> {"seconds": mean of a call}
-
-An answer {"reason": WHY} says what went wrong. With "spoilt" this process can do no more, as after
-an error of CUDA's, which every later call would raise again.
+    {"prepare": FILE, "backend": NAME, "result": FILE} -> {}
+    {"chain": COUNT}                                   -> {"seconds": mean of a call}
 """
 
 from __future__ import annotations
@@ -23,9 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-# What PyTorch, cuBLAS, cuDNN and Triton call an error after which a CUDA context can do no more.
-ERRORS_OF_A_CONTEXT = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "[CUDA]")
 
 
 def load(tree: Path) -> Any:
@@ -41,34 +34,28 @@ def load(tree: Path) -> Any:
     return xmemk
 
 
-def prepare(xmemk: Any, case: dict[str, Any], backend: str) -> tuple[Callable[[], Any], str]:
-    """The call and the backend that serves it. ``case``: op, arguments, options, how, d_readout."""
-    function, options = getattr(xmemk, case["op"]), case["options"]
-    how, arguments = case["how"], case["arguments"]
-    if how != "call":
-        arguments = tuple(None if t is None else t.requires_grad_() for t in arguments)
+def prepare(xmemk: Any, case: dict[str, Any], backend: str) -> Callable[[], Any]:
+    """The call. ``case``: op, arguments, options, how, d_readout."""
+    function, how = getattr(xmemk, case["op"]), case["how"]
+    arguments = [t if how == "call" or t is None else t.requires_grad_() for t in case["arguments"]]
     explained = xmemk.explain(function, *arguments, backend=backend)
     if explained.chosen is None:
         raise ValueError(explained.refusals[backend])
 
     def forward() -> Any:
-        return function(*arguments, backend=backend, **options)
+        return function(*arguments, backend=backend, **case["options"])
 
     if how == "call":
-        return forward, explained.chosen
+        return forward
     leaves = [t for t in arguments if t is not None]
     if how == "train":
-        return lambda: torch.autograd.grad(forward(), leaves, case["d_readout"]), explained.chosen
+        return lambda: torch.autograd.grad(forward(), leaves, case["d_readout"])
     readout = forward()
-    return lambda: torch.autograd.grad(readout, leaves, case["d_readout"], retain_graph=True), explained.chosen
-
-
-def synchronize() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    return lambda: torch.autograd.grad(readout, leaves, case["d_readout"], retain_graph=True)
 
 
 def seconds(call: Callable[[], Any], chain: int) -> float:
+    synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
     call()
     synchronize()
     start = time.perf_counter()
@@ -78,43 +65,26 @@ def seconds(call: Callable[[], Any], chain: int) -> float:
     return (time.perf_counter() - start) / chain
 
 
-def refusal(failure: Exception) -> dict[str, Any]:
-    """The answer to an order that failed.
-
-    Memory that does not suffice leaves a context as it was.
-    """
-    text = str(failure).strip()
-    answer: dict[str, Any] = {"reason": f"{type(failure).__name__}: {text.splitlines()[0] if text else ''}"[:200]}
-    if not isinstance(failure, torch.cuda.OutOfMemoryError) and any(name in text for name in ERRORS_OF_A_CONTEXT):
-        answer["spoilt"] = True
-    return answer
-
-
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    tree, threads = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(threads)
-    xmemk = load(tree)
-    call: Callable[[], Any] | None = None
+    torch.set_num_threads(int(sys.argv[2]))
+    xmemk = load(Path(sys.argv[1]))
+    call: Callable[[], Any] = dict
     for line in sys.stdin:
         order = json.loads(line)
         answer: dict[str, Any] = {}
         try:
             if "prepare" in order:
-                call = None
-                case = torch.load(order["prepare"], weights_only=True)
-                call, answer["chosen"] = prepare(xmemk, case, order["backend"])
-            assert call is not None
-            if "result" in order:
+                call = prepare(xmemk, torch.load(order["prepare"], weights_only=True), order["backend"])
                 result = call()
                 torch.save(result if isinstance(result, torch.Tensor) else tuple(result), order["result"])
-            if "chain" in order:
+            else:
                 answer["seconds"] = seconds(call, order["chain"])
         except Exception as failure:
-            answer = refusal(failure)
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            text = str(failure).strip() or " "
+            answer["reason"] = f"{type(failure).__name__}: {text.splitlines()[0]}"[:200]
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,40 +2,33 @@
 stays alive.
 
 The revision is unpacked into build/base/COMMIT and its extension built there, once. The two take
-turns, round by round; the one that begins changes. A revision that does not have an op, or refuses
-it, is a row with the reason.
+turns as peers do. A revision that does not have an op, or refuses it, is a row with the reason.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import json
+import select
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from xmemk.benchmarks.harness import case_setup
-from xmemk.benchmarks.harness.line_process import LineProcess
+from xmemk.benchmarks.harness import processes
 from xmemk.benchmarks.harness.op_tests import ROOT
-from xmemk.benchmarks.harness.round_timer import REPEATS, chain_length
-from xmemk.benchmarks.harness.suites import Suite, SuiteItem
-from xmemk.benchmarks.harness.timing import compare_with_ours
-from xmemk.benchmarks.peers.catalogue import backends_of_ours, call_of_ours, readout_gradient
-from xmemk.benchmarks.peers.verdicts import status, verdict
-from xmemk.benchmarks.peers.workloads import FRAME_OPS, OpCase
+from xmemk.benchmarks.harness.sweeps import PeersOf
+from xmemk.benchmarks.peers.catalogue import Peer, Unavailable, backends_of_ours, call_of_ours, readout_gradient
+from xmemk.benchmarks.peers.workloads import OpCase
 from xmemk.benchmarks.report import terminal
-from xmemk.benchmarks.report.schema import CaseResult, Measurement, Run
-
-BUILD_LIMIT = 1800
-PAUSE = 5e-3  # seconds; threads of one process may still be spinning when it has answered
+from xmemk.benchmarks.report.schema import ResultLine
 
 
-class NoBaseRevision(Exception):
-    """Why there is nothing to compare with."""
+class NoSuchRevision(ValueError):
+    """There is nothing to compare with."""
 
 
 class SourceTree(NamedTuple):
@@ -47,14 +40,11 @@ class SourceTree(NamedTuple):
 
 
 def tree_of(revision: str, root: Path = ROOT) -> SourceTree:
-    """The revision's files in build/base, with the extension built in place.
-
-    Raises NoBaseRevision.
-    """
+    """The revision's files in build/base, with the extension built in place."""
     git = ["git", "-C", str(root)]
     parsed = subprocess.run([*git, "rev-parse", "--short=12", f"{revision}^{{commit}}"], capture_output=True, text=True)
     if parsed.returncode != 0:
-        raise NoBaseRevision(f"wanted a revision of the repository at {root}, got {revision!r}")
+        raise NoSuchRevision(f"wanted a revision of the repository at {root}, got {revision!r}")
     name = parsed.stdout.strip()
     path = root / "build" / "base" / name
     if not (path / "setup.py").exists():
@@ -66,142 +56,110 @@ def tree_of(revision: str, root: Path = ROOT) -> SourceTree:
 
 def built(path: Path) -> str:
     """Builds a tree's extension unless that was done; what went wrong, or an empty string."""
-    done, log = path / "build" / "base-built", path / "build" / "base-build.log"
+    done = path / "build" / "base-built"
     if done.exists():
         return ""
     if not (path / "csrc").is_dir():
         return "it has no extension"
     terminal.tell(f"building the extension of {path.name}")
-    log.parent.mkdir(exist_ok=True)
-    with log.open("w") as file:
-        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        try:
-            code = subprocess.run(command, cwd=path, stdout=file, stderr=file, timeout=BUILD_LIMIT).returncode
-        except subprocess.TimeoutExpired:
-            code = -1
-    if code == 0:
-        done.touch()
-        return ""
-    lines = log.read_text().strip().splitlines() or [""]
-    return f"its extension could not be built ({log}): {lines[-1]}"[:300]
+    done.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    build = subprocess.run(command, cwd=path, capture_output=True, text=True)
+    if build.returncode:
+        return f"its extension could not be built: {build.stderr.strip().rpartition(chr(10))[2]}"[:300]
+    done.touch()
+    return ""
 
 
 class RevisionProcess:
     """revision_worker.py on a tree.
 
-    ``ask`` raises RuntimeError with the reason where an order fails; it may be tried again. After
-    an error of CUDA's a context is of no use any more: what is asked next goes to a new process.
+    ``ask`` raises Unavailable with the reason where an order fails. What is asked next goes to a
+    new process: the old one may hang, or have lost its GPU.
     """
 
     def __init__(self, tree: SourceTree, threads: int, limit: float) -> None:
         script = Path(__file__).with_name("revision_worker.py")
-        self._command = [sys.executable, str(script), str(tree.path), str(threads)]
-        self._limit = limit
-        self._process: LineProcess | None = None
+        self._command, self._limit = [sys.executable, str(script), str(tree.path), str(threads)], limit
+        self._process: subprocess.Popen[str] | None = None
+        self._messages: Any = None
 
     def ask(self, **order: Any) -> dict[str, Any]:
-        process = self._process = self._process or LineProcess(self._command, cwd="/")
-        process.write(json.dumps(order))
-        try:
-            line = process.read(self._limit)
-        except TimeoutError as late:
-            self.close()
-            raise RuntimeError(str(late)) from None
-        if line is None:
-            _, how = process.end()
-            self.close()
-            raise RuntimeError(how or "its process ended without an answer")
-        answer: dict[str, Any] = json.loads(line)
+        if self._process is None:
+            self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._messages}
+            self._process = subprocess.Popen(self._command, text=True, cwd="/", start_new_session=True, **pipes)
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(order), file=process.stdin, flush=True)
+        if not select.select([process.stdout], [], [], self._limit)[0]:
+            answer = {"reason": f"no answer within {self._limit:.0f} s"}
+        elif line := process.stdout.readline():
+            answer = json.loads(line)
+        else:
+            answer = {"reason": processes.ending(process.wait(), self._messages) or processes.NO_RESULT}
         if "reason" in answer:
-            if answer.get("spoilt"):
-                self.close()
-            raise RuntimeError(answer["reason"])
+            self.close()
+            raise Unavailable(answer["reason"])
         return answer
 
     def close(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
+            processes.kill(process)
+            with contextlib.suppress(BrokenPipeError):
+                process.communicate()
+            self._messages.close()
 
 
-def compare(run: Run, suite: Suite, options: argparse.Namespace, green: dict[str, bool | str]) -> bool:
-    """Measures the cases of ``suite`` into run.results; whether ours was right everywhere.
+class RevisionCall:
+    """A call of a case in a tree's process, which times itself; its result, where it is called."""
 
-    Raises NoBaseRevision.
+    def __init__(self, process: RevisionProcess, case: OpCase, backend: str, folder: Path) -> None:
+        inputs, self._result = folder / "case.pt", folder / f"result-{id(process)}.pt"
+        torch.save(order_of(case), inputs)
+        self._process, self._device = process, case.device
+        process.ask(prepare=str(inputs), backend=backend, result=str(self._result))
+
+    def __call__(self) -> Any:
+        return torch.load(self._result, map_location=self._device, weights_only=True)
+
+    def seconds(self, times: int) -> float:
+        """Of so many calls."""
+        return times * float(self._process.ask(chain=times)["seconds"])
+
+
+@contextlib.contextmanager
+def beside(revision: str, run: ResultLine, limit: float) -> Iterator[PeersOf]:
+    """The peers of an op by its name, backends and device: ours in this tree, and at ``revision``.
+
+    Raises NoSuchRevision.
     """
-    other = tree_of(options.base)
-    run.base = {"revision": options.base, "commit": other.name, "note": other.note}
+    other = tree_of(revision)
+    run.base = {"revision": revision, "commit": other.name, "note": other.note}
     if other.note:
         terminal.tell(f"{other.name}: {other.note}")
     trees = (SourceTree(ROOT, ""), other)
-    processes = [RevisionProcess(tree, torch.get_num_threads(), options.limit) for tree in trees]
-    try:
-        for item in suite.items:
-            arguments, reason = suite.arguments(item, options.device), refusal(item, green)
-            setup = None if reason else case_setup.make(arguments)
-            sizes = setup.sizes if setup else {}
-            result = CaseResult(**arguments, **sizes, tested=green.get(item.op, "tests are red"))
-            for backend in options.backend or backends_of_ours(item.op, options.device):
-                names = (f"xmemk {backend}", f"xmemk {backend} at {other.name}")
-                rows = [Measurement(name, name is names[0], reason=reason) for name in names]
-                if setup is not None:
-                    time_both(setup.case, backend, rows, processes, suite)
-                result.rows += rows
-            run.results.append(result)
-            terminal.show(result)
-    finally:
-        for process in processes:
-            process.close()
-    return not any(row.ours and row.status == "WRONG" for result in run.results for row in result.rows)
+    workers = [RevisionProcess(tree, torch.get_num_threads(), limit) for tree in trees]
 
+    def peers(op: str, backends: list[str] | None, device: str) -> list[Peer]:
+        return [
+            Peer(
+                f"xmemk {backend} at {tree.name}" if tree.name else f"xmemk {backend}",
+                lambda case, worker=worker, backend=backend: RevisionCall(worker, case, backend, Path(folder)),  # type: ignore[misc]
+                ours=not tree.name,
+            )
+            for backend in backends or backends_of_ours(op, device)
+            for tree, worker in zip(trees, workers)
+        ]
 
-def refusal(item: SuiteItem, green: dict[str, bool | str]) -> str:
-    """Why a case is not measured, or ""."""
-    if item.op in FRAME_OPS:
-        return f"not compared: {item.op} is not one function"
-    return "" if item.op in green else "refused: the tests of this op are red"
-
-
-def time_both(
-    case: OpCase, backend: str, rows: list[Measurement], processes: list[RevisionProcess], suite: Suite
-) -> None:
-    """One op by one backend on both trees, into their rows; a ratio is the other's time to ours."""
     with tempfile.TemporaryDirectory() as folder:
-        inputs, output = Path(folder) / "case.pt", Path(folder) / "result.pt"
-        torch.save(order_of(case), inputs)
-        for row, process in zip(rows, processes):
-            try:
-                process.ask(prepare=str(inputs), backend=backend, result=str(output))
-                compared = verdict(case, torch.load(output, map_location=case.device, weights_only=True))
-                row.status, row.error = status(compared, None, False), compared.error if compared else None
-                row.reason = f"wrong: {compared}" if row.status == "WRONG" else ""
-            except RuntimeError as failure:
-                row.reason = str(failure)
-    if any(row.reason for row in rows):
-        return
-    timed = list(zip(rows, processes))
-    kind = case.device.type
-    try:
-        slowest = max(seconds_of(row, process, 1) for row, process in timed)
-        chain = chain_length(kind, slowest / REPEATS[kind])
-        for i in range(suite.rounds):
-            if chain * sum(sum(row.seconds) for row in rows) > suite.budget * len(rows):
-                break
-            for row, process in timed[:: -1 if i % 2 else 1]:
-                time.sleep(PAUSE)
-                row.seconds.append(seconds_of(row, process, chain))
-    except RuntimeError:
-        pass  # the row has the reason
-    compare_with_ours(rows, [row.seconds for row in rows])
-
-
-def seconds_of(row: Measurement, process: RevisionProcess, chain: int) -> float:
-    """The mean of a chain of calls. What goes wrong becomes the row's reason, and is raised."""
-    try:
-        return float(process.ask(chain=chain)["seconds"])
-    except RuntimeError as failure:
-        row.reason = str(failure)
-        raise
+        try:
+            yield peers
+        finally:
+            for worker in workers:
+                worker.close()
 
 
 def order_of(case: OpCase) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 from xmemk.benchmarks.peers import formulations as f
-from xmemk.benchmarks.peers import packages
 from xmemk.benchmarks.peers.workloads import GRADIENTS, READS, UPKEEP, OpCase
 
 import xmemk
@@ -49,13 +48,13 @@ class Peer(NamedTuple):
         return bool(self.package) or self.compiled
 
 
-# Import names by what pip calls them.
-PACKAGES = {"pykeops": "pykeops", "faiss-cpu": "faiss", "flash-attn": "flash_attn", "xformers": "xformers"}
+# Where they are not what pip calls them.
+IMPORT_NAMES = {"faiss-cpu": "faiss", "flash-attn": "flash_attn"}
 
 
 def missing(peer: Peer) -> str | None:
     """Why a peer cannot be tried at all: its package is not there."""
-    if not peer.package or importlib.util.find_spec(PACKAGES[peer.package]) is not None:
+    if not peer.package or importlib.util.find_spec(IMPORT_NAMES.get(peer.package, peer.package)) is not None:
         return None
     return f"not installed (pip install {peer.package})"
 
@@ -108,7 +107,7 @@ def _reader(name: str, read: f.Read, *, widened: bool = False, compiled: bool = 
 
 
 def _readers(op: str) -> list[Peer]:
-    keops = _reader("KeOps", packages.keops, package="pykeops")
+    keops = _reader("KeOps", f.keops, package="pykeops")
     peers = [
         _reader("tidy PyTorch", f.tidy_read),
         _reader("original", f.original_read, widened=True),
@@ -119,23 +118,19 @@ def _readers(op: str) -> list[Peer]:
         _reader("original, autocast, torch.compile", f.original_autocast, compiled=True, rounded=True),
     ]
     if op == "memory_read":
-        return [*peers, keops, _reader("faiss, embedding_bag", packages.faiss_topk, package="faiss-cpu")]
+        return [*peers, keops, _reader("faiss, embedding_bag", f.faiss_topk, package="faiss-cpu")]
     attentions = [_reader(name, read, package=package) for name, read, package in _attentions()]
     return [*peers, *attentions, keops, Peer("FlexAttention (no usage)", _flex, compiled=True)]
 
 
 def _attentions() -> list[tuple[str, f.Read, str]]:
     """Ready-made attention on augmented keys: name, read, package."""
-    backends = {
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "cuDNN": SDPBackend.CUDNN_ATTENTION,
-        "math": SDPBackend.MATH,
-    }
+    backends = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cuDNN": "CUDNN_ATTENTION"}
+    backends["math"] = "MATH"
     return [
-        *((f"SDPA {name} (no usage)", f.sdpa(backend), "") for name, backend in backends.items()),
-        ("FlashAttention (no usage)", packages.flash_attention, "flash-attn"),
-        ("xformers (no usage)", packages.xformers, "xformers"),
+        *((f"SDPA {name} (no usage)", f.sdpa(getattr(SDPBackend, b)), "") for name, b in backends.items()),
+        ("FlashAttention (no usage)", f.flash_attention, "flash-attn"),
+        ("xformers (no usage)", f.xformers, "xformers"),
     ]
 
 
@@ -147,8 +142,9 @@ def _trainers(op: str) -> list[Peer]:
     if "dense" not in op:
         why = "its top-k softmax works in place and has no gradient: the original trains without top-k"
         return [tidy, Peer("original", partial(_refuse, why))]
-    attentions = [peer(*one) for one in _attentions()]
-    return [tidy, peer("original", f.original_read), *attentions, Peer("FlexAttention (no usage)", _flex_training)]
+    why = "its backward is not there on the CPU, and left out at 512 value channels: see the forward's row"
+    flex = Peer("FlexAttention (no usage)", partial(_refuse, why))
+    return [tidy, peer("original", f.original_read), *(peer(*one) for one in _attentions()), flex]
 
 
 def _consolidators(op: str) -> list[Peer]:
@@ -163,19 +159,16 @@ def _kept(case: OpCase) -> int:
 
 
 def _choosers(op: str) -> list[Peer]:
-    def topk(case: OpCase) -> Tensor:
-        return case.usage.topk(case.workload.prototypes, dim=1).indices
-
-    def topk_and_sort(case: OpCase) -> Tensor:
-        return case.usage.topk(_kept(case), dim=1, sorted=False).indices.sort(1).values
-
     def threshold(case: OpCase) -> Tensor:
         bar = case.usage.topk(case.workload.prototypes, dim=1, largest=False).values[:, -1:]
         return (case.usage > bar)[0].nonzero().T
 
-    ways = {"topk and sort": topk_and_sort, "original (threshold)": threshold}
-    ways = {"torch.topk": topk} if op == "select_prototypes" else ways
-    return [Peer(name, lambda case, way=way: partial(way, case)) for name, way in ways.items()]  # type: ignore[misc]
+    if op == "select_prototypes":
+        return [Peer("torch.topk", lambda c: lambda: c.usage.topk(c.workload.prototypes, dim=1).indices)]
+    return [
+        Peer("topk and sort", lambda c: lambda: c.usage.topk(_kept(c), dim=1, sorted=False).indices.sort(1).values),
+        Peer("original (threshold)", lambda c: partial(threshold, c)),
+    ]
 
 
 def _product(case: OpCase) -> Call:
@@ -214,12 +207,6 @@ def _flex(case: OpCase) -> Call:
 
 def _refuse(why: str, _: OpCase) -> Call:
     raise Unavailable(why)
-
-
-def _flex_training(case: OpCase) -> Call:
-    if case.device.type == "cpu":
-        raise Unavailable("FlexAttention has no backward on the CPU")
-    raise Unavailable("FlexAttention's backward at 512 value channels is left out: see the forward's row")
 
 
 def _leaves(x: Inputs) -> Inputs:

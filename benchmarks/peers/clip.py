@@ -1,5 +1,5 @@
-"""Memory features of the bundled clip, played back and forth: what a network would give for each
-frame, without one.
+"""What stands in for trained weights: memory features of the bundled clip, played back and forth,
+random features of a network's statistics, and random weights that behave as trained ones.
 
 The demo's descriptors (:mod:`xmemk.demo.features`, 12 channels) are spread over XMem's 64 such that
 Eq. 2 gives the same similarity; the values are the colours of a cell's pixels, repeated to 512
@@ -9,7 +9,10 @@ but not on what the numbers mean.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +22,7 @@ from xmemk.data import BUNNY
 
 KEY_CHANNELS, VALUE_CHANNELS = 64, 512
 FRAMES = 132  # of the clip
+START = 40  # its annotated frame
 
 
 class ClipFeatures:
@@ -30,14 +34,12 @@ class ClipFeatures:
 
         self.height, self.width = height, width
         self._keys, self._selections, self._values = [], [], []
-        for image in read_frames(BUNNY / "clip.mp4", (width * CELL, height * CELL)):
+        for image in itertools.islice(read_frames(BUNNY / "clip.mp4", (width * CELL, height * CELL)), count):
             key, selection = describe(image, (height, width))
             pixels = image.permute(2, 0, 1)[None].float() / 255
             self._keys.append(key)
             self._selections.append(selection)
             self._values.append(F.pixel_unshuffle(pixels, CELL).half())  # [1, 3 * 64, h, w]; there are many
-            if len(self._keys) == count:
-                break
         self.count = len(self._keys)
         channels = self._keys[0].shape[1]
         self._spread = torch.arange(KEY_CHANNELS) % channels
@@ -73,3 +75,72 @@ def checkpoints(last: int, first: int = 100) -> Iterator[int]:
         yield point
         step += 1
     yield last
+
+
+def features(h: int, w: int, objects: int, channels: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """A slow scene: key, shrinkage, selection [1, C, h, w], value [1, O, CV, h, w]."""
+    g = torch.Generator().manual_seed(0)
+    scene = torch.randn(1, 64, h, w, generator=g)
+    while True:
+        key = scene + 0.3 * torch.randn(1, 64, h, w, generator=g)
+        shrinkage = 1 + 9 * torch.rand(1, 1, h, w, generator=g) ** 2
+        yield key, shrinkage, torch.rand(1, 64, h, w, generator=g), torch.randn(1, objects, channels, h, w, generator=g)
+
+
+def calibrate(network: Any, image: Tensor) -> None:
+    """Keys and shrinkage of a trained network's size: beyond it, the host's softmax yields NaN."""
+    with torch.no_grad():
+        for _ in range(2):
+            key, shrinkage, *_ = network.encode_key((image - 0.5)[None] / 0.25)
+            network.key_proj.key_proj.weight /= key.std()
+            network.key_proj.key_proj.bias /= key.std()
+            network.key_proj.d_proj.weight /= (shrinkage - 1).sqrt().std()
+
+
+def randomise(network: Any, keys: float = 1.0) -> None:
+    """Weights that keep signals of one size through all layers, normalisations whose statistics are
+    not 0 and 1, and keys that are ``keys`` times as large."""
+    g = torch.Generator().manual_seed(0)
+    for name, x in network.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        noise = torch.randn(x.shape, generator=g)
+        if name.endswith("running_var"):
+            x.copy_(0.5 + torch.rand(x.shape, generator=g))
+        elif x.dim() > 1:
+            x.copy_(noise / math.sqrt(x[0].numel()))
+        else:
+            x.copy_(0.1 * noise + (1.0 if name.endswith("weight") else 0.0))
+        if "key_proj.key_proj." in name:
+            x *= keys
+
+
+class Frame(NamedTuple):
+    """picture [3, H, W] in 0 to 1. mask: labels [H, W] of the objects that join. labels: so far."""
+
+    picture: Tensor
+    mask: Tensor | None
+    labels: int
+    first: bool
+    last: bool
+
+
+def clip_frames(lines: int, frames: int, objects: int, late: list[int]) -> Iterator[Frame]:
+    """The clip from its annotated frame on, back and forth; its mask in strips, and late boxes."""
+    from xmemk.data.masks import read_mask
+    from xmemk.data.video import read_frames
+
+    columns = 2 * round(lines * 1280 / 720 / 2)
+    clip = list(itertools.islice(read_frames(BUNNY / "clip.mp4", (columns, lines), START), frames))
+    bunny = F.interpolate(read_mask(BUNNY / f"{START:05}.png")[None, None].float(), (lines, columns))[0, 0] > 0
+    across = bunny.any(0).nonzero()
+    left, right = int(across[0]), int(across[-1]) + 1
+    strips = (torch.arange(columns) - left).clamp(0, right - left - 1) * objects // (right - left) + 1
+    masks = {0: torch.where(bunny, strips, 0)}
+    for i, t in enumerate(late):
+        top, start = (lines // 8) * (1 + 2 * (i % 3)), (columns // 10) * (1 + 3 * (i % 3))
+        masks[t] = torch.zeros(lines, columns, dtype=torch.int64)
+        masks[t][top : top + lines // 5, start : start + columns // 6] = objects + 1 + i
+    for t in range(frames):
+        picture = clip[there_and_back(t, len(clip))].permute(2, 0, 1).float() / 255
+        yield Frame(picture, masks.get(t), objects + sum(i <= t for i in late), t == 0, t == frames - 1)

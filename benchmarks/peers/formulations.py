@@ -6,14 +6,17 @@ strided axis, a dense affinity, a dense readout). "tidy": a short plain PyTorch:
 augmented keys and queries, top-k over the contiguous axis, embedding_bag. Batch 1, shrinkage and
 selection given; k None reads all tokens. Each computes in the call what depends on memory or query;
 the similarity is float32 for 16-bit inputs, unless the name says otherwise. Readout [1, O, CV, Q];
-usage [1, N], or None where the formulation gives none.
+usage [1, N], or None where the formulation gives none. Packages are imported when they are called
+for; what one needs beyond its import (a compiler, a GPU) is its own to say.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,11 +79,11 @@ def original_consolidate(x: Inputs, prototypes: int) -> tuple[Tensor, Tensor, Te
     """Top-P by usage, a softmax over the candidates, dense readouts of values and shrinkage."""
     index = x.usage.topk(prototypes, dim=1).indices
     row = index[:, None].expand(-1, x.mk.shape[1], -1)
-    given, narrow, x = x.mk, x.mv.dtype, widened(x)
+    key, narrow, x = x.mk, x.mv.dtype, widened(x)
     pk = x.mk.gather(2, row)
     affinity = original_similarity(x.mk, x.ms, pk, x.me.gather(2, row)).softmax(1)
     assert x.ms is not None
-    return given.gather(2, row), x.ms @ affinity, (x.mv @ affinity[:, None]).to(narrow)
+    return key.gather(2, row), x.ms @ affinity, (x.mv @ affinity[:, None]).to(narrow)
 
 
 def values_by_token(x: Inputs) -> Tensor:
@@ -146,8 +149,8 @@ def attention_operands(x: Inputs, one_width: bool) -> tuple[Tensor, Tensor, Tens
     if one_width:
         width = max(width, values.shape[3])
     memory, query = (pad(t.to(values.dtype), (0, width - t.shape[1])) for t in augmented(x))
-    wanted = width if one_width else values.shape[3]
-    values = pad(values, (0, wanted - values.shape[3])) if wanted != values.shape[3] else values
+    if one_width and width != values.shape[3]:
+        values = pad(values, (0, width - values.shape[3]))
     count = values.shape[1]
     return query.expand(1, count, -1, -1), memory.expand(1, count, -1, -1), values, halves
 
@@ -162,13 +165,73 @@ def sdpa(backend: SDPBackend) -> Read:
 
     def read(x: Inputs, k: int | None) -> tuple[Tensor, None]:
         query, memory, values, halves = attention_operands(x, one_width)
-        with warnings.catch_warnings(record=True) as said, sdpa_kernel(backend):
+        with warnings.catch_warnings(record=True) as refusals, sdpa_kernel(backend):
             warnings.simplefilter("always")
             try:
-                found = scaled_dot_product_attention(query, memory, values, scale=1.0)
+                readout = scaled_dot_product_attention(query, memory, values, scale=1.0)
             except RuntimeError as refusal:  # torch gives its reasons as warnings
-                reasons = [str(w.message).split(" (Triggered")[0] for w in said]
+                reasons = [str(w.message).split(" (Triggered")[0] for w in refusals]
                 raise RuntimeError("; ".join(reasons[1:2] or reasons or [str(refusal)])) from None
-        return cut_padding(found, x, halves), None
+        return cut_padding(readout, x, halves), None
 
     return read
+
+
+def keops(x: Inputs, k: int | None) -> tuple[Tensor, Tensor]:
+    """Symbolic matrices: Eq. 2 is evaluated pair by pair, in float32, and never stored.
+
+    Top-k by argKmin, whose distances are computed again for the k tokens; all tokens by a softmax
+    reduction, and usage by two more (the logarithm of each query's sum, then a sum over the
+    queries).
+    """
+    lazy = importlib.import_module("pykeops.torch").LazyTensor
+    assert x.ms is not None and x.qe is not None
+    key, query, selection = (wide(t[0].T).contiguous() for t in (x.mk, x.qk, x.qe))
+    s = (x.ms[0].T.to(key.dtype) / math.sqrt(key.shape[1])).contiguous()
+    difference = lazy(key[None]) - lazy(query[:, None])
+    distance = (lazy(selection[:, None]) * difference**2).sum(-1) * lazy(s[None])
+    if k is not None:
+        index = distance.argKmin(k, dim=1)
+        chosen = key[index] - query[:, None]
+        best = -(selection[:, None] * chosen.square()).sum(2) * s[:, 0][index]
+        return sparse_readout(x, best, index)
+    values = wide(values_by_token(x)).contiguous()
+    score = -distance
+    read = score.sumsoftmaxweight(lazy(values[None]), dim=1)
+    total = score.logsumexp(dim=1)
+    usage = (score - lazy(total[:, None].contiguous())).exp().sum(dim=0)
+    return by_object(read.to(x.mv.dtype), x), usage.T
+
+
+def faiss_topk(x: Inputs, k: int | None) -> tuple[Tensor, Tensor]:
+    """Exact inner-product search (IndexFlatIP) on augmented keys, readout by embedding_bag."""
+    assert k is not None
+    faiss: Any = importlib.import_module("faiss")
+    memory, query = augmented(x)
+    if memory.is_cuda:
+        if not hasattr(faiss, "knn_gpu"):
+            raise RuntimeError("this faiss has no GPU support")
+        importlib.import_module("faiss.contrib.torch_utils")  # lets it take tensors
+        best, index = faiss.knn_gpu(faiss.StandardGpuResources(), query, memory, k, metric=faiss.METRIC_INNER_PRODUCT)
+        return sparse_readout(x, best, index)
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    tokens = faiss.IndexFlatIP(memory.shape[1])
+    tokens.add(memory.numpy())
+    best, index = (torch.from_numpy(array) for array in tokens.search(query.numpy(), k))
+    return sparse_readout(x, best, index)
+
+
+def flash_attention(x: Inputs, k: int | None) -> tuple[Tensor, None]:
+    """flash_attn_func in the values' dtype: values in parts of 256 channels, keys padded."""
+    query, memory, values, halves = attention_operands(x, True)
+    call = importlib.import_module("flash_attn").flash_attn_func
+    read = call(*(t.transpose(1, 2) for t in (query, memory, values)), softmax_scale=1.0)
+    return cut_padding(read.transpose(1, 2), x, halves), None
+
+
+def xformers(x: Inputs, k: int | None) -> tuple[Tensor, None]:
+    """memory_efficient_attention in the values' dtype on the augmented keys, objects as heads."""
+    query, memory, values, halves = attention_operands(x, False)
+    ops = importlib.import_module("xformers.ops")
+    read = ops.memory_efficient_attention(*(t.transpose(1, 2) for t in (query, memory, values)), scale=1.0)
+    return cut_padding(read.transpose(1, 2), x, halves), None

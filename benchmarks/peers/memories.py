@@ -3,7 +3,7 @@
 
 ``METHODS[name].make(config)`` is an empty memory that a Tracker, or a loop of ``add`` and ``read``,
 can run on. The original's and STCN's have their own formulation of the read: concatenation, N x Q
-matrices, a dense affinity. The others are those of :mod:`xmemk.evaluation.policies`.
+matrices, a dense affinity.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from xmemk.benchmarks.peers.formulations import original_similarity
 import xmemk
 from xmemk.demo import original
 from xmemk.evaluation import policies
-from xmemk.evaluation.thinned import ThinnedMemory
 from xmemk.reference import Memory as Stores
 from xmemk.reference import MemoryConfig
 from xmemk.video.tracker import FeatureMemory
@@ -111,9 +110,7 @@ METHODS = {
     for m in (
         Method("xmemk", "xmemk.Memory", policies.xmem, ours=True, counts=True),
         Method("original", "the released XMem's memory and formulation", original_memory, counts=True),
-        Method("no long-term", "XMem's working memory alone, which grows", policies.no_long_term, bounded=False),
         Method("STCN", "every r-th frame, plain L2 similarity, k = 20", stcn_memory, bounded=False),
-        Method("STM", "at most 50 frames, dot products, all tokens", policies.stm),
     )
 }
 
@@ -130,19 +127,13 @@ def held_bytes(memory: FeatureMemory) -> int:
     nbytes = getattr(memory, "nbytes", None)
     if nbytes is not None:
         return int(nbytes)
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(_stores(memory))}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(memory.groups)}  # type: ignore[attr-defined]
     return sum(storages.values())
 
 
 def held_tokens(memory: FeatureMemory) -> int:
     """N: tokens that a read of the memory goes over."""
-    if isinstance(memory, ThinnedMemory):
-        return sum(key.shape[2] for group in memory._groups for key in group.keys)
     return int(memory.working_size + memory.long_term_size)  # type: ignore[attr-defined]
-
-
-def _stores(memory: FeatureMemory) -> Any:
-    return memory._groups if isinstance(memory, ThinnedMemory) else memory.groups  # type: ignore[attr-defined]
 
 
 def _tensors(x: Any) -> Iterator[Tensor]:

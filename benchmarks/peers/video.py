@@ -15,6 +15,7 @@ is another method: its call returns None, which is not checked.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from xmemk.benchmarks.peers.catalogue import Call, Peer
+from xmemk.benchmarks.peers.clip import START, calibrate, features
 from xmemk.benchmarks.peers.memories import METHODS, hurry
-from xmemk.benchmarks.peers.random_network import calibrate, features
 from xmemk.benchmarks.peers.workloads import FRAME_OPS
 
 import xmemk
@@ -40,7 +41,6 @@ NETWORKS = {
 }
 ALLOWED = 1e-3  # of a probability
 STCN_FRAMES = 50  # in its memory for "frame", the most that the paper gives it on long videos
-START = 40  # the annotated frame of the clip
 
 
 @dataclass(frozen=True)
@@ -93,16 +93,12 @@ def make_video_case(
     height = height or (240 if op == "video" else 480)
     labels = read_mask(BUNNY / f"{START:05}.png")
     width = round(height * labels.shape[1] / labels.shape[0])
-    count = frames if op == "video" else 1
-    images = []
-    for image in read_frames(BUNNY / "clip.mp4", (width, height), START):
-        images.append(image.permute(2, 0, 1).contiguous().to(device))
-        if len(images) == count:
-            break
+    shown = itertools.islice(read_frames(BUNNY / "clip.mp4", (width, height), START), frames if op == "video" else 1)
+    images = [image.permute(2, 0, 1).contiguous().to(device) for image in shown]
     torch.manual_seed(0)
     net = xmemk.XMem(NETWORKS[network]).to(device)
-    shown = images[0][:, : height // STRIDE * STRIDE, : width // STRIDE * STRIDE]
-    calibrate(net, shown.float() / 255)  # as if trained; beyond it the original's softmax gives NaN
+    whole = images[0][:, : height // STRIDE * STRIDE, : width // STRIDE * STRIDE]
+    calibrate(net, whole.float() / 255)  # as if trained; beyond it the original's softmax gives NaN
     mask = F.interpolate(labels[None, None], (height, width))[0, 0].to(device)
     # The bookkeeping of one group of objects is the same in both; ties of an eviction are the
     # original's.
@@ -112,27 +108,23 @@ def make_video_case(
 
 def filled(case: VideoCase, name: str) -> Any:
     """A memory in mid-video, of synthetic features: long-term memory all but full."""
-    method = METHODS[name]
-    memory: Any = method.make(case.config)
-    config, (h, w) = case.config, case.grid
-    made = features(h, w, 1, case.network.config.value_dim)
+    method, config, (h, w) = METHODS[name], case.config, case.grid
+    memory: Any = method.make(config)
     hurry(memory, True)
     working = config.max_mid_term_frames - 1 if case.op == "frame" else config.min_mid_term_frames
     consolidations = (config.max_long_term_elements - config.num_prototypes) // config.num_prototypes + 1
-    done = False
-    added = 0
-    while not done:
-        key, shrinkage, selection, value = (x.to(case.device) for x in next(made))
+    for added, made in enumerate(features(h, w, 1, case.network.config.value_dim)):
+        if method.bounded and added:
+            if memory.consolidations == consolidations and memory.working_size == working * h * w:
+                break
+        elif added == STCN_FRAMES:
+            break
+        key, shrinkage, selection, value = (x.to(case.device) for x in made)
         if added == 0:
             memory.sensory.create([1], key)
         elif method.bounded and memory.working_size == (config.max_mid_term_frames - 1) * h * w:
             memory.read(key, selection)  # which gives the candidates their usage
         memory.add(key, shrinkage, value, [1], selection if memory.config.enable_long_term else None)
-        added += 1
-        if method.bounded:
-            done = memory.consolidations == consolidations and memory.working_size == working * h * w
-        else:
-            done = added == STCN_FRAMES
     hurry(memory, False)
     return memory
 
@@ -149,8 +141,7 @@ def _peer(name: str) -> Peer:
 
         return call
 
-    shown = f"{name} (another method)" if name == "STCN" else name
-    return Peer(shown, prepare, ours=METHODS[name].ours)
+    return Peer(f"{name} (another method)" if name == "STCN" else name, prepare, ours=METHODS[name].ours)
 
 
 VIDEO_PEERS = [_peer(name) for name in ("xmemk", "original", "STCN")]
@@ -167,8 +158,7 @@ def _video(case: VideoCase, name: str) -> Callable[[], Tensor]:
 def _frame(case: VideoCase, name: str) -> Callable[[], Tensor]:
     """Each call is the frame after a memory frame, or the next memory frame."""
     tracker = Tracker(case.network, memory=filled(case, name))
-    every = case.config.mem_every
-    before = 1000 if case.op == "frame" else 1000 + every - 1
+    before = 1000 if case.op == "frame" else 1000 + case.config.mem_every - 1
     state = {"frame": before, "last_memory": 1000, "last_deep": 1000, "size": None}
 
     def run() -> Tensor:

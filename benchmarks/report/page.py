@@ -1,28 +1,52 @@
-"""The report's page: one HTML file that needs no network and no script."""
+"""The report's page: one HTML file that needs no network and no script, its plots inside it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+import base64
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from markupsafe import Markup
-from xmemk.benchmarks.report import charts, tables
-from xmemk.benchmarks.report.formatting import counted, duration, size, times
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from xmemk.benchmarks.report import tables
+from xmemk.benchmarks.report.formatting import counted, duration, figure, size, times
 from xmemk.benchmarks.report.result_files import MachineResults
 from xmemk.benchmarks.report.schema import CaseResult, VideoTrack
 
 import xmemk
 
+INK, GRID, OURS, OURS_TOO = "#333333", "#dddddd", "#1257c9", "#6f9bd8"
+# Shape and dash tell the lines apart where colour does not.
+OTHERS = (
+    ("#b3541e", "s", (0, (5, 1.5))),
+    ("#7a7a7a", "^", (0, (1.5, 1.2))),
+    ("#3c7f4e", "D", (0, (5, 1, 1.5, 1))),
+    ("#8a4a93", "v", (0, (3, 3))),
+    ("#a08000", "P", "-"),
+)
+USUAL = ("tidy PyTorch", "original")  # they look the same in every plot
+Points = list[tuple[float, float]]
+
 
 class Plot(NamedTuple):
-    """A plot with what stands above and below it."""
+    """A plot, as an address that holds it, with its words: above, below, and in its place."""
 
     title: str
-    svg: Markup
+    image: str
     caption: str
+    words: str
+
+
+class Line(NamedTuple):
+    """A peer's or a method's points; ``beyond``: from the last one on, those not measured."""
+
+    name: str
+    ours: bool
+    points: Points
+    beyond: Points
 
 
 def write_page(path: Path, machines: list[MachineResults], passed_over: list[str], commands: list[str]) -> None:
@@ -34,7 +58,7 @@ def write_page(path: Path, machines: list[MachineResults], passed_over: list[str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(t=tables, cards=_cards, scaling=_scaling, length=_length)
+    environment.globals.update(t=tables, growth=growth_plots, length=length_plots)
     page = environment.get_template("page.html").render(
         machines=machines, passed_over=passed_over, commands=commands, version=xmemk.__version__
     )
@@ -42,40 +66,37 @@ def write_page(path: Path, machines: list[MachineResults], passed_over: list[str
     path.write_text(page, encoding="utf-8")
 
 
-def _cards(machine: MachineResults) -> Iterator[tuple[str, str]]:
-    """The few figures that stand for the rest: (figure, what it is)."""
-    case = tables.main_case(machine)
-    if case is None or case.ours is None:
-        return
-    yield duration(case.ours.median), f"{tables.title(case)}: {tables.sizes(case)}"
-    usual = [row for names in (tables.TIDY, tables.ORIGINAL) if (row := case.row(*names)) and row.whole]
-    beside = list({row.peer: row for row in (case.rivals[0], *usual)}.values())
-    for row in beside:
-        rounded = " (rounded)" if row.status == "rounded" else ""
-        yield f"{times(case.ratio(row))}x", f"the same by {row.peer}{rounded} takes {duration(row.median)}"
-    if case.ours.extra_bytes is not None:
-        others = [f"{row.peer} {size(row.extra_bytes)}" for row in beside if row.extra_bytes]
-        yield size(case.ours.extra_bytes), "; ".join(["memory beyond its inputs", *others])
-
-
-def _dated(machine: MachineResults, parts: Sequence[CaseResult | VideoTrack]) -> str:
-    """Where a machine has figures of several runs: of which these are."""
-    runs = [part.source.run for part in parts if part.source]
-    dates = dict.fromkeys(f"{run.date}, {run.commit}" for run in runs)
-    return f"; {'; '.join(dates)}" if len(machine.sources) > 1 else ""
-
-
-def _scaling(machine: MachineResults) -> Iterator[Plot]:
-    for number, curve in enumerate(machine.curves):
+def growth_plots(machine: MachineResults) -> list[Plot]:
+    """Time and extra memory of every peer over the values of each axis."""
+    plots: list[Plot] = []
+    for curve in machine.curves:
         first, axis = curve[0], tables.AXES.get(curve[0].axis, curve[0].axis)
-        caption = f"horizontal: {axis}; {_fixed(first)}{_dated(machine, curve)}"
-        for quantity, unit in (("time", "seconds"), ("extra memory", "bytes")):
-            svg = _drawn(charts.curves, machine, ("curve", unit, number), curve, unit)
-            if svg:
-                yield Plot(f"{tables.label(first.op)}: {quantity} against {axis}", svg, caption)
+        caption = f"horizontal: {axis}; {fixed(first)}{dated(machine, curve)}"
+        seconds, nbytes = curve_lines(curve)
+        for quantity, unit, lines in (("time", "seconds", seconds), ("extra memory", "bytes", nbytes)):
+            plots += drawn(f"{tables.label(first.op)}: {quantity} against {axis}", caption, lines, unit, "extrapolated")
+    return plots
 
 
-def _fixed(case: CaseResult) -> str:
+def curve_lines(cases: Sequence[CaseResult]) -> tuple[list[Line], list[Line]]:
+    """Seconds and bytes of every peer along an axis; times may go on, extrapolated."""
+    seconds: dict[str, Line] = {}
+    nbytes: dict[str, Line] = {}
+    for case in cases:
+        for row in case.rows:
+            line = seconds.setdefault(row.peer, Line(row.peer, row.ours, [], []))
+            if row.median:
+                line.points.append((case.value, row.median))
+                line.beyond[:] = line.points[-1:]
+                if row.extra_bytes:
+                    empty = Line(row.peer, row.ours, [], [])
+                    nbytes.setdefault(row.peer, empty).points.append((case.value, row.extra_bytes))
+            elif row.extrapolated_seconds and line.points:
+                line.beyond.append((case.value, row.extrapolated_seconds))
+    return list(seconds.values()), list(nbytes.values())
+
+
+def fixed(case: CaseResult) -> str:
     """What stays the same along the case's axis."""
     parts = {
         "": case.workload,
@@ -88,19 +109,85 @@ def _fixed(case: CaseResult) -> str:
     return ", ".join(str(part) for axis, part in parts.items() if part and axis != case.axis)
 
 
-def _length(machine: MachineResults) -> Iterator[Plot]:
-    groups: dict[tuple[str, str], list[VideoTrack]] = {}
+def dated(machine: MachineResults, parts: Sequence[CaseResult | VideoTrack]) -> str:
+    """Where a machine has figures of several runs: of which these are."""
+    runs = [part.source.run for part in parts if part.source]
+    dates = dict.fromkeys(f"{run.date}, {run.commit}" for run in runs)
+    return f"; {'; '.join(dates)}" if len(machine.sources) > 1 else ""
+
+
+def length_plots(machine: MachineResults) -> list[Plot]:
+    """Memory and time, or quality, of every method along each film."""
+    films: dict[tuple[str, str], list[VideoTrack]] = {}
     for track in machine.tracks:
-        groups.setdefault((track.protocol, track.grid), []).append(track)
-    for number, ((protocol, grid), tracks) in enumerate(groups.items()):
+        films.setdefault((track.protocol, track.grid), []).append(track)
+    plots: list[Plot] = []
+    for (protocol, grid), tracks in films.items():
         kinds = [("Memory", "bytes", "bytes"), ("Time of a frame", "seconds", "seconds")]
         for quantity, key, unit in kinds if protocol == "fig1" else [("Quality", "quality", "share")]:
-            svg = _drawn(charts.along, machine, (protocol, number, key), tracks, key, unit)
-            if svg:
-                caption = f"horizontal: frames; {grid} tokens a frame{_dated(machine, tracks)}"
-                yield Plot(f"{quantity} along a video", svg, caption)
+            lines = []
+            for track in tracks:
+                points = [(p["frame"], p[key]) for p in track.points if p.get(key)]
+                computed = [(p["frame"], p[key]) for p in track.computed if p.get(key)]
+                beyond = [*points[-1:], *(p for p in computed if points and p[0] > points[-1][0])]
+                lines.append(Line(track.method, track.ours, points, beyond))
+            caption = f"horizontal: frames; {grid} tokens a frame{dated(machine, tracks)}"
+            plots += drawn(f"{quantity} along a video", caption, lines, unit, "computed")
+    return plots
 
 
-def _drawn(chart: Callable[..., str], machine: MachineResults, name: tuple[object, ...], *arguments: Any) -> Markup:
-    """``name``: an id of its own for every plot of a page."""
-    return Markup(chart(re.sub(r"\W+", "-", "-".join(map(str, (machine.name, *name)))).lower(), *arguments))
+def drawn(title: str, caption: str, lines: Sequence[Line], unit: str, how: str) -> Iterator[Plot]:
+    """A plot of the lines that have two points or more; none where no line has.
+
+    "seconds" and "bytes" are on logarithmic scales, a "share" from 0 to 1. What was not measured is
+    dotted, and says ``how`` it came about.
+    """
+    lines = [line for line in lines if len(line.points) > 1 or len(line.beyond) > 1]
+    if not lines:
+        return
+    plot = Figure(figsize=(3.7, 2.5), layout="constrained")
+    axis = plot.add_subplot()
+    others = sorted((line.name for line in lines if not line.ours), key=lambda name: name not in USUAL)
+    text = {"seconds": duration, "bytes": size}.get(unit, times)
+    words = []
+    for line in lines:
+        at = 0 if line.ours else others.index(line.name)
+        colour, shape, dash = OTHERS[at % len(OTHERS)]
+        first = line.ours and line is next(one for one in lines if one.ours)
+        look: dict[str, Any] = {"color": colour, "marker": shape, "ls": dash, "lw": 1.3, "markersize": 3.4}
+        if line.ours:
+            look |= {"color": OURS if first else OURS_TOO, "marker": "o", "ls": "-", "zorder": 3}
+            look["lw"] = 2.4 if first else 1.3
+        axis.plot(*zip(*line.points), label=line.name, markevery=max(1, len(line.points) // 12), **look)
+        words.append(f"{line.name} from {text(line.points[0][1])} to {text(line.points[-1][1])}")
+        if len(line.beyond) > 1:
+            axis.plot(*zip(*line.beyond), color=look["color"], lw=1.2, ls=":", label=f"{line.name}, {how}")
+            words.append(f"{how}, not measured: {line.name} to {text(line.beyond[-1][1])}")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    values = sorted({x for line in lines for x, _ in (*line.points, *line.beyond)})
+    if len(values) <= 6:  # few values are named themselves; many are left to powers of ten
+        axis.set_xticks(values, [f"{x:,.0f}" if x < 1e5 else f"{x / 1e3:,.0f}k" for x in values])
+        axis.minorticks_off()
+    if unit == "share":
+        axis.set_ylim(0, 1)
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: figure(y, 2)))
+    else:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: (size if unit == "bytes" else duration)(y, 1)))
+        low, high = axis.get_ylim()
+        if high / low < 10:  # a flat line is not to look like noise blown up
+            middle = (low * high) ** 0.5
+            low, high = axis.set_ylim(middle / 10**0.5, middle * 10**0.5)
+        axis.yaxis.set_major_locator(LogLocator(numticks=6, subs=(1.0, 2.0, 5.0) if high < 40 * low else (1.0,)))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(colors=INK, which="both", labelsize=8)
+    axis.grid(True, color=GRID, lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    columns = min(2, len(axis.lines))
+    plot.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=7.5, labelcolor=INK, handlelength=2.6)
+    buffer = io.BytesIO()
+    plot.savefig(buffer, format="svg", metadata={"Date": None})
+    image = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    yield Plot(title, image, caption, f"Lines, from left to right: {'; '.join(words)}")

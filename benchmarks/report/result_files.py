@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xmemk.benchmarks.report.formatting import counted
-from xmemk.benchmarks.report.schema import RESULTS, CaseResult, Claim, Result, Run, Source, VideoTrack
+from xmemk.benchmarks.report.schema import RESULTS, CaseResult, Claim, Result, ResultLine, Source, VideoTrack
 
 
 @dataclass
@@ -55,7 +55,7 @@ class MachineResults:
         return next((c for c in self.cases if all(getattr(c, n) == value for n, value in known.items())), None)
 
 
-def append(run: Run, path: Path | None) -> None:
+def append(run: ResultLine, path: Path | None) -> None:
     """A line of JSON at the end of a file; None: nowhere."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,13 +63,13 @@ def append(run: Run, path: Path | None) -> None:
             file.write(json.dumps(run.to_json()) + "\n")
 
 
-def runs_of(file: Path) -> Iterator[tuple[int, Run]]:
+def runs_of(file: Path) -> Iterator[tuple[int, ResultLine]]:
     """The runs of a file and their lines. Raises ValueError that names a line which is none."""
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
-            yield number, Run.from_json(json.loads(line))
+            yield number, ResultLine.from_json(json.loads(line))
         except (ValueError, TypeError, KeyError, AttributeError) as wrong:
             problem = f"{type(wrong).__name__}: {wrong}"
             raise ValueError(f"{file}, line {number}: wanted a run as JSON, got {problem}") from wrong
@@ -88,9 +88,8 @@ def read(files: Iterable[Path], after: int = 0) -> tuple[list[MachineResults], l
         for number, run in runs_of(file):
             source = Source(file.name, number, run)
             if number <= after:
-                if number == 1:
-                    first = "line" if after == 1 else f"{after:,} lines"
-                    passed_over.append(f"earlier runs, the first {first} of {file.name}")
+                earlier = f"earlier runs, the first {'line' if after == 1 else f'{after:,} lines'} of {file.name}"
+                passed_over += [earlier] if number == 1 else []
             elif run.kind == "base":
                 passed_over.append(f"{source.place} compares two revisions, which `run.py --base` shows itself")
             elif run.kind not in RESULTS:
@@ -111,15 +110,10 @@ def read(files: Iterable[Path], after: int = 0) -> tuple[list[MachineResults], l
         raise ValueError(f"no results in {', '.join(map(str, files)) or 'no file'}")
     for machine in machines.values():
         machine.scaling.sort(key=lambda case: (case.axis, case.op, case.value))
-        _set_settings(machine.cases)
+        devices = {case.device for case in machine.cases}
+        threads = {case.threads for case in machine.cases if case.device == "cpu"}
+        for case in machine.cases:
+            setting = [case.device] if len(devices) > 1 else []
+            setting += [counted(case.threads, "thread")] if case.device == "cpu" and len(threads) > 1 else []
+            case.setting = ", ".join(setting)
     return list(machines.values()), passed_over
-
-
-def _set_settings(cases: list[CaseResult]) -> None:
-    """Names device and threads in cases that differ in them."""
-    devices = {case.device for case in cases}
-    threads = {case.threads for case in cases if case.device == "cpu"}
-    for case in cases:
-        setting = [case.device] if len(devices) > 1 else []
-        setting += [counted(case.threads, "thread")] if case.device == "cpu" and len(threads) > 1 else []
-        case.setting = ", ".join(setting)

@@ -1,9 +1,9 @@
 """What a result file holds, as dataclasses: the harness and the studies write them, the report
 reads them back.
 
-A file has a :class:`Run` a line, as JSON. ``Run.kind`` says of what its results are: "ops" (also
-where it is missing), "base" and "scaling" of :class:`CaseResult`, "length" of :class:`VideoTrack`,
-"claims" of :class:`Claim`.
+A file has a :class:`ResultLine` a line, as JSON. Its ``kind`` says of what its results are: "ops"
+(also where it is missing), "base" and "scaling" of :class:`CaseResult`, "length" of
+:class:`VideoTrack`, "claims" of :class:`Claim`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ NO_USAGE = "(no usage)"  # in the name of a peer whose result lacks it
 OTHER_METHOD = "another method"  # in brackets in a peer's name, or at the beginning of its reason
 NOT_REACHED = "not reached in the time given"
 FEWEST_FOR_SPREAD = 4  # rounds
+DERIVED = ("median", "spread", "ratio", "device_seconds", "cold_seconds")  # written beside what they follow from
 
 AnyStored = TypeVar("AnyStored", bound="Stored")
 
@@ -27,7 +28,7 @@ class Stored:
     """A dataclass that is written as a JSON object. Where it was read from is not written."""
 
     def to_json(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("source", "setting")}
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("source", "setting")}
 
     @classmethod
     def from_json(cls: type[AnyStored], stored: dict[str, Any]) -> AnyStored:
@@ -37,6 +38,16 @@ class Stored:
         """
         names = [f.name for f in fields(cls)]
         return cls(**{name: stored[name] for name in names if stored.get(name) is not None})
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value.to_json() if isinstance(value, Stored) else value
 
 
 @dataclass
@@ -65,7 +76,7 @@ class Measurement(Stored):
 
     @property
     def median(self) -> float | None:
-        return statistics.median(self.seconds) if self.seconds else None
+        return _median(self.seconds)
 
     @property
     def spread(self) -> float:
@@ -77,11 +88,11 @@ class Measurement(Stored):
 
     @property
     def ratio(self) -> float | None:
-        return statistics.median(self.ratios) if self.ratios else None
+        return _median(self.ratios)
 
     @property
     def cold_seconds(self) -> float | None:
-        return statistics.median(self.cold) if self.cold else None
+        return _median(self.cold)
 
     @property
     def device_seconds(self) -> float | None:
@@ -103,8 +114,7 @@ class Measurement(Stored):
         return self.error is not None and NO_USAGE not in self.peer and self.status != "WRONG"
 
     def to_json(self) -> dict[str, Any]:
-        derived = ("median", "spread", "ratio", "device_seconds", "cold_seconds")
-        return super().to_json() | {name: getattr(self, name) for name in derived}
+        return super().to_json() | {name: getattr(self, name) for name in DERIVED}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Measurement:
@@ -169,11 +179,6 @@ class CaseResult(Stored):
             return row.ratio
         ours = self.ours
         return row.median / ours.median if ours and ours.median and row.median is not None else None
-
-    def to_json(self) -> dict[str, Any]:
-        point = {} if self.axis else {"axis", "value"}
-        shown = {name: value for name, value in super().to_json().items() if name not in point}
-        return shown | {"rows": [row.to_json() for row in self.rows]}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> CaseResult:
@@ -246,7 +251,7 @@ RESULTS: dict[str, type[CaseResult] | type[VideoTrack] | type[Claim]] = {
 
 
 @dataclass
-class Run(Stored):
+class ResultLine(Stored):
     """A line of a result file. losses: who made the GPU unusable. stopped: what ended it early."""
 
     kind: str
@@ -261,11 +266,11 @@ class Run(Stored):
     stopped: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        results = [result.to_json() for result in self.results]
-        return {name: value for name, value in super().to_json().items() if value} | {"results": results}
+        stored = super().to_json()
+        return {name: value for name, value in stored.items() if value or name == "results"}
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Run:
+    def from_json(cls, stored: dict[str, Any]) -> ResultLine:
         """Results of a kind that this version does not know are left as they are."""
         run = super().from_json({"kind": "ops"} | stored)
         if run.kind in RESULTS:
@@ -279,7 +284,7 @@ class Source:
 
     file: str
     line: int
-    run: Run
+    run: ResultLine
 
     @property
     def place(self) -> str:

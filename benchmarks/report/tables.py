@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from xmemk.benchmarks.peers.workloads import FRAME_OPS, UPKEEP
 from xmemk.benchmarks.report.formatting import counted, duration, exponent, figure, number, percent, size, times
 from xmemk.benchmarks.report.result_files import MachineResults
-from xmemk.benchmarks.report.schema import FEWEST_FOR_SPREAD, CaseResult, Claim, Measurement, Source, VideoTrack
+from xmemk.benchmarks.report.schema import CaseResult, Claim, Measurement, Result, VideoTrack
 
 LABELS = {
     "memory_read": "memory_read top-k",
@@ -25,8 +25,6 @@ LABELS = {
 }
 AXES = {"N": "memory tokens", "Q": "queries", "O": "objects", "k": "k", "threads": "threads"}
 TIDY, ORIGINAL = ("tidy PyTorch",), ("original", "original (threshold)")
-MAIN_CASE = ("memory_read", "480p-full", 1)  # stands for the whole
-SAME = 1.05  # ratios nearer to one than this are called equal
 ON_AMD = (
     "The processor is AMD's. MKL, torch's library for products, takes a slow path there: peers that multiply "
     "by it are slowed, our C++ is not (benchmarks/notes/cpu-read.md). Elsewhere the ratios may be smaller."
@@ -40,10 +38,9 @@ QUALITY = (
     "memories do to the same features, not what XMem scores."
 )
 CHAINS = "each the mean of a chain of calls (on a CPU the median of three chains of short calls)"
-PARTS = ("functions", "growth with the sizes", "length of a video", "the paper's claims")
 
 
-class Table(NamedTuple):
+class ReportTable(NamedTuple):
     """align: l or r of each column. ours: emphasised rows. bars: shares, for second cells."""
 
     title: str
@@ -77,26 +74,20 @@ def sizes(case: CaseResult) -> str:
     return ", ".join([*parts, *([f"k = {case.top_k}"] if case.top_k else [])])
 
 
-def main_case(machine: MachineResults) -> CaseResult | None:
-    """The case nearest to MAIN_CASE that has our time and another's."""
-    usable = [case for case in machine.cases if case.ours and case.rivals]
-    return max(usable, key=lambda c: [a == b for a, b in zip((c.op, c.workload, c.objects), MAIN_CASE)], default=None)
-
-
 def compared(case: CaseResult, row: Measurement | None) -> str:
     """150 ms (3.5)."""
     ratio = case.ratio(row) if row else None
     return "" if row is None else duration(row.median) + ("" if ratio is None else f" ({times(ratio)})")
 
 
-def place(source: Source | None) -> str:
-    return source.place if source else ""
+def place(result: Result) -> str:
+    return result.source.place if result.source else ""
 
 
-def summary(cases: Iterable[CaseResult]) -> Table:
+def summary(cases: Iterable[CaseResult]) -> ReportTable:
     """Our time in each case, the fastest other way to a whole result, and the two usual ones."""
     rows = []
-    for case in cases:
+    for case in (case for case in cases if case.timed):
         fastest, tidy, original = next(iter(case.rivals), None), case.row(*TIDY), case.row(*ORIGINAL)
         memory = ", ".join(size(row.extra_bytes if row else None) or "-" for row in (case.ours, tidy, original))
         rows.append((
@@ -106,27 +97,27 @@ def summary(cases: Iterable[CaseResult]) -> Table:
             compared(case, tidy),
             compared(case, original),
             "" if memory == "-, -, -" else memory,
-            place(case.source),
+            place(case),
         ))  # fmt: skip
     columns = ("", "xmemk", "fastest other way", "tidy", "original", "memory: xmemk, tidy, original", "line")
     about = "In brackets: how many times xmemk's time. Memory: what a call takes beyond its inputs."
-    return Table("Beside the others", columns, "lrlrrll", rows, about)
+    return ReportTable("Beside the others", columns, "lrlrrll", rows, about)
 
 
-def claims(found: Iterable[Claim]) -> Table:
+def claims(measured: Iterable[Claim]) -> ReportTable:
     rows = []
-    for c in found:
-        measured = "nothing" if c.measured is None else f"{number(c.measured)} {c.unit}".strip()
+    for c in measured:
+        value = "nothing" if c.measured is None else f"{number(c.measured)} {c.unit}".strip()
         holds = {True: "yes", False: "no", None: "not decided"}[c.holds]
-        rows.append((c.claim, c.paper, measured, holds, c.how, place(c.source)))
-    return Table("The paper's claims", ("claim", "paper", "measured", "holds", "how", "line"), "lrrlll", rows)
+        rows.append((c.claim, c.paper, value, holds, c.how, place(c)))
+    return ReportTable("The paper's claims", ("claim", "paper", "measured", "holds", "how", "line"), "lrrlll", rows)
 
 
-def tracks(found: Iterable[VideoTrack]) -> Table:
+def tracks(measured: Iterable[VideoTrack]) -> ReportTable:
     """First and last point of each method along a video."""
     rows = []
-    for track in found:
-        ends = [track.points[0], track.points[-1]] if track.points else []
+    for track in (track for track in measured if track.points):
+        ends = (track.points[0], track.points[-1])
         cells = [
             " to ".join(dict.fromkeys(text for point in ends if (text := show(point))))
             for show in (
@@ -136,12 +127,12 @@ def tracks(found: Iterable[VideoTrack]) -> Table:
                 lambda p: figure(p["quality"]) if p.get("quality") else "",
             )
         ]
-        rows.append((track.method, track.grid, *cells, track.reason, place(track.source)))
+        rows.append((track.method, track.grid, *cells, track.reason, place(track)))
     columns = ("along a video", "tokens of a frame", "frames", "memory", "time of a frame", "J", "why it ends", "line")
-    return Table("Along a video", columns, "lrrrrrll", rows)
+    return ReportTable("Along a video", columns, "lrrrrrll", rows)
 
 
-def figures(case: CaseResult) -> Table:
+def figures(case: CaseResult) -> ReportTable:
     """Everybody's figures in one case."""
     on_gpu = any(row.device_seconds is not None for row in case.timed)
     columns = ["who", "device", "cold", "launch"] if on_gpu else ["who", "median"]
@@ -154,16 +145,16 @@ def figures(case: CaseResult) -> Table:
         cells += [percent(row.of_roof), size(row.extra_bytes)]
         rows.append([*cells, exponent(row.error), row.kind])
     about = [sizes(case), f"{figure(case.flops / 1e9)} GFLOP" if case.flops else ""]
-    about += [f"{size(case.bytes)} at least to be moved" if case.bytes else "", place(case.source)]
+    about += [f"{size(case.bytes)} at least to be moved" if case.bytes else "", place(case)]
     about += [case.source.run.date, case.source.run.commit] if case.source else []
     ours = [i for i, row in enumerate(case.timed) if row is case.ours]
     slowest = max((row.median or 0.0 for row in case.timed), default=0.0) or 1.0
     bars = [(row.median or 0.0) / slowest for row in case.timed]
     align = "l" + "r" * (len(columns) - 2) + "l"
-    return Table(title(case), columns, align, rows, ", ".join(filter(None, about)), ours, bars)
+    return ReportTable(title(case), columns, align, rows, ", ".join(filter(None, about)), ours, bars)
 
 
-def growth(machine: MachineResults) -> Table:
+def growth(machine: MachineResults) -> ReportTable:
     """The power of the axis that our time grows with; the fastest other at both ends."""
     rows = []
     for curve in machine.curves:
@@ -176,7 +167,7 @@ def growth(machine: MachineResults) -> Table:
             rows.append((label(curve[0].op), curve[0].workload, AXES[curve[0].axis], span, f"{power:.2f}", *ends))
     columns = ("function", "workload", "axis", "from, to", "power", "fastest other at the first", "at the last")
     about = "Our time grows about as this power of the axis; then how many times our time the fastest other takes."
-    return Table("Growth", columns, "lllrrll", rows, about)
+    return ReportTable("Growth", columns, "lllrrll", rows, about)
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float | None:
@@ -185,7 +176,7 @@ def slope(points: Sequence[tuple[float, float]]) -> float | None:
     return statistics.linear_regression(*zip(*logs)).slope if len({x for x, _ in logs}) > 2 else None
 
 
-def curve_points(machine: MachineResults) -> Table:
+def curve_points(machine: MachineResults) -> ReportTable:
     rows: list[list[str]] = []
     ours = []
     for case in machine.scaling:
@@ -199,10 +190,10 @@ def curve_points(machine: MachineResults) -> Table:
                 remark = f"extrapolated, not measured: {row.reason}"
                 rows.append([*cells, duration(row.extrapolated_seconds), "", "", "", "", remark])
     columns = ("axis", "function", "value", "who", "median", "spread", "times ours", "extra memory", "error", "")
-    return Table("All points of the curves", columns, "llrlrrrrrl", rows, ours=ours)
+    return ReportTable("All points of the curves", columns, "llrlrrrrrl", rows, ours=ours)
 
 
-def track_points(tracks: Iterable[VideoTrack]) -> Table:
+def track_points(tracks: Iterable[VideoTrack]) -> ReportTable:
     rows = [
         [track.protocol, track.method, track.grid, f"{p['frame']:,}", duration(p.get("seconds")), size(p.get("bytes")),
          size(p.get("peak_bytes")), f"{p.get('tokens', 0):,}", figure(p["quality"]) if p.get("quality") else ""]
@@ -211,10 +202,10 @@ def track_points(tracks: Iterable[VideoTrack]) -> Table:
     ours = [i for i, row in enumerate(rows) if row[1] == "xmemk"]
     columns = ["protocol", "method", "tokens of a frame", "frame", "time of a frame", "memory"]
     columns += ["more at the peak of a read", "tokens", "J"]
-    return Table("All points along a video", columns, "llrrrrrrr", rows, ours=ours)
+    return ReportTable("All points along a video", columns, "llrrrrrrr", rows, ours=ours)
 
 
-def reasons(machine: MachineResults) -> Table:
+def reasons(machine: MachineResults) -> ReportTable:
     """Who could not run, and remarks: each reason once, with the cases that it is of."""
     where: dict[tuple[str, str], list[str]] = {}
     for case in (*machine.cases, *machine.scaling):
@@ -223,79 +214,49 @@ def reasons(machine: MachineResults) -> Table:
             if row.reason:
                 where.setdefault((row.peer, row.reason), []).append(at)
     rows = [(peer, "; ".join(dict.fromkeys(cases)), reason) for (peer, reason), cases in where.items()]
-    return Table("Who could not run, and remarks", ("who", "where", "why"), "lll", rows)
+    return ReportTable("Who could not run, and remarks", ("who", "where", "why"), "lll", rows)
 
 
-def machine_words(machine: MachineResults) -> Table:
+def machine_words(machine: MachineResults) -> ReportTable:
     """The machine in words, and how fast it was seen to be."""
     words = dict(machine.machine)
     for source in machine.sources:
         if source.run.roof:
             gflops, gbytes = (figure(source.run.roof[name]) for name in ("gflops", "gbytes_per_s"))
             words["measured best"] = f"{gflops} GFLOP/s multiplying, {gbytes} GB/s copying"
-    return Table("The machine", ("", ""), "ll", list(words.items()))
+    return ReportTable("The machine", ("", ""), "ll", list(words.items()))
 
 
-def runs(machine: MachineResults) -> Table:
+def runs(machine: MachineResults) -> ReportTable:
     rows = [(s.place, s.run.date, s.run.commit, s.run.command or "not recorded") for s in machine.sources]
-    return Table("Where each figure comes from", ("line", "date", "commit", "command"), "llll", rows)
+    return ReportTable("Where each figure comes from", ("line", "date", "commit", "command"), "llll", rows)
 
 
-def limits(machine: MachineResults) -> Table:
+def limits(machine: MachineResults) -> ReportTable:
     """What a reader may not take from the figures."""
-    return Table("What the figures do not say", ("", ""), "ll", list(_limits(machine)))
-
-
-def _limits(machine: MachineResults) -> Iterator[tuple[str, str]]:
-    cases, both = machine.cases, (*machine.cases, *machine.scaling)
-    devices = {case.device.split(":")[0] for case in both}
-    alone = {"cpu": "its CPU alone, no GPU", "cuda": "its GPU alone, no CPU"}
-    which = alone[next(iter(devices))] if len(devices) == 1 else "CPU and GPU"
-    yield "machine", f"One machine, {machine.name}, {which}. On another, ratios can differ and even turn round."
-    if on_amd(machine):
-        yield "products", ON_AMD
-    if any(case.op not in FRAME_OPS for case in both):
-        yield "inputs", INPUTS
-    if any(track.protocol == "fig5" for track in machine.tracks):
-        yield "quality", QUALITY
+    cases, points = machine.cases, (*machine.cases, *machine.scaling)
     timed = [(row, case) for case in cases for row in case.timed]
-    if timed:
-        rounds = [len(row.seconds) for row, _ in timed]
-        few = sum(n < 5 for n in rounds)
-        yield "rounds", f"Medians of {min(rounds)} to {max(rounds)}, {CHAINS}; fewer than five: {few}"
-    spread = [(r.spread, r.peer, title(c)) for r, c in timed if len(r.seconds) >= FEWEST_FOR_SPREAD]
-    if spread:
-        share, peer, where = max(spread)
-        yield "widest spread", f"{percent(share)} ({peer}, {where}): differences below it are noise there"
-    never = {row.peer for case in cases for row in case.rows} - {row.peer for row, _ in timed}
-    if never:
-        yield "timed in no case", f"{', '.join(sorted(never))}; the reasons are given below"
-    without = [title(case) for case in cases if case.ours is None]
-    if without:
-        yield "no time of xmemk", "; ".join(without)
-    for case in cases:
-        first = next((row for row in case.rows if row.ours), None)
-        if case.ours and first and case.ours is not first:
-            yield f"xmemk in {title(case)}", f"is {case.ours.peer}: {first.peer} has no time there"
+    rounds = [len(row.seconds) for row, _ in timed] or [0]
     wrong = sorted({f"{row.peer} in {title(case)}" for row, case in timed if row.status == "WRONG"})
-    if wrong:
-        yield "wrong results", f"{'; '.join(wrong)}: not compared with"
     untested = {c.tested if isinstance(c.tested, str) else "not recorded" for c in cases if c.tested is not True}
-    if untested:
-        yield "not tested first", "; ".join(sorted(untested))
     runs = [source.run for source in machine.sources]
-    commits = {run.commit for run in runs}
-    if len(runs) > 1:
-        days = sorted({run.date for run in runs})
-        several = f"{len(runs)} runs, {days[0]} to {days[-1]}, {counted(len(commits), 'commit')}"
-        yield "runs", f"{several}. Compare within a table, where everybody took turns, not between tables."
-    changed = sorted(commit for commit in commits if "dirty" in commit)
-    if changed:
-        yield "changed files", f"{', '.join(changed)}: the files differed from the commit"
-    parts = zip(PARTS, (cases, machine.scaling, machine.tracks, machine.claims))
-    absent = [name for name, found in parts if not found]
-    if absent:
-        yield "not measured", ", ".join(absent)
+    changed = sorted({run.commit for run in runs if "dirty" in run.commit})
+    days = sorted({run.date for run in runs})
+    rows = (
+        (True, "machine", f"One machine, {machine.name}. On another, ratios can differ and even turn round."),
+        (on_amd(machine), "products", ON_AMD),
+        (any(case.op not in FRAME_OPS for case in points), "inputs", INPUTS),
+        (any(track.protocol == "fig5" for track in machine.tracks), "quality", QUALITY),
+        (timed, "rounds", f"Medians of {min(rounds)} to {max(rounds)}, {CHAINS}; fewer than five: "
+                          f"{sum(n < 5 for n in rounds)}"),
+        (wrong, "wrong results", f"{'; '.join(wrong)}: not compared with"),
+        (untested, "not tested first", "; ".join(sorted(untested))),
+        (len(runs) > 1, "runs", f"{len(runs)} runs, {days[0]} to {days[-1]}. Compare within a table, where everybody "
+                                "took turns, not between tables."),
+        (changed, "changed files", f"{', '.join(changed)}: the files differed from the commit"),
+    )  # fmt: skip
+    stated = [(name, text) for holds, name, text in rows if holds]
+    return ReportTable("What the figures do not say", ("", ""), "ll", list(dict.fromkeys(stated)))
 
 
 def on_amd(machine: MachineResults) -> bool:

@@ -11,33 +11,27 @@ counted, the network is not.
 
 from __future__ import annotations
 
-import json
+import argparse
 from dataclasses import replace
+from statistics import linear_regression
 from typing import Any
 
-import torch
-from xmemk.benchmarks.harness import record
-from xmemk.benchmarks.harness.arguments import StudyParser
-from xmemk.benchmarks.harness.line_process import NO_RESULT, ask
-from xmemk.benchmarks.harness.peaks import peak_of
+from xmemk.benchmarks.harness import arguments, record
+from xmemk.benchmarks.harness.processes import peak_of
 from xmemk.benchmarks.peers.catalogue import peers_of
 from xmemk.benchmarks.peers.clip import KEY_CHANNELS, VALUE_CHANNELS, ClipFeatures
 from xmemk.benchmarks.peers.memories import METHODS, held_bytes, hurry
 from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case
+from xmemk.benchmarks.report import tables, terminal
 from xmemk.benchmarks.report.schema import Claim
-from xmemk.benchmarks.report.tables import claims as claims_table
 
-import xmemk
-from xmemk.measure.peak import Peak
+from xmemk import operators
 from xmemk.memory import bytes_needed
 from xmemk.reference import MemoryConfig
 
-MODULE = "xmemk.benchmarks.studies.claims"
 BUDGET = 6e9
 CLAIMED_FRAMES, CLAIMED_COMPRESSION = 34_000, 6_000.0
 UP_TO, MORE_THAN = f"up to {CLAIMED_FRAMES:,}", f"> {CLAIMED_COMPRESSION:.0f} %"
-CPU = torch.device("cpu")
-LONGEST = 1_800.0  # seconds for the consolidations of :func:`our_budget`
 UNMEASURED = "peaks of resident memory cannot be measured on this system"
 WITHOUT_EVICTION = "frames within 6 GB, xmemk, no eviction"
 
@@ -59,13 +53,15 @@ def compression(features: ClipFeatures, config: MemoryConfig) -> list[Claim]:
     prototype = (held_bytes(memory) - token * memory.working_size) / memory.long_term_size
     percent, of_bytes = 100 * into / new, 100 * into * token / (new * prototype)
     size = f"{features.height} x {features.width} tokens a frame"
-    tokens_how = f"{into:,} working-memory tokens became {new} prototypes in one consolidation, {size}; "
-    tokens_how += "(T_max - T_min) H W / P"
-    bytes_how = f"{token:.0f} bytes a token in working memory, which has a selection, {prototype:.0f} in long-term "
-    bytes_how += f"memory, one object, float32, {size}"
+    rows = (
+        ("tokens", percent, f"{into:,} working-memory tokens became {new} prototypes in one consolidation, {size}; "
+         "(T_max - T_min) H W / P"),
+        ("bytes", of_bytes, f"{token:.0f} bytes a token in working memory, which has a selection, {prototype:.0f} in "
+         f"long-term memory, one object, float32, {size}"),
+    )  # fmt: skip
     return [
         Claim(f"compression, in {unit}", MORE_THAN, round(value), "%", how, value > CLAIMED_COMPRESSION)
-        for unit, value, how in (("tokens", percent, tokens_how), ("bytes", of_bytes, bytes_how))
+        for unit, value, how in rows
     ]
 
 
@@ -73,85 +69,62 @@ def released_budget(features: ClipFeatures, config: MemoryConfig, sizes: tuple[i
     """How long the released memory lasts in 6 GB: what it holds and its read takes, linear in N."""
     memory: Any = METHODS["original"].make(replace(config, max_long_term_elements=1_000_000))
     hurry(memory, True)  # potentiation
-    held: list[int] = []
+    nbytes: list[int] = []  # after each consolidation
     for t in range(12 * config.max_mid_term_frames):
         _remember(memory, features, t)
-        if memory.consolidations > len(held):
-            held.append(held_bytes(memory))
-    a_consolidation = (held[-1] - held[0]) / (len(held) - 1)
-    queries = features.height * features.width
-    peer = next(p for p in peers_of("memory_read", []) if p.name == "original")
-    workloads = [replace(WORKLOADS["480p-full"], tokens=n, queries=queries) for n in sizes]
-    peaks = [peak_of(make_case("memory_read", workload), peer) for workload in workloads]
-    if None in peaks:
-        return Claim("frames within 6 GB, released formulation", UP_TO, unit="frames", how=UNMEASURED)
-    offset, a_token = line(list(sizes), [float(peak or 0) for peak in peaks])
-    working = (config.max_mid_term_frames - 1) * queries
-    fixed = held[0] + offset + a_token * working  # at the first consolidation
-    frames = _frames(BUDGET - fixed, a_consolidation + a_token * config.num_prototypes, config)
-    how = f"{a_consolidation / 1e3:.0f} kB held more per consolidation, over {len(held)} of them; a read takes "
-    how += f"{a_token / 1e3:.1f} kB per token at its peak, measured up to N = {sizes[-1]:,} and extended"
+        if memory.consolidations > len(nbytes):
+            nbytes.append(held_bytes(memory))
+    a_consolidation = (nbytes[-1] - nbytes[0]) / (len(nbytes) - 1)
+    peaks = read_peaks("original", features, sizes)
     name = "frames within 6 GB, released formulation, no eviction"
+    if None in peaks:
+        return Claim(name, UP_TO, unit="frames", how=UNMEASURED)
+    a_token, offset = linear_regression(sizes, [float(peak or 0) for peak in peaks])
+    working = (config.max_mid_term_frames - 1) * features.height * features.width
+    fixed = nbytes[0] + offset + a_token * working  # at the first consolidation
+    frames = _frames(BUDGET - fixed, a_consolidation + a_token * config.num_prototypes, config)
+    how = f"{a_consolidation / 1e3:.0f} kB held more per consolidation, over {len(nbytes)} of them; a read takes "
+    how += f"{a_token / 1e3:.1f} kB per token at its peak, measured up to N = {sizes[-1]:,} and extended"
     return Claim(name, UP_TO, frames, "frames", how, frames >= CLAIMED_FRAMES)
 
 
-def our_budget(features: ClipFeatures, config: MemoryConfig, consolidations: int) -> list[Claim]:
-    """The same of our memory, by consolidations that are made; and its bytes with eviction."""
-    longest = replace(config, max_long_term_elements=config.num_prototypes * consolidations)
-    memory = xmemk.Memory(longest)
-    resident: list[int | None] = []
-    peak = t = 0
-    while memory.consolidations < consolidations:
-        done = memory.consolidations
-        _remember(memory, features, t)
-        t += 1
-        if memory.consolidations > done:
-            with Peak(CPU) as taken:
-                memory.read(*features.query(t))
-            peak = max(peak, taken.bytes or 0)
-            # Before the read, what was freed given back.
-            resident.append(None if taken.bytes is None or taken.highest is None else taken.highest - taken.bytes)
+def our_budget(features: ClipFeatures, config: MemoryConfig, sizes: tuple[int, ...]) -> list[Claim]:
+    """The same of our memory, whose storage is allocated once; and its bytes with eviction."""
 
     def needed(long_term: int) -> int:
         return bytes_needed(
-            replace(longest, max_long_term_elements=long_term), height=features.height, width=features.width,
+            replace(config, max_long_term_elements=long_term), height=features.height, width=features.width,
             objects=[1], key_channels=KEY_CHANNELS, value_channels=VALUE_CHANNELS,
         )  # fmt: skip
 
-    accounted = (needed(2 * longest.max_long_term_elements) - memory.nbytes) / consolidations
-    fixed = memory.nbytes - accounted * consolidations + peak
-    unbounded = Claim(WITHOUT_EVICTION, UP_TO, unit="frames", how=UNMEASURED)
-    if None not in resident:
-        settled = len(resident) // 10  # libraries and pools are awake
-        slope = line(list(range(settled, len(resident))), [float(r or 0) for r in resident[settled:]])[1]
-        frames = _frames(BUDGET - fixed, max(slope, accounted), config)
-        tokens = memory.working_size + memory.long_term_size
-        how = f"{consolidations} consolidations made: resident memory grew by {slope / 1e3:.0f} kB each, by its own "
-        how += f"account {accounted / 1e3:.0f} kB; the larger is extended to 6 GB, less {fixed / 1e6:.0f} MB for "
-        how += f"working memory and for the peak of a read at N = {tokens:,}"
-        unbounded = replace(unbounded, measured=frames, how=how, holds=frames >= CLAIMED_FRAMES)
+    peaks = read_peaks("xmemk cpu" if operators.native_error() is None else "xmemk torch", features, sizes)
+    kept, evicting = "memory for 34,000 frames without eviction, xmemk", "memory with eviction, xmemk, for any length"
+    papers = {WITHOUT_EVICTION: UP_TO, kept: "6 GB", evicting: "does not grow"}
+    if None in peaks:
+        return [Claim(name, paper, how=UNMEASURED) for name, paper in papers.items()]
+    peak = max(peak or 0 for peak in peaks)
+    a_consolidation = needed(config.num_prototypes + 1_000_000) - needed(1_000_000)
+    working = needed(config.num_prototypes) - a_consolidation
+    frames = _frames(BUDGET - working - peak, a_consolidation, config)
     prototypes = _consolidations_of(CLAIMED_FRAMES, config) * config.num_prototypes
-    kept, bounded = needed(prototypes) + peak, needed(config.max_long_term_elements) + peak
-    kept_how = f"{CLAIMED_FRAMES:,} frames: {prototypes:,} prototypes, bytes_needed of them and the peak of a read "
-    kept_how += "measured above"
-    bounded_how = f"allocated once for {config.max_long_term_elements:,} long-term tokens and "
-    bounded_how += f"{config.max_mid_term_frames} frames, and the peak of a read"
-    evicting, keeping = (
-        "memory with eviction, xmemk, for any length",
-        "memory for 34,000 frames without eviction, xmemk",
-    )
-    return [
-        unbounded,
-        Claim(keeping, "6 GB", round(kept / 1e9, 3), "GB", kept_how, kept <= BUDGET),
-        Claim(evicting, "does not grow", round(bounded / 1e9, 3), "GB", bounded_how, bounded <= BUDGET),
-    ]
+    read = f"the peak of a read, {peak / 1e6:.0f} MB up to N = {sizes[-1]:,}"
+    rows = (
+        (WITHOUT_EVICTION, frames, "frames", frames >= CLAIMED_FRAMES,
+         f"{a_consolidation / 1e3:.0f} kB a consolidation, {working / 1e6:.0f} MB of working memory, {read}"),
+        (kept, round((needed(prototypes) + peak) / 1e9, 3), "GB", needed(prototypes) + peak <= BUDGET,
+         f"{CLAIMED_FRAMES:,} frames: {prototypes:,} prototypes, bytes_needed of them, {read}"),
+        (evicting, round((needed(config.max_long_term_elements) + peak) / 1e9, 3), "GB", True,
+         f"allocated once for {config.max_long_term_elements:,} long-term tokens, {read}"),
+    )  # fmt: skip
+    return [Claim(name, papers[name], figure, unit, how, holds) for name, figure, unit, holds, how in rows]
 
 
-def line(x: list[int], y: list[float]) -> tuple[float, float]:
-    """Least squares: offset and slope."""
-    columns = torch.tensor([[1.0, a] for a in x], dtype=torch.float64)
-    offset, slope = torch.linalg.lstsq(columns, torch.tensor(y, dtype=torch.float64)[:, None]).solution[:, 0]
-    return float(offset), float(slope)
+def read_peaks(name: str, features: ClipFeatures, sizes: tuple[int, ...]) -> list[int | None]:
+    """Bytes that a peer's read of so many tokens takes at its peak."""
+    peer = next(p for p in peers_of("memory_read", ["cpu", "torch"]) if p.name == name)
+    queries = features.height * features.width
+    workloads = [replace(WORKLOADS["480p-full"], tokens=n, queries=queries) for n in sizes]
+    return [peak_of(make_case("memory_read", workload), peer) for workload in workloads]
 
 
 def _remember(memory: Any, features: ClipFeatures, t: int) -> None:
@@ -162,22 +135,17 @@ def _remember(memory: Any, features: ClipFeatures, t: int) -> None:
 
 def _frames(nbytes: float, per_consolidation: float, config: MemoryConfig) -> int:
     """Frames of video whose consolidations take so many bytes."""
-    between = (config.max_mid_term_frames - config.min_mid_term_frames) * config.mem_every
-    return int(nbytes / per_consolidation) * between
+    return int(nbytes / per_consolidation) * _between(config)
+
+
+def _between(config: MemoryConfig) -> int:
+    """Frames from a consolidation to the next."""
+    return (config.max_mid_term_frames - config.min_mid_term_frames) * config.mem_every
 
 
 def _consolidations_of(frames: int, config: MemoryConfig) -> int:
     first = (config.max_mid_term_frames - 1) * config.mem_every
-    between = (config.max_mid_term_frames - config.min_mid_term_frames) * config.mem_every
-    return max(0, (frames - 1 - first) // between + 1)
-
-
-def our_budget_in_fresh_process(height: int, width: int, frames: int, consolidations: int) -> list[Claim]:
-    """:func:`our_budget` where nothing was freed before that could be used again unseen."""
-    answer, reason = ask(MODULE, [height, width, frames, consolidations, torch.get_num_threads()], LONGEST)
-    if not reason and isinstance(answer, list):
-        return [Claim.from_json(stored) for stored in answer]
-    return [Claim("frames within 6 GB, xmemk", UP_TO, unit="frames", how=reason or NO_RESULT)]
+    return max(0, (frames - 1 - first) // _between(config) + 1)
 
 
 def measure(
@@ -185,26 +153,23 @@ def measure(
 ) -> list[Claim]:
     """All claims, also put into ``results`` as they come."""
     results = [] if results is None else results
-    frames = 20 if quick else 132
-    features, config = ClipFeatures(height, width, frames), MemoryConfig(hidden_dim=0)
+    features, config = ClipFeatures(height, width, 20 if quick else 132), MemoryConfig(hidden_dim=0)
+    sizes = (10_000, 20_000) if quick else (10_000, 20_000, 40_000)
     results += compression(features, config)
-    results.append(released_budget(features, config, (10_000, 20_000) if quick else (10_000, 20_000, 40_000)))
-    results += our_budget_in_fresh_process(height, width, frames, 20 if quick else 200)
+    results.append(released_budget(features, config, sizes))
+    results += our_budget(features, config, sizes)
     return results
 
 
+def parser() -> argparse.ArgumentParser:
+    return arguments.study(__doc__, "reads of fewer tokens")
+
+
 def main(words: list[str] | None = None) -> None:
-    options = StudyParser(__doc__, "20 consolidations instead of 200").parse(words)
-    if options.order:
-        height, width, frames, consolidations, threads = options.order
-        torch.set_num_threads(threads)
-        found = our_budget(ClipFeatures(height, width, frames), MemoryConfig(hidden_dim=0), consolidations)
-        print(json.dumps([claim.to_json() for claim in found]))
-        return
+    options = arguments.parsed(parser(), words)
     with record.recorded("claims", options.save) as results:
         measure(quick=options.quick, results=results)
-    for claim, paper, measured, holds, how, _ in claims_table(results).rows:
-        print(f"{claim}: paper {paper}, measured {measured}, holds: {holds}\n    {how}")
+    terminal.show(tables.claims(results), hidden=("line",))
 
 
 if __name__ == "__main__":

@@ -1,63 +1,76 @@
 """Over the length of a video: what each method's memory takes, and how long a frame takes.
 
-    python benchmarks/studies/length.py [--protocol fig1 fig5] [--quick]
-        [--budget SECONDS] [--save FILE]
+    python benchmarks/studies/length.py [--protocol fig1 fig5] [--quick] [--budget SECONDS]
 
 Fig. 1 (left) of the paper: "GPU memory increase per frame by averaging the memory consumption
-difference between the 100-th and 200-th frame in 480p". Here: bytes held, resident memory and time
-per frame at checkpoints of one film, the bundled clip's features played back and forth (clip.py),
-no network, one object, XMem's defaults (r = 5). 100,000 frames at 480p would take hours. Hence two
-films: 3,000 frames of 480p (30 x 54 tokens), and up to 100,000 frames of 6 x 10 tokens with a
-long-term memory of at most 1,000 tokens, as Track-Anything has it. Each method has a process of its
-own, which stops with its reason where the next checkpoint would pass a limit. With --budget the
-methods share the seconds given, and what they do not reach has that reason. Interrupted or not,
-what was measured is written to the file.
+difference between the 100-th and 200-th frame in 480p". Here: bytes held, what a read takes beside
+them, and time per frame at checkpoints of one film, the bundled clip's features played back and
+forth, no network, one object, XMem's defaults (r = 5). 100,000 frames at 480p would take hours.
+Hence two films: 3,000 frames of 480p (30 x 54 tokens), and up to 100,000 frames of 6 x 10 tokens
+with a long-term memory of at most 1,000 tokens, as Track-Anything has it. A method stops with its
+reason where the next checkpoint would pass a limit, or its share of the time is over.
 
-Every method reads every frame, with two exceptions between checkpoints: the original's reads run on
-xmemk's kernels, which are equal to rounding, and STCN's, which leave no trace in its memory, are
-left out. What is timed is each method's own read (and, on every fifth frame, its taking in of a
-memory frame) of the last frames before a checkpoint.
+Between checkpoints the original's reads run on xmemk's kernels, which are equal to rounding, and
+STCN's, which leave no trace in its memory, are left out. What is timed is each method's own read
+(and, on every fifth frame, its taking in of a memory frame) of the last frames before a checkpoint.
 
-Fig. 5: quality over the length of the video, see quality.py.
+Fig. 5 has J&F on Long-time Video played back and forth 1 to 10 times, STCN with at most 50 memory
+frames, XMem with r = 10, and a least-squares line through each. Neither the dataset nor trained
+weights are at hand. Here the bundled clip is played so, objects are propagated by the demo's
+hand-made features, and J is taken on the frames whose masks are known. So it shows what the rules
+of the two memories do to the same features, not what XMem scores.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from xmemk.benchmarks.harness import record
-from xmemk.benchmarks.harness.arguments import StudyParser, positive
-from xmemk.benchmarks.harness.line_process import NO_RESULT, ask
-from xmemk.benchmarks.peers.clip import FRAMES, KEY_CHANNELS, VALUE_CHANNELS, ClipFeatures, checkpoints
+import torch.nn.functional as F
+from torch import Tensor
+from xmemk.benchmarks.harness import arguments, record
+from xmemk.benchmarks.peers.clip import (
+    FRAMES,
+    KEY_CHANNELS,
+    START,
+    VALUE_CHANNELS,
+    ClipFeatures,
+    checkpoints,
+    there_and_back,
+)
 from xmemk.benchmarks.peers.memories import METHODS, held_bytes, held_tokens, hurry
-from xmemk.benchmarks.report import terminal
+from xmemk.benchmarks.report import tables, terminal
 from xmemk.benchmarks.report.formatting import size
 from xmemk.benchmarks.report.schema import NOT_REACHED, VideoTrack
-from xmemk.benchmarks.report.tables import track_points
-from xmemk.benchmarks.studies import quality
 
-from xmemk.measure.peak import Peak, resident_bytes
+from xmemk.data import BUNNY
+from xmemk.evaluation import policies
+from xmemk.measure.peak import Peak
 from xmemk.reference import MemoryConfig
 
-MODULE = "xmemk.benchmarks.studies.length"
 COMPARED = ("xmemk", "original", "STCN")
 RATE = 24  # frames a second, as Fig. 1 assumes
 FAR = 100_000  # how far a method that had to stop is computed
-STARTING = 5.0  # seconds that a method's process takes to begin, on a busy machine
-INTERRUPTED = "interrupted"
+CPU = torch.device("cpu")
+SIZE = (256, 144)  # width, height
+TIMES, QUICK_TIMES = (1, 2, 4, 7, 10), (1, 2)
+SECONDS_A_PASS = 1.6  # about what a clip takes
+MEMORY_FRAMES = 50  # of STCN, whatever the video's length
+DRAWN = Path(__file__).resolve().parents[2] / "tests" / "data" / "bunny"  # in a checkout: masks of four more frames
 
 
 @dataclass(frozen=True)
 class Film:
     """window: frames timed before each checkpoint. long_term: most tokens in long-term memory.
 
-    seconds: after which a method stops, one that grows without bounds after a third of it.
+    A method stops after ``seconds``, one that grows without bounds after a third of them, or where
+    it would take more bytes, held and for a read, or more time for a frame.
     """
 
     height: int
@@ -68,6 +81,8 @@ class Film:
     long_term: int = 10_000
     first: int = 100
     distinct: int = FRAMES  # frames of the clip that are used
+    most_bytes: float = 4e9
+    frame_seconds: float = 5.0
 
 
 FILMS = (
@@ -80,32 +95,16 @@ QUICK = (
 )
 
 
-@dataclass(frozen=True)
-class MethodLimits:
-    """Where a method stops: bytes held and taken by a read, and seconds of a frame."""
-
-    bytes: float = 4e9
-    seconds: float = 5.0
-
-
-def play(
-    name: str,
-    film: Film,
-    limits: MethodLimits,
-    config: MemoryConfig | None = None,
-    tell: Callable[[VideoTrack], None] = lambda _: None,
-) -> VideoTrack:
-    """One method's curve, in this process; ``tell`` gets it after each point, too."""
+def play(track: VideoTrack, film: Film, config: MemoryConfig | None = None) -> None:
+    """The points of a method's curve, as they come, and why it ends."""
     start = time.perf_counter()
-    method = METHODS[name]
+    method = METHODS[track.method]
     memory: Any = method.make(config or MemoryConfig(hidden_dim=0, max_long_term_elements=film.long_term))
     every = memory.config.mem_every
     features = ClipFeatures(film.height, film.width, film.distinct)
-    track = blank(name, film)
-    budget = share(name) * film.seconds
-    device, seen = torch.device("cpu"), 0
+    track.reason, budget, seen = "", share(track.method) * film.seconds, 0
     for point in checkpoints(film.frames, film.first):
-        track.reason = _refusal(track.points, point, method.bounded, limits)
+        track.reason = "" if method.bounded else _refusal(track.points, point, film)
         while seen < point - film.window and not track.reason:
             hurry(memory, True)
             _frame(memory, features, seen, every, read=method.counts)
@@ -115,17 +114,15 @@ def play(
         if track.reason:
             break
         hurry(memory, False)
-        with Peak(device) as peak:
+        with Peak(CPU) as peak:
             times = [_frame(memory, features, t, every, read=True) for t in range(seen, point)]
         seen = point
         measured: dict[str, Any] = {"frame": point, "seconds": statistics.median(times), "bytes": held_bytes(memory)}
-        measured |= {"tokens": held_tokens(memory), "resident": resident_bytes(device)}
-        track.points.append(measured | {"peak_bytes": peak.bytes})  # beyond what is held, of the last frames' reads
+        # The peak is beyond what is held, of the last frames' reads.
+        track.points.append(measured | {"tokens": held_tokens(memory), "peak_bytes": peak.bytes})
         track.increase = increase_per_frame(track.points)
-        tell(track)
     if track.reason and not method.bounded and track.points:
         track.computed = _computed(track.points, film, every)
-    return track
 
 
 def blank(name: str, film: Film) -> VideoTrack:
@@ -133,7 +130,8 @@ def blank(name: str, film: Film) -> VideoTrack:
     features = {"height": film.height, "width": film.width, "key_channels": KEY_CHANNELS}
     features |= {"value_channels": VALUE_CHANNELS, "objects": 1}
     method = METHODS[name]
-    return VideoTrack("fig1", name, [], method.ours, method.what, features, film.long_term)
+    track = VideoTrack("fig1", name, [], method.ours, method.what, features, film.long_term)
+    return replace(track, reason="interrupted")
 
 
 def share(name: str) -> float:
@@ -157,18 +155,17 @@ def _frame(memory: Any, features: ClipFeatures, t: int, every: int, *, read: boo
     return took
 
 
-def _refusal(points: list[dict[str, Any]], frame: int, bounded: bool, limits: MethodLimits) -> str:
+def _refusal(points: list[dict[str, Any]], frame: int, film: Film) -> str:
     """Why the next checkpoint is not tried, of a memory that grows, by the last one's figures."""
-    if bounded or not points:
+    if not points:
         return ""
     last = points[-1]
     growth = frame / last["frame"]
-    needed = growth * (last["bytes"] + (last["peak_bytes"] or 0))
-    seconds = growth * last["seconds"]
-    if needed > limits.bytes:
-        return f"frame {frame:,} would take {needed / 1e9:.1f} GB, more than the {limits.bytes / 1e9:g} GB allowed"
-    if seconds > limits.seconds:
-        return f"frame {frame:,} would take {seconds:.1f} s, more than the {limits.seconds:g} s allowed"
+    needed, seconds = growth * (last["bytes"] + (last["peak_bytes"] or 0)), growth * last["seconds"]
+    if needed > film.most_bytes:
+        return f"frame {frame:,} would take {needed / 1e9:.1f} GB, more than the {film.most_bytes / 1e9:g} GB allowed"
+    if seconds > film.frame_seconds:
+        return f"frame {frame:,} would take {seconds:.1f} s, more than the {film.frame_seconds:g} s allowed"
     return ""
 
 
@@ -181,110 +178,174 @@ def _computed(points: list[dict[str, Any]], film: Film, every: int) -> list[dict
 
 def increase_per_frame(points: list[dict[str, Any]]) -> dict[str, float] | None:
     """Fig. 1 (left): growth of the bytes held from frame 100 to 200, a frame and a minute."""
-    held = {p["frame"]: p["bytes"] for p in points}
-    if 100 not in held or 200 not in held:
+    nbytes = {p["frame"]: p["bytes"] for p in points}
+    if not nbytes.keys() >= {100, 200}:
         return None
-    per_frame = (held[200] - held[100]) / 100
+    per_frame = (nbytes[200] - nbytes[100]) / 100
     return {"bytes_per_frame": per_frame, "bytes_per_minute": per_frame * RATE * 60}
 
 
-def in_fresh_process(
-    name: str, film: Film, limits: MethodLimits, seconds: float | None = None, track: VideoTrack | None = None
-) -> VideoTrack:
-    """:func:`play` in a new process, killed after ``seconds`` (by default what it may need at the
-    most).
+def known_masks(size: tuple[int, int] = SIZE) -> dict[int, Tensor]:
+    """Frame of the clip -> its mask [H, W], at this size (width, height)."""
+    from xmemk.data.masks import read_mask
 
-    Whatever ends that process is the curve's reason. ``track`` is filled as points come, so that it
-    has them whatever happens here.
+    paths = [BUNNY / f"{START:05}.png", *sorted(DRAWN.glob("*.png"))]
+    width, height = size
+    return {int(p.stem): F.interpolate(read_mask(p)[None, None], (height, width))[0, 0] for p in paths}
+
+
+def region_similarity(labels: Tensor, known: Tensor) -> float:
+    """J: intersection over union of all objects' pixels."""
+    labels, known = labels > 0, known > 0
+    union = int((labels | known).sum())
+    return int((labels & known).sum()) / union if union else 1.0
+
+
+def follow(
+    policy: str, frames: list[Tensor], masks: dict[int, Tensor], times: int, until: float | None = None
+) -> Iterator[dict[str, Any]]:
+    """The clip ``times`` times, and a point after each: mean J of all known frames passed so far.
+
+    Nothing comes after ``until`` (of time.monotonic).
     """
-    track = track or blank(name, film)
-    order = {"method": name, "film": asdict(film), "limits": asdict(limits), "threads": torch.get_num_threads()}
-    ended = False
+    from xmemk.demo.tracker import MEMORY_CONFIG, DemoTracker
 
-    def take(answer: Any) -> None:
-        nonlocal ended
-        if isinstance(answer, dict):
-            ended = answer["ended"]
-            vars(track).update(answer["track"] | ({} if ended else {"reason": INTERRUPTED}))
+    config = MemoryConfig(hidden_dim=0, top_k=MEMORY_CONFIG["top_k"], mem_every=10)
+    if policy == "stcn":
+        config = replace(config, mem_every=max(1, -(-times * len(frames) // MEMORY_FRAMES)))
+    memory = policies.make_memory(policy, config)
+    tracker = DemoTracker(memory, frames[0], masks[START], mem_every=config.mem_every)
+    judged, seconds = [], []
+    for t in range(1, times * len(frames)):
+        if until is not None and time.monotonic() > until:
+            return
+        place = there_and_back(t, len(frames))
+        start = time.perf_counter()
+        labels = tracker.step(frames[place])
+        seconds.append(time.perf_counter() - start)
+        if START + place in masks:
+            judged.append(region_similarity(labels, masks[START + place]))
+        if (t + 1) % len(frames) == 0 and judged:
+            yield {
+                "frame": t + 1,
+                "seconds": statistics.median(seconds[-len(frames) :]),
+                "bytes": held_bytes(memory),
+                "tokens": held_tokens(memory),
+                "quality": statistics.fmean(judged),
+                "judged": len(judged),
+            }
 
-    _, reason = ask(MODULE, order, 4 * film.seconds + 60 if seconds is None else seconds, take)
-    if not ended:
-        track.reason = reason or NO_RESULT
-        if track.points and not METHODS[name].bounded:
-            track.computed = _computed(track.points, film, MemoryConfig().mem_every)
-    return track
+
+def measure_quality(
+    times: Sequence[int],
+    *,
+    size: tuple[int, int] = SIZE,
+    count: int | None = None,
+    until: float | None = None,
+    results: list[VideoTrack] | None = None,
+) -> list[VideoTrack]:
+    """Both curves, also put into ``results`` as they come: XMem's from one run, since it does not
+    ask how long a video is, STCN's from a run per length.
+
+    What is not reached before ``until`` is the reason.
+    """
+    from xmemk.data.video import read_frames
+    from xmemk.demo.features import CELL, grid_size
+
+    results = [] if results is None else results
+    frames, masks = list(read_frames(BUNNY / "clip.mp4", size, START))[:count], known_masks(size)
+    height, width = grid_size(size[1], size[0])
+    features = {"height": height, "width": width, "key_channels": 12, "value_channels": CELL * CELL, "objects": 1}
+    judged = sorted(START + i for i in range(len(frames)) if START + i in masks)
+    tracks = []
+    for name, policy, ours in (("xmemk", "xmem", True), (f"STCN, {MEMORY_FRAMES} frames", "stcn", False)):
+        track = VideoTrack("fig5", name, [], ours, features=features, judged_frames=judged, reason="interrupted")
+        tracks.append(track)
+        results.append(track)
+        end = (until + time.monotonic()) / 2 if until is not None and ours else until
+        for n in times[-1:] if ours else times:
+            for point in follow(policy, frames, masks, n, end):
+                passes = point["frame"] // len(frames)
+                track.points += [point] if passes in times and (ours or passes == n) else []
+        reached = [p["frame"] for p in track.points]
+        missing = [str(n * len(frames)) for n in times if n * len(frames) not in reached]
+        track.reason = f"{NOT_REACHED}: {', '.join(missing)} frames" if missing else ""
+        track.fit = fit(reached, [p["quality"] for p in track.points])
+    return tracks
+
+
+def fit(x: list[int], y: list[float]) -> dict[str, float] | None:
+    """The least-squares line, as the paper draws it."""
+    if len(x) < 2:
+        return None
+    slope, intercept = statistics.linear_regression(x, y)
+    return {"intercept": intercept, "per_1000_frames": 1000 * slope}
 
 
 def measure(
-    protocols: list[str],
+    protocols: Sequence[str],
+    films: Iterable[Film],
     *,
-    quick: bool = False,
-    limits: MethodLimits | None = None,
+    times: Sequence[int] = TIMES,
     budget: float | None = None,
     tell: Callable[[VideoTrack], None] | None = None,
     results: list[VideoTrack] | None = None,
 ) -> list[VideoTrack]:
-    """The curves of these protocols, also put into ``results`` as they come; ``tell`` gets lines
-    for each.
+    """The curves of these protocols, also put into ``results`` as they come; ``tell`` gets each.
 
-    ``budget``: seconds for all of it, shared by what is still to be measured.
+    ``times``: of the clip in fig5. ``budget``: seconds, shared by what is still to be measured.
     """
     results, tell = [] if results is None else results, tell or show
     until = None if budget is None else time.monotonic() + budget
-    films = (QUICK if quick else FILMS) if "fig1" in protocols else ()
-    left = [(name, film) for film in films for name in COMPARED]
-    others = quality.SECONDS[quick] if "fig5" in protocols else 0.0
-    for at, (name, film) in enumerate(left):
-        track = replace(blank(name, film), reason=INTERRUPTED)
+    planned = [(name, film) for film in films if "fig1" in protocols for name in COMPARED]
+    times = times if "fig5" in protocols else ()
+    others = SECONDS_A_PASS * (sum(times) + max(times, default=0))
+    for at, (name, film) in enumerate(planned):
+        track = blank(name, film)
         results.append(track)
-        seconds = None
         if until is not None:
-            later = sum(share(n) * f.seconds for n, f in left[at:]) + others
-            seconds = (until - time.monotonic()) * share(name) * film.seconds / later
-            # The process needs some of it to begin and to end.
-            film = replace(film, seconds=min(film.seconds, max(0.0, seconds - STARTING) / share(name)))
-        if seconds is None or seconds > STARTING:
-            in_fresh_process(name, film, limits or MethodLimits(), seconds, track)
+            later = sum(share(n) * f.seconds for n, f in planned[at:]) + others
+            left = max(0.0, until - time.monotonic())
+            film = replace(film, seconds=film.seconds * min(1.0, left / later))
+        if film.seconds > 0:
+            play(track, film)
         else:
             track.reason = NOT_REACHED
         tell(track)
-    if "fig5" in protocols:
-        for track in quality.measure(quick=quick, until=until, results=results):
+    if times:
+        for track in measure_quality(times, until=until, results=results):
             tell(track)
     return results
 
 
 def show(track: VideoTrack) -> None:
     """A curve as a table, and why it ends."""
-    table = track_points([track])._replace(title=f"{track.protocol}, {track.method}, {track.grid} tokens a frame")
-    terminal.console.print(terminal.grid_of(table, ("protocol", "method", "tokens of a frame")))
-    if track.increase:
-        terminal.tell(f"  growth from frame 100 to 200: {size(track.increase['bytes_per_frame'])} a frame")
-    for point in track.computed[-1:]:
-        terminal.tell(f"  computed: {size(point['bytes'])} at frame {point['frame']:,}")
-    terminal.tell(f"  {track.reason}" if track.reason else "")
+    table = tables.track_points([track])._replace(
+        title=f"{track.protocol}, {track.method}, {track.grid} tokens a frame"
+    )
+    remarks = (
+        [f"growth from frame 100 to 200: {size(track.increase['bytes_per_frame'])} a frame"] if track.increase else []
+    )
+    remarks += [f"computed: {size(point['bytes'])} at frame {point['frame']:,}" for point in track.computed[-1:]]
+    terminal.show(table, [*remarks, track.reason], hidden=("protocol", "method", "tokens of a frame"))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = arguments.study(__doc__, "the first 200 frames at 480p, 2,000 small ones")
+    add = parser.add_argument
+    add("--protocol", nargs="+", choices=("fig1", "fig5"), default=["fig1", "fig5"])
+    add("--gb", type=arguments.positive, default=4.0, help="a method stops that would take more")
+    add("--frame-seconds", type=arguments.positive, default=5.0, help="a method stops whose frame takes longer")
+    return parser
 
 
 def main(words: list[str] | None = None) -> None:
-    parser = StudyParser(__doc__, "the first 200 frames at 480p, 2,000 small ones")
-    parser.add_argument("--protocol", nargs="+", choices=("fig1", "fig5"), default=["fig1", "fig5"])
-    parser.add_argument("--budget", type=positive, metavar="SECONDS", help="end within so many; say what is left out")
-    parser.add_argument("--gb", type=positive, default=4.0, help="a method stops that would take more")
-    parser.add_argument("--frame-seconds", type=positive, default=5.0, help="a method stops whose frame takes longer")
-    options = parser.parse(words)
-    if options.order:
-        order = options.order
-        torch.set_num_threads(order["threads"])
-
-        def tell(track: VideoTrack, ended: bool = False) -> None:
-            print(json.dumps({"track": track.to_json(), "ended": ended}), flush=True)
-
-        film, limits = Film(**order["film"]), MethodLimits(**order["limits"])
-        tell(play(order["method"], film, limits, tell=tell), ended=True)
-        return
-    limits = MethodLimits(options.gb * 1e9, options.frame_seconds)
+    options = arguments.parsed(parser(), words)
+    stops = {"most_bytes": options.gb * 1e9, "frame_seconds": options.frame_seconds}
+    films = [replace(film, **stops) for film in (QUICK if options.quick else FILMS)]
+    times = QUICK_TIMES if options.quick else TIMES
     with record.recorded("length", options.save) as results:
-        measure(options.protocol, quick=options.quick, limits=limits, budget=options.budget, results=results)
+        measure(options.protocol, films, times=times, budget=options.budget, results=results)
 
 
 if __name__ == "__main__":

@@ -8,36 +8,31 @@ One axis is varied, the rest is that of a named workload (``BASES``). Three peer
 far as each fits: ours, tidy PyTorch and the original's formulation. What a point would take is
 computed before it is tried, its memory by ``needed_bytes``, its time from the points before on the
 same axis. A point that would take too much is a row with that reason, and with
-"extrapolated_seconds" where two points came before it. With --budget all curves share the seconds
-given, and what they do not suffice for is such a row, too. Interrupted or not, what was measured is
-written to the file. Each peer is compared with float64 on some queries and 32 value channels before
-it is timed. Extra memory is the peak of one call beyond its inputs.
+"extrapolated_seconds" where two points came before it. With --budget all curves share the seconds.
+Each peer is compared with float64 on some queries and 32 value channels before it is timed. Extra
+memory is the peak of one call beyond its inputs.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
-import itertools
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from xmemk.benchmarks.harness import record
-from xmemk.benchmarks.harness.arguments import StudyParser, positive
-from xmemk.benchmarks.harness.peaks import peak_of
-from xmemk.benchmarks.harness.round_timer import CHAIN_SECONDS
-from xmemk.benchmarks.harness.timing import Tell, available_bytes, printed, time_peers
+from xmemk.benchmarks.harness import arguments, record
+from xmemk.benchmarks.harness.processes import peak_of
+from xmemk.benchmarks.harness.timing import CHAIN_SECONDS, available_bytes, time_peers
 from xmemk.benchmarks.peers.catalogue import CHECKED_QUERIES, Peer, peers_of
 from xmemk.benchmarks.peers.verdicts import verdict
 from xmemk.benchmarks.peers.workloads import READS, WORKLOADS, OpCase, Workload, make_case, sizes_of
-from xmemk.benchmarks.report.formatting import duration, percent, size
+from xmemk.benchmarks.report import terminal
 from xmemk.benchmarks.report.schema import NOT_REACHED, CaseResult, Measurement
 
 from xmemk import operators
@@ -53,7 +48,8 @@ VALUES = {
 }
 QUICK = {"N": (1_000, 10_000, 100_000), "Q": (375, 1_620, 8_160), "O": (1, 4, 16), "k": (1, 30, 256)}
 QUICK_BASE = "480p-early"
-OTHERS = ("tidy PyTorch", "original")
+# N x Q matrices that the formulations of the others hold at once.
+MATRICES = {"tidy PyTorch": 2, "original": 5}
 CHECKED_CHANNELS = 32
 OUR_BYTES = 100_000_000  # more than our read takes beside its readout
 UNKNOWN_MEMORY = 8e9  # bytes of a point where the system does not tell what is free
@@ -69,27 +65,17 @@ class PointLimits:
     budget: float = 4.0
 
 
-@dataclass(frozen=True)
-class Point:
-    """One op at one place of an axis."""
+class Point(CaseResult):
+    """One op at one place of an axis: its result, without rows as yet, and its workload."""
 
-    axis: str
-    value: int
-    op: str
-    workload: Workload
-    objects: int = 1
-    threads: int = 1
-
-    @property
-    def tokens_and_queries(self) -> tuple[int, int]:
-        sizes = sizes_of(self.op, self.workload)
-        return sizes["tokens"] or 0, sizes["queries"] or 0
+    of: Workload
 
 
-def points(axis: str, threads: int, *, quick: bool = False) -> Iterator[Point]:
+def curves(axis: str, threads: int, quick: bool) -> Iterator[list[Point]]:
     """Op by op, from small to large."""
     base = WORKLOADS[QUICK_BASE if quick else BASES[axis]]
     for op in ("memory_read",) if quick else OPS[axis]:
+        curve = []
         for value in values_of(axis, quick):
             sizes: dict[str, Any] = {
                 "N": {"tokens": value, "candidates": value, "prototypes": min(base.prototypes, value)},
@@ -97,7 +83,11 @@ def points(axis: str, threads: int, *, quick: bool = False) -> Iterator[Point]:
                 "k": {"top_k": value},
             }.get(axis, {})
             objects, used = value if axis == "O" else 1, value if axis == "threads" else threads
-            yield Point(axis, value, op, replace(base, **sizes), objects, used)
+            w = replace(base, **sizes)
+            point = Point(op, w.name, objects, "float32", "cpu", used, axis=axis, value=value)
+            vars(point).update(sizes_of(op, w), of=w)
+            curve.append(point)
+        yield curve
 
 
 def values_of(axis: str, quick: bool) -> tuple[int, ...]:
@@ -109,54 +99,37 @@ def values_of(axis: str, quick: bool) -> tuple[int, ...]:
     return tuple(sorted({1, *between, cores}))
 
 
-def input_bytes(point: Point) -> int:
-    """Of what all peers are given: keys, selections, values, shrinkage, usage, queries."""
-    w, (n, q) = point.workload, point.tokens_and_queries
-    return 4 * (n * (2 * w.key_channels + point.objects * w.value_channels + 2) + 2 * q * w.key_channels)
-
-
 def needed_bytes(point: Point, peer: str) -> int:
-    """About what a point takes at its peak, inputs included, by what its formulation has to hold at
-    once.
-
-    tidy: augmented keys [N, 2 CK + 1], scores [N, Q], for a dense read their softmax beside them.
-    original: a copy of the memory, k^2, and of N x Q matrices 5, 4 in a dense read or a
-    consolidation. Ours: the readout and 100 MB. The check holds some ten [N, 40] matrices and the
-    keys, in float64.
-    """
-    w, (n, q) = point.workload, point.tokens_and_queries
-    topk = point.op == "memory_read"
-    if peer == "original":
-        copy = n * (w.key_channels + 1 + point.objects * w.value_channels) if topk else 0
-        call = 4 * (copy + n * w.key_channels + (5 if topk else 4) * n * q)
-    elif peer == "tidy PyTorch":
-        call = 4 * (n * (2 * w.key_channels + 1) + (1 if topk else 2) * n * q)
-    else:
-        call = OUR_BYTES
+    """About what a point takes at its peak: its inputs (keys, selections, values, shrinkage, usage,
+    queries), for others a copy of them and N x Q matrices, or what the check holds in float64 (some
+    ten [N, 40] matrices and the keys)."""
+    w, n, q = point.of, point.tokens or 0, point.queries or 0
+    inputs = 4 * (n * (2 * w.key_channels + point.objects * w.value_channels + 2) + 2 * q * w.key_channels)
+    call = inputs + 4 * MATRICES[peer] * n * q if peer in MATRICES else OUR_BYTES
     checked = w.prototypes if point.op == "consolidate" else CHECKED_QUERIES
     check = 8 * n * (3 * w.key_channels + 3 * CHECKED_CHANNELS + 10 * checked)
-    return input_bytes(point) + 4 * q * point.objects * w.value_channels + max(call, check)
+    return inputs + 4 * q * point.objects * w.value_channels + max(call, check)
 
 
-Past = list[tuple[int, float]]  # values of an axis, ascending, and the seconds that a peer took there
+Past = list[tuple[float, float]]  # values of an axis, ascending, and the seconds that a peer took there
 
 
-def refusal(point: Point, peer: str, past: Past, limits: PointLimits) -> str:
-    """Why a point is not tried, or ""."""
-    needed = needed_bytes(point, peer)
+def refusal(point: Point, peer: str, past: Past, limits: PointLimits, left: float = math.inf) -> str:
+    """Why a point is not tried with so many seconds ``left``, or ""."""
+    needed, seconds = needed_bytes(point, peer), predicted(point, past)
     if needed > limits.bytes:
         return f"would take {needed / 1e9:.1f} GB, more than {limits.bytes / 1e9:.3g}"
-    if not past or point.axis == "threads":
-        return ""
-    seconds = predicted(point, past)
     if seconds > limits.seconds:
         at, took = past[-1]
-        return f"would take {seconds:.1f} s ({took:.1f} s at {point.axis} = {at:,}), more than {limits.seconds:g}"
-    return ""
+        return f"would take {seconds:.1f} s ({took:.1f} s at {point.axis} = {at:,.0f}), more than {limits.seconds:g}"
+    return NOT_REACHED if left <= needed_seconds(seconds, limits) else ""
 
 
 def predicted(point: Point, past: Past) -> float:
-    """On the line through the last two of this axis, or, from one, in proportion to N or Q."""
+    """Seconds of a call, on the line through the last two of this axis, or, from one, in proportion
+    to N or Q; 0 where nothing is known."""
+    if not past or point.axis == "threads":
+        return 0.0
     at, took = past[-1]
     if len(past) > 1:
         earlier, less = past[-2]
@@ -164,54 +137,51 @@ def predicted(point: Point, past: Past) -> float:
     return took * point.value / at if point.axis in "NQ" else took
 
 
-def measured(point: Point, limits: PointLimits, past: dict[str, Past], until: float | None = None) -> list[Measurement]:
+def needed_seconds(call: float, limits: PointLimits) -> float:
+    """Twice for its peak, twice to be checked and warm, and the rounds."""
+    return call and 4 * call + max(call, min(limits.budget, limits.rounds * max(call, CHAIN_SECONDS["cpu"])))
+
+
+def measure_point(point: Point, limits: PointLimits, past: dict[str, Past], until: float | None = None) -> None:
     """The rows of one point; ``past``: of each peer what it took at smaller values of this axis,
     which is added to.
 
-    ``until`` (of time.monotonic): a peer that would not be done by then is not begun, and what is
-    under way is left.
+    A peer that would not be done by ``until`` (of time.time) is not begun.
     """
     torch.set_num_threads(point.threads)
-    rows, tried = [], []
-    left = math.inf if until is None else until - time.monotonic()
+    rows: dict[str, Measurement] = {}
+    tried = []
+    left = math.inf if until is None else until - time.time()
     for peer in chosen(point.op):
-        known = past.get(peer.name, [])
-        reason = refusal(point, peer.name, known, limits)
-        longest = 0.0
-        if known and point.axis != "threads":
-            one = predicted(point, known)
-            # Twice for its peak, twice to be checked and warm, and the rounds.
-            longest = 4 * one + max(one, min(limits.budget, limits.rounds * max(one, CHAIN_SECONDS["cpu"])))
-        if not reason and (left <= 0 or longest > left):
-            reason = NOT_REACHED
-        rows.append(Measurement(peer.name, peer.ours, reason=reason))
-        if not reason:
+        known = past.setdefault(peer.name, [])
+        rows[peer.name] = row = Measurement(peer.name, peer.ours)
+        row.reason = refusal(point, peer.name, known, limits, left)
+        if not row.reason:
             tried.append(peer)
-            left -= longest
-    if tried:
-        try:
-            with alarm(until):
-                timed = {row.peer: row for row in time_point(point, tried, limits)}
-        except OutOfTime:
-            timed = {peer.name: Measurement(peer.name, peer.ours, reason=NOT_REACHED) for peer in tried}
-        rows = [timed.get(row.peer, row) for row in rows]
-        gc.collect()
-    for row in rows:
+            left -= needed_seconds(predicted(point, known), limits)
+    rows |= {row.peer: row for row in time_point(point, tried, limits)}
+    gc.collect()
+    for row in rows.values():
+        known = past[row.peer]
         if row.median is not None:
-            past.setdefault(row.peer, []).append((point.value, row.median))
-        elif len(known := past.get(row.peer, [])) > 1 and point.axis != "threads":
-            row.extrapolated_seconds = predicted(point, known)
-    return rows
+            known.append((point.value, row.median))
+        elif len(known) > 1:
+            row.extrapolated_seconds = predicted(point, known) or None
+    point.rows = list(rows.values())
 
 
 def time_point(point: Point, peers: list[Peer], limits: PointLimits) -> list[Measurement]:
     """The rows of those that are tried."""
-    case = make_case(point.op, point.workload, objects=point.objects)
+    if not peers:
+        return []
+    case = make_case(point.op, point.of, objects=point.objects)
     peaks: dict[str, int | None] = {}
-    for peer in peers:
-        with contextlib.suppress(Exception):  # why it fails, time_peers will say
-            peaks[peer.name] = peak_of(case, peer)
-    rows = time_peers(case, peers, rounds=limits.rounds, budget=limits.budget, judge=judge)
+    with terminal.progress(f"{point.op}, {point.axis} = {point.value:,}") as tell:
+        for peer in peers:
+            tell(f"memory of {peer.name}")
+            with contextlib.suppress(Exception):  # why it fails, time_peers will say
+                peaks[peer.name] = peak_of(case, peer)
+        rows = time_peers(case, peers, rounds=limits.rounds, budget=limits.budget, judge=judge, tell=tell)
     for row in rows:
         row.extra_bytes = peaks.get(row.peer) if row.seconds else None
     return rows
@@ -226,38 +196,9 @@ def judge(case: OpCase, result: Any) -> Comparison | None:
     return verdict(thinned, tuple(cut))
 
 
-class OutOfTime(BaseException):
-    """The time given is over. No Exception: those are taken for failures of a peer."""
-
-
-@contextlib.contextmanager
-def alarm(until: float | None) -> Iterator[None]:
-    """Raises OutOfTime inside when the time has come, where the system has such signals."""
-    if until is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(*_: Any) -> NoReturn:
-        raise OutOfTime
-
-    before = signal.signal(signal.SIGALRM, ring)
-    # Again and again: an exception in a destructor is lost.
-    signal.setitimer(signal.ITIMER_REAL, max(1e-3, until - time.monotonic()), 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def chosen(op: str) -> list[Peer]:
     backend = "torch" if operators.native_error() is not None else "cpu"
-    return [peer for peer in peers_of(op, [backend]) if peer.ours or peer.name in OTHERS]
-
-
-def default_bytes() -> float:
-    """Half of what this machine has free, so that nothing is swapped."""
-    return 0.5 * (available_bytes() or 2 * UNKNOWN_MEMORY)
+    return [peer for peer in peers_of(op, [backend]) if peer.ours or peer.name in MATRICES]
 
 
 def measure(
@@ -266,61 +207,41 @@ def measure(
     *,
     quick: bool = False,
     budget: float | None = None,
-    tell: Tell = printed,
     results: list[CaseResult] | None = None,
 ) -> list[CaseResult]:
-    """The results along these axes, also put into ``results`` as they come; ``tell`` gets a line
-    for each row.
+    """The results along these axes, also put into ``results`` as they come, and shown.
 
     ``budget``: seconds for all of it, shared alike by the curves that are still to be measured.
     """
     threads = torch.get_num_threads()
     results = [] if results is None else results
-    end = None if budget is None else time.monotonic() + budget
-    curves = [
-        list(group)
-        for axis in axes
-        for _, group in itertools.groupby(points(axis, threads, quick=quick), key=lambda point: point.op)
-    ]
+    end = None if budget is None else time.time() + budget
+    planned = [curve for axis in axes for curve in curves(axis, threads, quick)]
     try:
-        for at, curve in enumerate(curves):
+        for at, curve in enumerate(planned):
             past: dict[str, Past] = {}
-            now = time.monotonic()
-            until = None if end is None else now + (end - now) / (len(curves) - at)
+            until = None if end is None else time.time() + (end - time.time()) / (len(planned) - at)
             for point in curve:
-                rows = measured(point, limits, past, until)
-                results.append(result_of(point, rows))
-                for row in rows:
-                    tell(line(point, row))
+                measure_point(point, limits, past, until)
+                results.append(point)
+                terminal.show_case(point)
     finally:
         torch.set_num_threads(threads)
     return results
 
 
-def result_of(point: Point, rows: list[Measurement]) -> CaseResult:
-    w = point.workload
-    result = CaseResult(point.op, w.name, point.objects, "float32", "cpu", point.threads, rows)
-    vars(result).update(sizes_of(point.op, w), axis=point.axis, value=point.value)
-    return result
-
-
-def line(point: Point, row: Measurement) -> str:
-    place = f"{point.op:17} {point.axis} = {point.value:>9,}  {row.peer:14}"
-    if row.median is None:
-        return f"{place} {row.reason}"
-    return (
-        f"{place} {duration(row.median):>8} +- {percent(row.spread):5} {size(row.extra_bytes)}  {row.reason}".rstrip()
-    )
+def parser() -> argparse.ArgumentParser:
+    parser = arguments.study(__doc__, "the top-k read alone, from a small memory")
+    parser.add_argument("--axis", nargs="+", choices=list(BASES), default=list(BASES))
+    parser.add_argument("--gb", type=arguments.positive, help="most memory of a point; by default half of what is free")
+    parser.add_argument("--seconds", type=arguments.positive, help="a point is left out whose call would take longer")
+    return parser
 
 
 def main(words: list[str] | None = None) -> None:
-    parser = StudyParser(__doc__, "the top-k read alone, from a small memory")
-    parser.add_argument("--axis", nargs="+", choices=list(BASES), default=list(BASES))
-    parser.add_argument("--budget", type=positive, metavar="SECONDS", help="end within so many; say what is left out")
-    parser.add_argument("--gb", type=positive, help="most memory of a point; by default half of what is free")
-    parser.add_argument("--seconds", type=positive, help="a point is left out whose call would take longer")
-    options = parser.parse(words)
-    limits = PointLimits(options.gb * 1e9 if options.gb else default_bytes())
+    options = arguments.parsed(parser(), words)
+    # Half of what this machine has free, so that nothing is swapped.
+    limits = PointLimits(options.gb * 1e9 if options.gb else 0.5 * (available_bytes() or 2 * UNKNOWN_MEMORY))
     if options.quick:
         limits = replace(limits, seconds=1.2, rounds=3, budget=0.25)
     if options.seconds:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 import xmemk
+from xmemk.measure.peak import resident_bytes
 
 CK, CV, H, W = 16, 32, 6, 8
 CONFIG = xmemk.MemoryConfig(
@@ -26,12 +26,6 @@ CONFIG = xmemk.MemoryConfig(
 )
 ALLOWED = 0.01  # growth from the first eviction to the end
 FILMS = 64  # frames that are made once and shown again and again
-
-
-def resident() -> float:
-    """MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def soak(reads: int, groups: str, samples: int = 200) -> tuple[list[tuple[int, float]], int, xmemk.Memory]:
@@ -55,20 +49,18 @@ def soak(reads: int, groups: str, samples: int = 200) -> tuple[list[tuple[int, f
         if not first_eviction and memory.evictions:
             first_eviction = t
         if t % max(1, reads // samples) == 0 or t == reads - 1:
-            curve.append((t + 1, resident()))
+            curve.append((t + 1, (resident_bytes(torch.device("cpu")) or 0) / 1e6))
     return curve, first_eviction, memory
 
 
 def draw(curve: list[tuple[int, float]], first_eviction: int, path: Path) -> None:
     try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
     except ModuleNotFoundError:
         print("no picture: matplotlib is not installed")
         return
-    figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.add_subplot()
     axes.plot(*zip(*curve), color="#204060")
     axes.axvline(first_eviction, color="#a04020", linewidth=1, label="first eviction")
     top = 1.2 * max(mb for _, mb in curve)
@@ -91,9 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with open(options.out / "soak.csv", "w", newline="") as file:
         csv.writer(file).writerows([("reads", "resident_mb"), *curve])
-    print(
-        f"{options.reads} reads, {memory.consolidations} consolidations, {memory.evictions} evictions, {seconds:.0f} s"
-    )
+    counts = f"{memory.consolidations} consolidations, {memory.evictions} evictions"
+    print(f"{options.reads} reads, {counts}, {seconds:.0f} s")
     if not memory.evictions:
         print("nothing was evicted: more reads are needed")
         return 1

@@ -9,8 +9,8 @@
 
 namespace xmemk::cpu {
 
-// A term beyond this costs a score more than some 2^-24 * 2^16 = 0.004.
-constexpr float kLargestTerm = 0x1p16f;
+// A term beyond this costs a score more than some 2^-24 * 2^14 = 0.001.
+constexpr float kLargestTerm = 0x1p14f;
 
 inline bool are_too_large(const Terms& token, const Terms& query) {
   return !(token.square * query.square <= kLargestTerm && token.linear * query.linear <= kLargestTerm &&

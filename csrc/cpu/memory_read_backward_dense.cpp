@@ -184,10 +184,9 @@ class DenseBackward {
   void sum_over_queries(int64_t at, int64_t q, bool add) const {
     const int64_t count = std::min(kSpan, count_queries() - q);
     float* sum = memory_->key_sum.get() + at * kRows * width_;
-    bool direct = false;
-    for (int64_t p = 0; p < span(q); p += kPanel)
-      direct |= are_too_large(group_.largest_terms(at), direct_[(q + p) / kPanel].largest());
-    if (!direct) {
+    Terms queries;
+    for (int64_t p = 0; p < span(q); p += kPanel) queries.raise(direct_[(q + p) / kPanel].largest());
+    if (!are_too_large(group_.largest_terms(at), queries)) {
       kernels_.product(kRows, width_, count, d_score(at, q), block_, memory_->query.get() + q * width_, width_, sum,
                        width_, add);
       return;
@@ -345,8 +344,7 @@ class DenseBackward {
     const int64_t at = panel * kPanel, count = std::min(kPanel, queries_ - at);
     float *q = scratch, *e = q + kPanel * keys_, *dq = e + kPanel * keys_, *de = dq + kPanel * keys_;
     operands_.read_queries(b_, at, count, true, q, e);
-    const float* sum = memory_->query_sum.get() + panel * width_ * kPanel;
-    const float* last = sum + 2 * keys_ * kPanel;
+    const float *sum = memory_->query_sum.get() + panel * width_ * kPanel, *last = sum + 2 * keys_ * kPanel;
     for (int64_t c = 0; c < keys_; ++c) {
       const float *square = sum + 2 * c * kPanel, *linear = square + kPanel;
       for (int64_t j = 0; j < count; ++j) {

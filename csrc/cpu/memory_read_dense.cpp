@@ -1,8 +1,9 @@
 // The read over all tokens: softmax of a tile of scores at a time, then its product with the values of every object.
 //
-// Where the scores of a tile of queries fit a core's share of the cache, they are computed once and kept until the
-// largest is known; else they are computed twice, first for the largest and the sum of exponentials. Sums are taken in
-// an order that depends on N and Q alone, so the result is the same for any number of threads.
+// Where the scores of a tile of queries fit a core's share of the cache, they are kept until the largest is known. Else
+// the memory goes by in parts, whose sums are relative to the largest score so far; usage then takes a second pass,
+// with the softmax that is known by then. Sums are taken in an order that depends on N and Q alone, so the result is
+// the same for any number of threads.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -25,6 +26,7 @@ constexpr int64_t kKeptBytes = 8 << 20;    // of scores per thread
 constexpr int64_t kBlockBytes = 32 << 20;  // of sums of queries that are under way together
 constexpr int64_t kThreadBytes = 4 << 20;  // where there are so many threads that this is more
 constexpr int64_t kParts = 16;             // queries' tiles times parts of the memory, where there are few queries
+constexpr int64_t kTogether = 4;           // tiles of a part whose scores are relative to one number
 
 struct Softmax {
   float largest = -kInfinity;
@@ -36,6 +38,9 @@ struct Softmax {
     sum = sum * std::exp(double(largest) - together) + other.sum * std::exp(double(other.largest) - together);
     largest = together;
   }
+  // What sums relative to the largest are to be multiplied by, to be relative to another; those of no score at all are
+  // 0.
+  float relative_to(float other) const { return largest == -kInfinity ? 0 : std::exp(largest - other); }
   float shift() const { return largest == -kInfinity ? 0 : largest; }
   float scale() const { return sum > 0 ? static_cast<float>(1 / sum) : 0; }  // of a query that reads NaN: 0
 };
@@ -83,8 +88,8 @@ class DenseRead {
               ceil_div(count_, kTileQueries), [&] { return Scratch(operands_, values_.channels(), bank_.tiles()); },
               [&](int64_t task, Scratch& scratch) { read_kept(task * kTileQueries, scratch); });
         } else {
-          find_softmax();
           read_in_parts();
+          if (used_ != nullptr) use_in_parts();
         }
         for_each_task(count_, [&](int64_t i) {
           const int64_t query = b * queries + first + i;
@@ -150,63 +155,75 @@ class DenseRead {
     for (int64_t t = 0; t < tiles; ++t) use(at, rows, t, scratch.score.get() + t * kScores);
   }
 
-  // Largest score and sum of each query of the block, in parts that are put together in order.
-  void find_softmax() {
-    std::vector<Softmax> parts(splits_ * count_);
-    for_each_chunk(
-        [&](int64_t at, int64_t split, int64_t from, int64_t to, Scratch& scratch) {
-          const int64_t rows = rows_at(at);
-          set_queries(at, scratch);
-          Softmax* part = parts.data() + split * count_ + at;
-          std::fill_n(part, rows, Softmax());
-          for (int64_t t = from; t < to; ++t) {
-            scores(rows, t, scratch, scratch.score.get());
-            for (int64_t r = 0; r < rows; ++r) {
-              Softmax tile;
-              float* score = scratch.score.get() + r * kTileKeys;
-              tile.largest = kernels_.largest(score, bank_.tile_keys(t));
-              tile.sum = kernels_.exponentials(score, bank_.tile_keys(t), tile.shift());
-              part[r].add(tile);
-            }
-          }
-        },
-        [&] {
-          for (int64_t i = 0; i < splits_ * count_; ++i) softmax_[i % count_].add(parts[i]);
-        });
+  // Sums of each query of the block, in parts that are put together in order.
+  void read_in_parts() {
+    parts_.assign(splits_ * count_, {});
+    std::fill_n(sums_, splits_ * count_ * row_, 0.0f);
+    for_each_chunk(kTogether, [&](int64_t at, int64_t split, int64_t from, int64_t to, Scratch& scratch) {
+      set_queries(at, scratch);
+      for (int64_t t = from; t < to; t += kTogether) {
+        add_to_part(at, split, t, std::min(t + kTogether, to), scratch);
+      }
+    });
+    for (int64_t i = 0; i < splits_ * count_; ++i) softmax_[i % count_].add(parts_[i]);
   }
 
-  void read_in_parts() {
-    for_each_chunk(
-        [&](int64_t at, int64_t split, int64_t from, int64_t to, Scratch& scratch) {
-          const int64_t rows = rows_at(at);
-          set_queries(at, scratch);
-          float* sums = sums_ + (split * count_ + at) * row_;
-          const Softmax* softmax = softmax_at(at);
-          for (int64_t t = from; t < to; ++t) {
-            float* score = scratch.score.get();
-            scores(rows, t, scratch, score);
-            for (int64_t r = 0; r < rows; ++r) exponentials(t, score + r * kTileKeys, softmax[r].shift());
-            // Of the first chunk each split has a tile, so its sums begin there.
-            multiply(rows, t, score, sums, t >= bank_.chunk_tiles() || t > from, scratch.value.get());
-            if (used_ != nullptr) use(at, rows, t, score);
-          }
-        },
-        [] {});
+  // Tiles [from, to) to the sums of queries [at, at + rows) of a split.
+  void add_to_part(int64_t at, int64_t split, int64_t from, int64_t to, Scratch& scratch) {
+    const int64_t rows = rows_at(at);
+    Softmax* part = parts_.data() + split * count_ + at;
+    float* sums = sums_ + (split * count_ + at) * row_;
+    Softmax now[kTileQueries];
+    for (int64_t t = from; t < to; ++t) {
+      float* score = scratch.score.get() + (t - from) * kScores;
+      scores(rows, t, scratch, score);
+      for (int64_t r = 0; r < rows; ++r) {
+        const float largest = kernels_.largest(score + r * kTileKeys, bank_.tile_keys(t));
+        now[r].largest = std::max(now[r].largest, largest);
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      now[r].largest = std::max(now[r].largest, part[r].largest);
+      if (part[r].largest < now[r].largest) scale(sums + r * row_, part[r].relative_to(now[r].largest));
+      part[r].add(now[r]);
+    }
+    for (int64_t t = from; t < to; ++t) {
+      float* score = scratch.score.get() + (t - from) * kScores;
+      for (int64_t r = 0; r < rows; ++r) part[r].sum += exponentials(t, score + r * kTileKeys, part[r].shift());
+      multiply(rows, t, score, sums, true, scratch.value.get());
+    }
+  }
+
+  void scale(float* sum, float by) const {
+    for (int64_t c = 0; c < row_; ++c) sum[c] *= by;
+  }
+
+  void use_in_parts() {
+    for_each_chunk(1, [&](int64_t at, int64_t, int64_t from, int64_t to, Scratch& scratch) {
+      const int64_t rows = rows_at(at);
+      set_queries(at, scratch);
+      for (int64_t t = from; t < to; ++t) {
+        float* score = scratch.score.get();
+        scores(rows, t, scratch, score);
+        for (int64_t r = 0; r < rows; ++r) exponentials(t, score + r * kTileKeys, softmax_at(at)[r].shift());
+        use(at, rows, t, score);
+      }
+    });
   }
 
   // f(first query, split, first tile, last tile, scratch) over all of the memory, chunk after chunk of the bank.
-  template <typename F, typename G>
-  void for_each_chunk(const F& f, const G& after) {
+  template <typename F>
+  void for_each_chunk(int64_t tiles_together, const F& f) {
     for (int64_t first = 0; first < bank_.tiles(); first += bank_.chunk_tiles()) {
       bank_.load(b_, first);
       const int64_t tiles = std::min(bank_.chunk_tiles(), bank_.tiles() - first);
       for_each_task(
-          ceil_div(count_, kTileQueries) * splits_, [&] { return Scratch(operands_, values_.channels(), 1); },
+          ceil_div(count_, kTileQueries) * splits_,
+          [&] { return Scratch(operands_, values_.channels(), tiles_together); },
           [&](int64_t task, Scratch& scratch) {
             const int64_t split = task % splits_, at = task / splits_ * kTileQueries;
             f(at, split, first + split * tiles / splits_, first + (split + 1) * tiles / splits_, scratch);
           });
-      after();
     }
   }
 
@@ -247,8 +264,10 @@ class DenseRead {
   template <typename scalar_t>
   void finish(int64_t i, scalar_t* out, float* more_out) const {
     float* sum = sums_ + i * row_;
+    if (splits_ > 1) scale(sum, parts_[i].relative_to(softmax_[i].largest));
     for (int64_t split = 1; split < splits_; ++split) {
-      kernels_.add_scaled(sum, sums_ + (split * count_ + i) * row_, 1.0f, row_);
+      const float by = parts_[split * count_ + i].relative_to(softmax_[i].largest);
+      kernels_.add_scaled(sum, sums_ + (split * count_ + i) * row_, by, row_);
     }
     const float scale = scale_or_nan(i);
     for (int64_t c = 0; c < read_; ++c) out[c] = static_cast<scalar_t>(sum[c] * scale);
@@ -279,9 +298,9 @@ class DenseRead {
   bool kept_;
   // The block of queries under way: queries [first_, first_ + count_) of batch element b_.
   int64_t b_ = 0, first_ = 0, count_ = 0;
-  std::vector<Softmax> softmax_;
-  float* sums_ = nullptr;  // [splits, count, O * CV]
-  float* used_ = nullptr;  // [tiles of queries, N]
+  std::vector<Softmax> softmax_, parts_;  // of each query; of each split and query
+  float* sums_ = nullptr;                 // [splits, count, O * CV]
+  float* used_ = nullptr;                 // [tiles of queries, N]
 };
 
 }  // namespace

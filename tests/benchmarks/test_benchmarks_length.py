@@ -12,12 +12,10 @@ import torch
 pytest.importorskip("av")
 pytest.importorskip("rich")
 
-from xmemk.benchmarks.harness import line_process
-from xmemk.benchmarks.harness.line_process import LineProcess
 from xmemk.benchmarks.peers.clip import ClipFeatures, checkpoints, there_and_back
 from xmemk.benchmarks.peers.memories import METHODS, STCN_TOP_K, held_bytes, held_tokens, hurry
 from xmemk.benchmarks.report.schema import VideoTrack
-from xmemk.benchmarks.studies import length, quality
+from xmemk.benchmarks.studies import length
 
 import xmemk
 from xmemk import MemoryConfig, reference
@@ -43,15 +41,15 @@ def features():
 
 def run(memory, features, frames=60, hurried=()):
     """Readouts of a film of which every second frame is remembered."""
-    found = []
+    readouts = []
     for t in range(frames):
         hurry(memory, t in hurried)
         if t:
-            found.append(memory.read(*features.query(t)))
+            readouts.append(memory.read(*features.query(t)))
         if t % 2 == 0:
             key, shrinkage, value, selection = features.remembered(t)
             memory.add(key, shrinkage, value, [1], selection if memory.config.enable_long_term else None)
-    return torch.stack(found)
+    return torch.stack(readouts)
 
 
 @pytest.mark.parametrize("hurried", [(), range(5, 40)])
@@ -118,8 +116,14 @@ def test_the_film_goes_there_and_back():
     assert list(checkpoints(3000)) == [100, 200, 500, 1000, 2000, 3000]
 
 
+def played(name, film=FILM):
+    track = length.blank(name, film)
+    length.play(track, film, CONFIG)
+    return track
+
+
 def test_ours_does_not_grow_and_stcn_does():
-    ours, stcn = (length.play(name, FILM, length.MethodLimits(), CONFIG) for name in ("xmemk", "STCN"))
+    ours, stcn = played("xmemk"), played("STCN")
     assert [p["frame"] for p in ours.points] == [10, 20, 40]
     assert len({p["bytes"] for p in ours.points}) == 1
     assert [p["tokens"] for p in stcn.points] == [5 * 15, 10 * 15, 20 * 15]
@@ -129,92 +133,63 @@ def test_ours_does_not_grow_and_stcn_does():
 
 
 def test_a_method_stops_where_the_next_checkpoint_would_pass_a_limit():
-    stopped = length.play("STCN", FILM, length.MethodLimits(bytes=1_000_000), CONFIG)
+    stopped = played("STCN", replace(FILM, most_bytes=1_000_000))
     assert "GB, more than the 0.001 GB allowed" in stopped.reason
     last = stopped.points[-1]
     assert last["frame"] < 40
     line = {c["frame"]: c["bytes"] for c in stopped.computed}
     assert line[last["frame"]] == last["bytes"]
     assert line[length.FAR] == 50_000 * 15 * 4 * 577
-    slow = length.play("STCN", FILM, length.MethodLimits(seconds=0), CONFIG)
+    slow = played("STCN", replace(FILM, frame_seconds=0))
     assert " s, more than the 0 s allowed" in slow.reason
-    late = length.play("xmemk", length.Film(3, 5, 400, 4, seconds=0, distinct=2), length.MethodLimits(), CONFIG)
+    late = played("xmemk", length.Film(3, 5, 400, 4, seconds=0, distinct=2))
     assert late.reason.startswith("it stopped at frame 16") and not late.points
 
 
-def test_a_process_that_ends_is_a_reason(capsys):
-    broken = length.in_fresh_process(
-        "STCN", length.Film(0, 5, 40, window=4, seconds=5, distinct=2), length.MethodLimits()
-    )
-    assert "failed with 1" in broken.reason
-    assert broken.features["width"] == 5 and broken.points == []
-    length.show(broken)
-    assert capsys.readouterr().err.splitlines()[-1].strip() == broken.reason
-
-
-def test_what_was_measured_before_a_process_ends_is_kept(monkeypatch):
-    point = {"frame": 10, "seconds": 0.1, "bytes": 1_000, "tokens": 75, "peak_bytes": 5}
-    told = json.dumps({"track": {"points": [point], "increase": None}, "ended": False})
-    ends = {"raise MemoryError('no room')": "its process failed with 1: MemoryError: no room"}
-    ends["import os; os.kill(os.getpid(), 9)"] = "its process was killed by SIGKILL, as when memory runs out"
-    ends["import time; time.sleep(60)"] = "it did not end within 3 s"
-    for code, reason in ends.items():
-        said = f"print({told!r}, flush=True); {code}"
-        monkeypatch.setattr(
-            line_process, "LineProcess", lambda *_, said=said: LineProcess([sys.executable, "-c", said])
-        )
-        found = length.in_fresh_process("STCN", FILM, length.MethodLimits(), 3.0)
-        assert found.points == [point] and found.reason == reason
-        assert found.computed[0] == {"frame": 10, "bytes": 400}  # 2 frames of 15 tokens kept
-
-
-def test_interrupted_curves_are_in_the_file(monkeypatch, tmp_path):
-    def play(name, film, limits, seconds, result):
-        if name == "STCN":
-            result.points.append({"frame": 1})
+def test_interrupted_curves_are_in_the_file(monkeypatch, tmp_path, capsys):
+    def play(track, film):
+        if track.method == "STCN":
+            track.points.append({"frame": 1})
             raise KeyboardInterrupt
-        result.reason = ""
+        track.reason = "a reason of\nits own"
 
-    monkeypatch.setattr(length, "in_fresh_process", play)
-    monkeypatch.setattr(length, "show", lambda track: None)
+    monkeypatch.setattr(length, "play", play)
     monkeypatch.setattr(sys, "argv", ["/a/place/length.py"])
     path = tmp_path / "results.jsonl"
     with pytest.raises(KeyboardInterrupt):
         length.main(["--save", str(path)])
     (line,) = map(json.loads, path.read_text().splitlines())
+    reason = "a reason of\nits own"
     assert [(r["method"], r["reason"], len(r["points"])) for r in line["results"]] == [
-        ("xmemk", "", 0),
-        ("original", "", 0),
+        ("xmemk", reason, 0),
+        ("original", reason, 0),
         ("STCN", "interrupted", 1),
     ]
     assert line["stopped"] == "KeyboardInterrupt" and line["command"].startswith("python benchmarks/studies/length.py")
+    assert "a reason of" in capsys.readouterr().err
 
 
 def test_a_budget_is_kept_and_shared(monkeypatch):
-    monkeypatch.setattr(length, "QUICK", (FILM, replace(FILM, height=4)))
-    monkeypatch.setattr(length, "STARTING", 0.25)
     spent = []
 
-    def play(name, film, limits, seconds, result):
-        spent.append((name, seconds, film.seconds))
-        time.sleep(seconds)
-        result.reason = "killed"
+    def play(track, film):
+        spent.append(film.seconds)
+        track.reason = "stopped"
 
-    monkeypatch.setattr(length, "in_fresh_process", play)
-    begin = time.monotonic()
-    results = length.measure(["fig1", "fig5"], quick=True, budget=3.0, tell=lambda _: None)
-    assert time.monotonic() - begin < 14
-    assert [name for name, *_ in spent] == ["xmemk", "original", "xmemk", "original"]  # too little is left for STCN
-    first, *_ = spent
-    assert first[1] == pytest.approx(3 * 30 / (2 * 70 + quality.SECONDS[True]), rel=0.05)
-    assert first[2] == pytest.approx(first[1] - 0.25)
-    assert [r.reason for r in results if r.method == "STCN"] == [length.NOT_REACHED] * 2
-    fig5 = [r for r in results if r.protocol == "fig5"]
-    assert len(fig5) == 2 and all("not reached in the time given" in r.reason or r.points for r in fig5)
+    monkeypatch.setattr(length, "play", play)
+    monkeypatch.setattr(length, "measure_quality", lambda *_, **more: spent.append(more["until"]) or [])
+    films = (FILM, replace(FILM, height=4))
+    length.measure(["fig1", "fig5"], films, times=(1,), budget=7.0, tell=lambda _: None)
+    # Six methods of 30 s each, one that grows without bounds of a third, and two passes of fig5.
+    share = 7.0 / (2 * 70 + 2 * length.SECONDS_A_PASS)
+    assert spent[0] == pytest.approx(30 * share, rel=0.05) and len(spent) == 7
+    assert spent[-1] == pytest.approx(time.monotonic() + 7.0, abs=2.0)
+    tracks = length.measure(["fig1"], films, budget=1e-9, tell=lambda _: None)
+    assert {track.reason for track in tracks} <= {length.NOT_REACHED, "stopped"} and spent[7:] == []
 
 
 def test_quality_that_is_not_reached_is_said():
-    ours, stcn = quality.measure(size=(96, 54), count=4, times=(1, 2), until=0.0)
+    ours, stcn = length.measure_quality((1, 2), size=(96, 54), count=4, until=0.0)
     assert ours.reason == stcn.reason == "not reached in the time given: 4, 8 frames"
     assert ours.points == [] and ours.fit is None
 
@@ -226,7 +201,7 @@ def test_growth_is_that_between_frames_100_and_200():
 
 
 def test_quality_over_length_has_both_curves():
-    ours, stcn = quality.measure(size=(96, 54), count=24, times=(1, 2, 3))
+    ours, stcn = length.measure_quality((1, 2, 3), size=(96, 54), count=24)
     for result in (ours, stcn):
         assert [p["frame"] for p in result.points] == [24, 48, 72]
         assert result.judged_frames[0] == 40
@@ -238,8 +213,8 @@ def test_quality_over_length_has_both_curves():
 
 
 def test_j_is_intersection_over_union():
-    found = torch.tensor([[1, 1], [0, 0]])
-    assert quality.region_similarity(found, torch.tensor([[1, 0], [1, 0]])) == pytest.approx(1 / 3)
-    assert quality.region_similarity(found * 0, found * 0) == 1
-    line = quality.fit([1000, 2000, 3000], [0.5, 0.75, 1.0])
+    readouts = torch.tensor([[1, 1], [0, 0]])
+    assert length.region_similarity(readouts, torch.tensor([[1, 0], [1, 0]])) == pytest.approx(1 / 3)
+    assert length.region_similarity(readouts * 0, readouts * 0) == 1
+    line = length.fit([1000, 2000, 3000], [0.5, 0.75, 1.0])
     assert line["per_1000_frames"] == pytest.approx(0.25) and line["intercept"] == pytest.approx(0.25)

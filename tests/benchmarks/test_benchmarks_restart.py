@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -12,9 +13,9 @@ import stand_in_peers
 
 pytest.importorskip("rich")
 
-from xmemk.benchmarks.harness import restart
+from xmemk.benchmarks.harness import record
 from xmemk.benchmarks.report import terminal
-from xmemk.benchmarks.report.schema import CaseResult, Measurement, Run
+from xmemk.benchmarks.report.schema import CaseResult, Measurement, ResultLine
 
 pytest_plugins = ("benchmark_runs",)
 LOST = "RuntimeError: CUDA error: an illegal memory access was encountered"
@@ -73,7 +74,7 @@ def test_a_fresh_process_measures_the_others(standing_in):
             else:
                 assert row["reason"] == "" and len(row["seconds"]) == 3 and row["status"] == "exact"
                 assert row["ratio"] > 0
-    assert run["command"].startswith("python benchmarks/run.py --try") and restart.OPTION not in run["command"]
+    assert run["command"].startswith("python benchmarks/run.py --try") and record.OPTION not in run["command"]
     assert f"bad of select_prototypes: {LOST}; a fresh process goes on" in said
 
 
@@ -81,7 +82,7 @@ def test_what_was_measured_is_kept_and_the_third_fresh_process_is_the_last(stand
     plan = {"select_prototypes": {"xmemk torch": "after"}, "memory_read": {"bad": "after"}}
     plan |= {"evict_lfu": {"bad": "check"}, "consolidate": {"bad": "check", "last": "check"}}
     run, code, processes, _ = standing_in(plan, "--op", *plan, "memory_read_dense")
-    assert processes == restart.MOST_RESTARTS + 1 and len(run["losses"]) == restart.MOST_RESTARTS + 1
+    assert processes == record.MOST_RESTARTS + 1 and len(run["losses"]) == record.MOST_RESTARTS + 1
     assert code == 1
     rows = rows_of(run)
     # The last process has prepared select's peers for the second sweep when it does so for the
@@ -127,9 +128,9 @@ def test_where_no_process_can_be_replaced_the_rest_are_rows_with_the_reason(tiny
 
 def test_inputs_that_take_the_device_are_the_reason_of_their_case(tiny_run, monkeypatch):
     device = stand_in_peers.put_in_place(monkeypatch.setattr, {})
-    real = stand_in_peers.case_setup.make
+    real = stand_in_peers.cases.make
     monkeypatch.setattr(
-        stand_in_peers.case_setup,
+        stand_in_peers.cases,
         "make",
         lambda asked: device.break_() if asked["op"] == "select_prototypes" else real(asked),
     )
@@ -142,34 +143,17 @@ def test_inputs_that_take_the_device_are_the_reason_of_their_case(tiny_run, monk
     }
 
 
-def test_a_state_is_taken_up_once_and_its_time_runs_on(tmp_path):
-    path = tmp_path / "state.json"
-    run = {"date": "today", "commit": "0", "machine": {}, "results": []}
-    told = {"run": run, "green": {"memory_read": True}, "seconds": 8.0, "written": time.time() - 10}
-    path.write_text(json.dumps(told | {"at": [1, 0, 2]}))
-    state = restart.take_up(path)
-    assert state.at == (1, 0, 2) and state.green == {"memory_read": True} and not path.exists()
-    assert -60 < state.seconds_left <= -2
-    assert restart.RunState({}, {}, None, time.time()).seconds_left is None
-
-
 def test_the_time_that_is_left_is_that_of_the_run(tiny_run, monkeypatch, tmp_path):
     stand_in_peers.put_in_place(monkeypatch.setattr, {})
-    path = tmp_path / "state.json"
-    run = {"kind": "ops", "date": "today", "commit": "0", "machine": {"GPU": "A"}, "results": []}
-    told = {"run": run, "green": {"evict_lfu": True}, "seconds": 3600, "written": time.time() - 7200}
-    path.write_text(json.dumps(told | {"at": [0, 0, 0]}))
-    done, _ = tiny_run("--op", "evict_lfu", "--seconds", "3600", restart.OPTION, str(path))
+    path = tmp_path / "state"
+    run = ResultLine("ops", "today", "0", {"GPU": "A"})
+    path.write_bytes(pickle.dumps(record.RunState(run, {"evict_lfu": True}, time.time() - 3600)))
+    done, _ = tiny_run("--op", "evict_lfu", "--seconds", "3600", record.OPTION, str(path))
     assert {row["reason"] for row in done["results"][0]["rows"]} == {"not reached in the time given"}
-    assert done["date"] == "today"
-
-
-def test_a_command_line_goes_on_from_one_file():
-    given = ["-m", "xmemk.benchmarks.run", "--op", "memory_read"]
-    assert restart.without_state([*given, restart.OPTION, "a.json"]) == restart.without_state(given) == given
+    assert done["date"] == "today" and not path.exists()
 
 
 def test_the_csv_of_a_run_that_lost_the_device(tmp_path):
     result = CaseResult("evict_lfu", "tiny", 1, "float32", "cpu", 1, [Measurement("a", reason=LOST)])
-    terminal.write(Run("ops", "", "", {}, [result], losses=[{}]), Path(tmp_path), "gpu")
+    terminal.write(ResultLine("ops", "", "", {}, [result], losses=[{}]), Path(tmp_path), "gpu")
     assert LOST in (tmp_path / "gpu.csv").read_text()

@@ -7,6 +7,7 @@ import sys
 import pytest
 from xmemk.benchmarks import run
 from xmemk.benchmarks.harness import op_tests, revisions
+from xmemk.benchmarks.peers.catalogue import Unavailable
 
 pytest_plugins = ("benchmark_runs",)
 OLD = """
@@ -42,29 +43,16 @@ def checkout(tmp_path, monkeypatch):
     return write
 
 
-def test_what_passed_is_remembered_until_something_changes(checkout, monkeypatch):
-    root = checkout("pass")
-    assert op_tests.check(["evict_lfu"], "cpu", root=root) == ({"evict_lfu": True}, {})
-    real, ran = op_tests.run, []
-    monkeypatch.setattr(op_tests, "run", lambda nodes, root: ran.append(nodes) or real(nodes, root))
-    assert op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root) == (
-        {"evict_lfu": True, "select_prototypes": True},
-        {},
-    )
-    assert ran == [["test_it.py::test_b"]]
-    op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root)
-    assert len(ran) == 1
-    checkout("assert 1 == 1")
-    op_tests.check(["evict_lfu"], "cpu", root=root)
-    assert ran[1:] == [["test_it.py::test_a"]]
+def test_green_ops_are_those_whose_tests_pass(checkout):
+    both = ["evict_lfu", "select_prototypes"]
+    assert op_tests.check(both, "cpu", root=checkout("pass")) == (dict.fromkeys(both, True), {})
 
 
-def test_a_red_op_is_named_with_its_tests_and_is_run_again(checkout):
+def test_a_red_op_is_named_with_its_tests(checkout):
     root = checkout("pass", "assert i == 1")
-    for _ in range(2):
-        green, red = op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root)
-        assert green == {"evict_lfu": True}
-        assert red == {"select_prototypes": ["test_it.py::test_b[2]"]}
+    green, red = op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root)
+    assert green == {"evict_lfu": True}
+    assert red == {"select_prototypes": ["test_it.py::test_b[2]"]}
 
 
 def test_a_fixture_that_fails_makes_its_op_red_and_no_other(checkout):
@@ -72,11 +60,10 @@ def test_a_fixture_that_fails_makes_its_op_red_and_no_other(checkout):
     path = root / "tests" / "test_it.py"
     text = path.read_text().replace("test_a()", "test_a(broken)")
     path.write_text(text + "\n@pytest.fixture\ndef broken():\n    raise OSError('no room')\n")
-    for _ in range(2):
-        assert op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root) == (
-            {"select_prototypes": True},
-            {"evict_lfu": ["test_it.py::test_a"]},
-        )
+    assert op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root) == (
+        {"select_prototypes": True},
+        {"evict_lfu": ["test_it.py::test_a"]},
+    )
 
 
 def test_tests_that_do_not_run_are_red(checkout):
@@ -88,13 +75,10 @@ def test_skipped_is_not_passed(checkout, monkeypatch):
     root = checkout("pass", "pytest.skip()")
     said = {"evict_lfu": True, "select_prototypes": "tests not run: some of them were skipped"}
     assert op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root) == (said, {})
-    assert op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root) == (said, {})
     (root / "tests" / "test_other.py").write_text("import pytest\n\npytest.skip(allow_module_level=True)\n")
     nodes = {"evict_lfu": ("test_it.py::test_a",), "select_prototypes": ("test_other.py::test_b",)}
     monkeypatch.setattr(op_tests, "TESTS", {"cpu": nodes})
-    checkout("assert 2 == 2")
-    for _ in range(2):
-        assert op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root) == (said, {})
+    assert op_tests.check(["evict_lfu", "select_prototypes"], "cpu", root=root) == (said, {})
 
 
 def test_without_a_checkout_or_pytest_it_is_said(tmp_path, checkout, monkeypatch):
@@ -194,34 +178,40 @@ def test_a_worker_that_hangs_or_dies_is_a_reason(tmp_path, code, said):
     )
     worker._command = [sys.executable, "-c", code]
     for _ in range(2):  # and may be asked again
-        with pytest.raises(RuntimeError, match=said):
+        with pytest.raises(Unavailable, match=said):
             worker.ask(chain=1)
 
 
-def test_a_frame_and_a_red_op_are_rows_with_reasons(revision, monkeypatch):
+def test_a_frame_is_not_compared_and_a_red_op_is_a_row_with_its_reason(revision, monkeypatch):
     real = op_tests.check
     monkeypatch.setattr(
         op_tests,
         "check",
         lambda ops, *rest: ({"evict_lfu": True}, {"select_prototypes": ["test_it"]}) if rest else real(ops),
     )
-    monkeypatch.setattr(revisions.case_setup, "has_frames", lambda: True)
-    suite = revisions.Suite(
-        (
-            revisions.SuiteItem("frame", "small"),
-            revisions.SuiteItem("select_prototypes", "tiny"),
-            revisions.SuiteItem("evict_lfu", "tiny"),
-        ),
-        rounds=3,
-    )
-    monkeypatch.setattr(run, "suite_of", lambda options: suite)
+    items = (("frame", "small"), ("select_prototypes", "tiny"), ("evict_lfu", "tiny"))
+    monkeypatch.setitem(run.SUITES, "gpu", run.Suite(tuple(run.SuiteItem(*item) for item in items), rounds=3))
     done, code = revision(OLD, "--suite", "gpu", "--backend", "torch")
     assert code == 1
-    frame, select, evict = done["results"]
-    assert [row["reason"] for row in frame["rows"]] == ["not compared: frame is not one function"] * 2
+    select, evict = done["results"]
     assert [row["reason"] for row in select["rows"]] == ["refused: the tests of this op are red"] * 2
-    assert select["tested"] == "tests are red" and frame["rows"][0]["median"] is None
+    assert select["tested"] == "tests are red"
     assert all(row["median"] > 0 for row in evict["rows"])
+
+
+def test_after_a_failure_another_process_is_asked(tmp_path):
+    """A process that hangs or has lost its GPU is of no use any more."""
+    asked = revisions.RevisionProcess(revisions.SourceTree(tmp_path, ""), threads=1, limit=60)
+    answer = "{'process': os.getpid()} | ({} if order['chain'] else {'reason': 'CUDA error: x'})"
+    code = f"import json, os, sys\nfor line in sys.stdin:\n order = json.loads(line)\n answer = {answer}\n"
+    code += " sys.stderr.write(('x' * 99 + '\\n') * 20_000)\n print(json.dumps(answer), flush=True)"
+    asked._command = [sys.executable, "-c", code]
+    first = asked.ask(chain=1)["process"]
+    assert asked.ask(chain=1)["process"] == first
+    with pytest.raises(Unavailable, match="CUDA error: x"):
+        asked.ask(chain=0)
+    assert asked.ask(chain=1)["process"] != first
+    asked.close()
 
 
 def test_a_revision_that_is_not_there(tiny_run):

@@ -9,9 +9,9 @@ import torch
 
 pytest.importorskip("rich")
 
-from xmemk.benchmarks.harness import round_timer
+from xmemk.benchmarks.harness import timing
 from xmemk.benchmarks.peers.catalogue import Peer, peers_of
-from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case
+from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case, sizes_of
 from xmemk.benchmarks.report.schema import CaseResult, Measurement
 from xmemk.benchmarks.studies import scaling
 
@@ -23,7 +23,7 @@ LIMITS = scaling.PointLimits(4e9, rounds=2, budget=60.0)
 def _tiny(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setitem(round_timer.CHAIN_SECONDS, "cpu", 1e-3)
+    monkeypatch.setitem(timing.CHAIN_SECONDS, "cpu", 1e-3)
     monkeypatch.setattr(scaling, "VALUES", SMALL)
     monkeypatch.setattr(scaling, "QUICK_BASE", "tiny")
     monkeypatch.setattr(scaling, "BASES", dict.fromkeys(scaling.BASES, "tiny"))
@@ -35,32 +35,43 @@ MEASURED = {}
 
 
 def all_of(axis):
-    """The results along an axis and the lines that were told, measured once for all tests."""
+    """The results along an axis, measured once for all tests."""
     if axis not in MEASURED:
-        said = []
-        MEASURED[axis] = scaling.measure([axis], LIMITS, tell=said.append), said
+        MEASURED[axis] = scaling.measure([axis], LIMITS)
     return MEASURED[axis]
+
+
+def point_of(value, op="memory_read", axis="N", **sizes):
+    w = replace(WORKLOADS["tiny"], **sizes)
+    point = scaling.Point(op, w.name, 1, "float32", "cpu", 1, **sizes_of(op, w), axis=axis, value=value)
+    point.of = w
+    return point
+
+
+def measured(point, *arguments):
+    scaling.measure_point(point, *arguments)
+    return point.rows
 
 
 @pytest.mark.parametrize("axis", list(scaling.BASES))
 def test_every_axis_has_rows_that_were_checked(axis):
-    results, said = all_of(axis)
+    results = all_of(axis)
     values = scaling.values_of(axis, quick=False)
     assert [(r.op, r.value) for r in results] == [(op, v) for op in scaling.OPS[axis] for v in values]
     rows = [row for r in results for row in r.rows]
-    assert len(said) == len(rows) == 3 * len(results)
+    assert len(rows) == 3 * len(results)
     for row in rows:
         assert row.median > 0 and len(row.seconds) == 2 and not row.reason, row
         assert row.error is not None and row.error < 1e-4
     assert {row.peer for row in rows if not row.ours} == {"tidy PyTorch", "original"}
     stored = json.loads(json.dumps([result.to_json() for result in results]))
-    assert [CaseResult.from_json(result) for result in stored] == results
+    assert [CaseResult.from_json(result).to_json() for result in stored] == stored
     assert torch.get_num_threads() == 1
 
 
 def test_the_quick_run_has_reads_alone(monkeypatch):
     monkeypatch.setattr(scaling, "QUICK", {"N": (50, 60)})
-    results = scaling.measure(["N"], LIMITS, quick=True, tell=lambda _: None)
+    results = scaling.measure(["N"], LIMITS, quick=True)
     assert [(r.op, r.value, r.workload) for r in results] == [
         ("memory_read", 50, "tiny"),
         ("memory_read", 60, "tiny"),
@@ -69,37 +80,35 @@ def test_the_quick_run_has_reads_alone(monkeypatch):
 
 
 def test_each_axis_varies_what_it_is_named_for():
-    of = {axis: all_of(axis)[0][0] for axis in ("N", "Q", "O", "k")}
+    of = {axis: all_of(axis)[0] for axis in ("N", "Q", "O", "k")}
     assert of["N"].tokens == 200 and of["N"].queries == WORKLOADS["tiny"].queries
     assert of["Q"].queries == 20 and of["Q"].tokens == WORKLOADS["tiny"].tokens
     assert of["O"].objects == 1 and of["k"].top_k == 1
-    last = list(scaling.points("N", 1))[-1]
-    assert last.op == "consolidate" and scaling.result_of(last, []).tokens == 400
-    assert scaling.result_of(last, []).top_k is None
+    last = list(scaling.curves("N", 1, quick=False))[-1][-1]
+    assert last.op == "consolidate" and last.tokens == 400 and last.top_k is None
 
 
 def test_a_point_that_would_take_too_much_memory_is_a_row_and_is_not_tried(monkeypatch):
     monkeypatch.setattr(scaling, "make_case", lambda *a, **k: pytest.fail("was tried"))
-    (result, _) = scaling.measure(["Q"], replace(LIMITS, bytes=1e5), tell=lambda _: None)[:2]
+    (result, _) = scaling.measure(["Q"], replace(LIMITS, bytes=1e5))[:2]
     assert all(row.reason.startswith("would take 0.") and "GB" in row.reason for row in result.rows)
     assert all(row.median is None and row.seconds == [] for row in result.rows)
 
 
 def test_a_point_that_would_take_too_long_is_a_row_with_where_that_comes_from():
-    point = scaling.Point("N", 4_000, "memory_read", WORKLOADS["tiny"])
+    point = point_of(4_000)
     assert scaling.refusal(point, "original", [(1_000, 5.0)], LIMITS) == (
         "would take 20.0 s (5.0 s at N = 1,000), more than 10"
     )
     # On the line through two points: 1 s more per 1,000 tokens.
     assert scaling.predicted(point, [(1_000, 5.0), (2_000, 6.0)]) == pytest.approx(8.0)
     assert scaling.refusal(point, "original", [(1_000, 5.0), (2_000, 6.0)], LIMITS) == ""
-    threads = scaling.Point("threads", 2, "memory_read", WORKLOADS["tiny"])
+    threads = point_of(2, axis="threads")
     assert scaling.refusal(threads, "original", [(1, 50.0)], LIMITS) == ""
 
 
 def test_the_original_at_4k_is_known_to_take_hundreds_of_gigabytes():
-    workload = replace(WORKLOADS["480p-full"], tokens=301_600, queries=32_400)
-    point = scaling.Point("Q", 32_400, "memory_read", workload)
+    point = point_of(32_400, axis="Q", tokens=301_600, queries=32_400, value_channels=512)
     assert scaling.needed_bytes(point, "original") / 1e9 == pytest.approx(197, abs=3)
     assert scaling.needed_bytes(point, "xmemk cpu") / 1e9 < 3
 
@@ -114,7 +123,7 @@ def test_a_wrong_result_is_a_row_with_its_reason(monkeypatch, op):
         raise MemoryError("no room")
 
     monkeypatch.setattr(scaling, "chosen", lambda op: [Peer("wrong", wrong), Peer("crash", crash)])
-    rows = scaling.measured(scaling.Point("N", 300, op, WORKLOADS["tiny"]), LIMITS, {})
+    rows = measured(point_of(300, op), LIMITS, {})
     assert rows[0].reason.startswith("wrong:") and not rows[0].seconds
     assert rows[1].reason == "MemoryError: no room" and rows[1].extra_bytes is None
 
@@ -134,13 +143,13 @@ def test_what_is_checked_is_cut_from_the_timed_result(monkeypatch):
 def test_what_is_left_out_is_extrapolated_and_marked(monkeypatch):
     peers = [Peer(name, None) for name in "abc"]
     monkeypatch.setattr(scaling, "chosen", lambda op: peers)
-    point = scaling.Point("N", 4_000, "memory_read", WORKLOADS["tiny"])
+    point = point_of(4_000)
     past = {"a": [(1_000, 5.0), (2_000, 6.0)], "b": [(1_000, 5.0)]}
-    rows = scaling.measured(point, replace(LIMITS, bytes=1.0), past)
+    rows = measured(point, replace(LIMITS, bytes=1.0), past)
     assert [row.extrapolated_seconds for row in rows] == [pytest.approx(8.0), None, None]
     monkeypatch.setattr(scaling, "time_point", lambda *_: [Measurement("a", seconds=[1.0])])
     monkeypatch.setattr(scaling, "chosen", lambda op: peers[:1])
-    assert scaling.measured(point, LIMITS, past)[0].extrapolated_seconds is None
+    assert measured(point, LIMITS, past)[0].extrapolated_seconds is None
 
 
 def sleepy(seconds):
@@ -162,43 +171,29 @@ def test_a_budget_is_kept_and_what_is_left_out_is_a_row(monkeypatch):
     monkeypatch.setattr(scaling, "VALUES", {"N": (200, 400, 150_000)})
     monkeypatch.setattr(scaling, "OPS", {"N": ("memory_read",)})
     begin = time.monotonic()
-    results = scaling.measure(["N"], LIMITS, budget=4.0, tell=lambda _: None)
+    results = scaling.measure(["N"], LIMITS, budget=4.0)
     assert time.monotonic() - begin < 6
     assert [r.value for r in results] == [200, 400, 150_000]
     first, *_, last = ({row.peer: row for row in r.rows} for r in results)
     assert first["original"].median > 0.05 and first["xmemk torch"].median
     assert last["original"].reason.startswith(("would take", scaling.NOT_REACHED)) and not last["original"].seconds
     assert last["original"].extrapolated_seconds > 30
-    nothing = scaling.measure(["N"], LIMITS, budget=1e-9, tell=lambda _: None)
+    nothing = scaling.measure(["N"], LIMITS, budget=1e-9)
     assert {row.reason for r in nothing for row in r.rows} == {scaling.NOT_REACHED}
-
-
-def test_a_point_under_way_is_left_when_the_time_is_over(monkeypatch):
-    monkeypatch.setattr(scaling, "chosen", lambda op: [Peer("original", sleepy(60))])
-    begin = time.monotonic()
-    point = scaling.Point("N", 300, "memory_read", WORKLOADS["tiny"])
-    (row,) = scaling.measured(point, LIMITS, {}, until=begin + 1)
-    assert time.monotonic() - begin < 10 and row.reason == scaling.NOT_REACHED
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
 def test_what_was_measured_before_an_interruption_is_in_the_file(monkeypatch, tmp_path, stop):
-    real = scaling.measured
+    real = scaling.measure_point
 
     def second_fails(point, *rest):
         if point.value == 400:
             raise stop
-        return real(point, *rest)
+        real(point, *rest)
 
-    monkeypatch.setattr(scaling, "measured", second_fails)
+    monkeypatch.setattr(scaling, "measure_point", second_fails)
     path = tmp_path / "results.jsonl"
     with pytest.raises(stop):
         scaling.main(["--axis", "N", "--save", str(path)])
     (line,) = map(json.loads, path.read_text().splitlines())
     assert [r["value"] for r in line["results"]] == [200] and line["stopped"] == stop.__name__
-
-
-def test_a_line_is_told_for_times_and_for_reasons():
-    point = scaling.Point("N", 300, "memory_read", WORKLOADS["tiny"])
-    assert "12.0 ms" in scaling.line(point, Measurement("a", seconds=[0.012], extra_bytes=3_000_000))
-    assert scaling.line(point, Measurement("a", reason="would take 8.0 GB")).endswith("would take 8.0 GB")

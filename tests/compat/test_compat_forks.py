@@ -1,21 +1,25 @@
-"""Same signatures, other code: unchanged copies are bound, others by their functions or not at all."""
+"""Same signatures, other code: copies are bound, forks by their functions or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import re
+import types
 
 import forks
 import pytest
+import test_compat_cutie
 import torch
-from test_compat_cutie import configuration, differences, network  # noqa: F401
+from test_compat_cutie import configuration, differences
 from test_compat_cutie import follow as follow_cutie
 from test_compat_xmem import CONFIG, frames
 
 import xmemk
 from xmemk.compat import UnknownHost, VerificationError
 from xmemk.compat.recognition import bodies, known
+
+network = test_compat_cutie.network  # the fixture
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +50,7 @@ def follow_xmem(modules, config=CONFIG, n=60):
 
 
 def follow(modules, network, config=None, **schedule):
-    """Probabilities; the core goes, since a patch refuses where a manager of the host's holds objects."""
+    """Probabilities. The core goes: a patch refuses where a manager of the host's holds objects."""
     core = modules["inference_core"].InferenceCore(network, config or configuration())
     return follow_cutie(network, None, core=core, **schedule)[0]
 
@@ -151,28 +155,30 @@ def test_code_that_is_not_its_source_is_noticed(make, how, monkeypatch):
         xmemk.patch(name, functions=False)
 
 
-def test_a_fork_that_appends_permanent_frames(make, network):  # noqa: F811
+def test_a_fork_that_appends_permanent_frames(make, network):
     edits = [(r"\n        if prepend:", "\n        if prepend is None:")]
     name, modules = make("cutie", kv_memory_store=edits)
-    theirs = follow(modules, network, permanent=(5, 10))
-    plain = follow_cutie(network, configuration(), permanent=(5, 10))[0]
+    theirs = follow(modules, network, frames=24, permanent=(5, 10))
+    plain = follow_cutie(network, configuration(), 24, permanent=(5, 10))[0]
     assert differences_at_all(plain, theirs) > 1e-3  # it does matter
     with pytest.raises(UnknownHost, match=r"kv\._add_last_dim: its code [0-9a-f]{16} is not that of a known version"):
         xmemk.patch(name, functions=False)
     with xmemk.patch(name) as handle:
-        ours = follow(modules, network, permanent=(5, 10))
+        ours = follow(modules, network, frames=24, permanent=(5, 10))
     assert handle.report.levels == {f"{name}.model.utils.memory_utils": "functions only"}
     assert differences(ours, theirs) < 1e-5
+    with (
+        xmemk.patch(name, verify=True),
+        pytest.raises(VerificationError, match=r"add .*work_mem.key\[0\]"),
+    ):
+        follow(modules, network, permanent=(5, 10))
     with xmemk.patch(name, verify=True) as handle:
-        with pytest.raises(VerificationError, match=r"add .* of Cutie's MemoryManager, work_mem.key\[0\]"):
-            follow(modules, network, permanent=(5, 10))
-    with xmemk.patch(name, verify=True) as handle:
-        follow(modules, network, frames=20)
+        follow(modules, network, frames=8)
     with xmemk.patch(name, trust=handle.report.trust) as handle:
         assert handle.report.levels[f"{name}.inference.memory_manager.MemoryManager"] == "manager"
 
 
-def test_a_fork_that_leaves_weights_on_the_manager(make, network):  # noqa: F811
+def test_a_fork_that_leaves_weights_on_the_manager(make, network):
     edits = [
         (r"( +)(\w+, \w+ = network\.readout_query\(.*\))\n", r"\1\2\n\1self.last_q_weights = visual_readout.mean()\n"),
         (r"(        self\.sensory_dim = )", r"        self.last_q_weights = None\n\1"),
@@ -186,14 +192,14 @@ def test_a_fork_that_leaves_weights_on_the_manager(make, network):  # noqa: F811
         assert core.memory.last_q_weights.isfinite()
     assert differences(ours, theirs) < 1e-5
     del core
-    with xmemk.patch(name, verify=True), pytest.raises(VerificationError, match="read 1.*'last_q_weights'"):
+    with xmemk.patch(name, verify=True), pytest.raises(VerificationError, match=r"read 1.*'last_q_weights'"):
         follow(modules, network, frames=12)
 
 
-def test_a_fork_that_asks_its_network_for_more(make, network):  # noqa: F811
+def test_a_fork_that_asks_its_network_for_more(make, network):
     edits = [(r"network\.readout_query\((\w+, \w+)\)", r"network.readout_query(\1, need_weights=True)")]
     name, modules = make("cutie", memory_manager=edits)
-    with xmemk.patch(name, verify=True), pytest.raises(VerificationError, match="read 1.*calls of the network"):
+    with xmemk.patch(name, verify=True), pytest.raises(VerificationError, match=r"read 1.*calls of the network"):
         follow(modules, network, frames=12)
 
 
@@ -203,7 +209,7 @@ RESIZE = """    def resize_sensory(self, size):
 """
 
 
-def test_a_further_method_is_inherited_where_it_touches_only_what_stays_the_hosts(make, network):  # noqa: F811
+def test_a_further_method_is_inherited_where_it_touches_only_what_stays_the_hosts(make, network):
     name, modules = make("cutie", memory_manager=[(r"(    def get_sensory\()", RESIZE + r"\1")])
     theirs = follow(modules, network, frames=12)
     with xmemk.patch(name) as handle:
@@ -260,3 +266,26 @@ def test_the_hashes_of_the_installed_package_are_known():
 
 def differences_at_all(ours, theirs):
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs))
+
+
+def test_code_without_a_source_is_told_apart():
+    """Wrappers share one code object; what they wrap counts, too."""
+
+    def once(x):
+        return x
+
+    def twice(x):
+        return 2 * x
+
+    def wrapped(function):
+        return lambda x: function(x)
+
+    hashes = [bodies.body_hash(f) for f in (once, twice, wrapped(once), wrapped(twice), torch.no_grad()(once))]
+    assert hashes[:2] == [bodies.body_hash(once), bodies.body_hash(twice)]
+    assert len(set(hashes)) == 5
+    assert all(x.startswith("code") for x in hashes[2:])
+    assert bodies.body_hash(wrapped(once)) == hashes[2]
+    frozen = [types.FunctionType(f.__code__.replace(co_filename="<frozen>"), {}) for f in (once, twice)]
+    assert len({bodies.body_hash(f) for f in frozen} | set(hashes)) == 7
+    assert bodies.body_hash(frozen[0]) == bodies.body_hash(types.FunctionType(frozen[0].__code__, {}))
+    assert bodies.body_hash(len) != bodies.body_hash(max)

@@ -35,7 +35,7 @@ def test_what_lies_at_a_query_is_read(pin, name, c, top_k, mean):
     pin(name)
     mk, mv, qk = far_clusters(c)
     readout, usage = xmemk.memory_read(mk, None, mv, qk, None, top_k=top_k, return_usage=True, backend="cpu")
-    assert torch.equal(readout, torch.full_like(readout, mean))
+    assert torch.allclose(readout, torch.tensor(mean))
     assert usage.sum().item() == pytest.approx(3)
     assert usage[0, NEAR:].abs().max() == 0
 
@@ -46,7 +46,7 @@ def test_a_large_memory_is_read_alike(c):
     mk, mv, qk = far_clusters(c, n, 5, 16)
     for top_k, mean in ((5, 2.0), (NEAR, 7.0), (None, 7.0)):
         readout = xmemk.memory_read(mk, None, mv, qk, None, top_k=top_k, backend="cpu")
-        assert torch.equal(readout, torch.full_like(readout, mean)), top_k
+        assert torch.allclose(readout, torch.tensor(mean)), top_k
 
 
 def test_large_tokens_leave_the_others_as_they_are():
@@ -72,7 +72,7 @@ def direct(mk, ms, mv, qk, qe, top_k):
     return mv @ affinity.unsqueeze(1), affinity.sum(2)
 
 
-@pytest.mark.parametrize("offset", [300.0, 3e4])
+@pytest.mark.parametrize("offset", [3e3, 3e4])
 @pytest.mark.parametrize("top_k", [None, 12])
 @pytest.mark.parametrize("tokens", [150, 700])
 def test_reads_and_gradients_of_clusters_far_apart(offset, top_k, tokens):

@@ -48,3 +48,16 @@ def test_the_operator_passes_opcheck():
     x = make_inputs(40, 7, objects=2, value_channels=5, batch=2)
     weight, index = xmemk.affinity_topk(x.mk, x.ms, x.qk, x.qe, top_k=5)
     torch.library.opcheck(torch.ops.xmemk.readout_topk, ([x.mv[..., :9], x.mv[..., 9:]], weight, index))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("sizes", [(7,), (2, 5), (3, 0, 4)])
+def test_values_of_eight_bits_in_segments(backend, dtype, sizes):
+    generator = torch.Generator().manual_seed(0)
+    codes = [torch.randint(-100, 100, (2, 3, 130, n), generator=generator).to(dtype) for n in sizes]
+    scales = [torch.rand(2, 3, 2, n, generator=generator) for n in sizes]
+    weight, index = torch.rand(2, 6, 4, generator=generator), torch.randint(0, 7, (2, 6, 4), generator=generator)
+    wide = torch.cat(codes, 3).float() * torch.cat(scales, 3).repeat_interleave(65, 2)
+    got = xmemk.readout_topk(codes, weight, index, scale=scales, backend=backend)
+    torch.testing.assert_close(got, xmemk.reference.readout_topk(wide, weight, index), rtol=1e-5, atol=1e-3)

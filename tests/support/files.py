@@ -6,6 +6,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ from xmemk.data.palette import palette
 
 Labels = NDArray[np.uint8]
 COLOURS = np.array(palette(), np.uint8)
+# a, b, c, d of a display matrix: the picture that a player shows of a stored one.
+MATRICES: dict[tuple[int, int, int, int], Callable[[Any], Any]] = {
+    (1, 0, 0, 1): lambda x: x,
+    (0, 1, -1, 0): lambda x: np.rot90(x, -1),
+    (-1, 0, 0, -1): lambda x: np.rot90(x, 2),
+    (0, -1, 1, 0): lambda x: np.rot90(x, 1),
+    (-1, 0, 0, 1): lambda x: x[:, ::-1],
+    (1, 0, 0, -1): lambda x: x[::-1],
+    (0, 1, 1, 0): lambda x: x.swapaxes(0, 1),
+    (0, -1, -1, 0): lambda x: np.rot90(x, 2).swapaxes(0, 1),
+}
 
 
 def png(
@@ -37,7 +49,7 @@ def png(
 
 
 def packed_rows(labels: Labels, bits: int) -> list[bytes]:
-    """Rows of a PNG whose pixels have fewer than eight bits."""
+    """Rows of a PNG whose pixels have at most eight bits."""
     planes = (labels[:, :, None] >> np.arange(bits - 1, -1, -1)) & 1
     return [np.packbits(row).tobytes() for row in planes.reshape(len(labels), -1)]
 
@@ -68,9 +80,9 @@ def turned(path: Path, labels: Labels) -> None:
     indexed(np.ascontiguousarray(np.rot90(labels))).save(path, exif=exif)
 
 
-def _few_bits(bits: int, kind: int) -> Callable[[Path, Labels], None]:
+def _few_bits(bits: int, kind: int, entries: int = 256) -> Callable[[Path, Labels], None]:
     def write(path: Path, labels: Labels) -> None:
-        chunks = ((b"PLTE", COLOURS[: 1 << bits].tobytes()),) if kind == 3 else ()
+        chunks = ((b"PLTE", COLOURS[: min(1 << bits, entries)].tobytes()),) if kind == 3 else ()
         png(path, packed_rows(labels, bits), (labels.shape[1], labels.shape[0]), bits, kind, chunks)
 
     return write
@@ -85,7 +97,7 @@ def _transparent(path: Path, labels: Labels) -> None:
 MASK_WRITERS: dict[str, tuple[int, str, Callable[[Path, Labels], Any]]] = {
     "palette": (255, ".png", lambda path, x: indexed(x).save(path)),
     "palette of the labels alone": (255, ".png", lambda path, x: indexed(x, int(x.max()) + 1).save(path)),
-    "palette with missing entries": (255, ".png", lambda path, x: indexed(x, 2).save(path)),
+    "palette with missing entries": (255, ".png", _few_bits(8, 3, 2)),
     "palette with a transparent entry": (255, ".png", lambda path, x: indexed(x).save(path, transparency=0)),
     "palette of 1 bit": (1, ".png", _few_bits(1, 3)),
     "palette of 2 bits": (3, ".png", _few_bits(2, 3)),
@@ -151,15 +163,44 @@ def frame_names(draw: st.DrawFn) -> list[str]:
     return [f"{prefix}{number:0{digits}d}{suffix}" for number in range(first, first + count)]
 
 
+@dataclass(frozen=True)
+class VideoCase:
+    """A video of plain grey quarters: the stored size, the times of frames, the display matrix."""
+
+    width: int
+    height: int
+    times: list[Fraction]
+    matrix: tuple[int, int, int, int]
+    aspect: Fraction
+
+    @property
+    def stored(self) -> Any:
+        """The stored picture [H, W, 3], each quarter of its own grey."""
+        scale = np.ones((self.height // 2, self.width // 2), np.uint8)
+        return np.repeat(np.kron(np.array([[250, 20], [90, 160]], np.uint8), scale)[:, :, None], 3, axis=2)
+
+    @property
+    def shown(self) -> Any:
+        """The picture that a player shows, but for the shape of its pixels."""
+        return MATRICES[self.matrix](self.stored)
+
+    def write(self, path: Path) -> None:
+        write_video(path, [self.stored] * len(self.times), self.times, self.aspect)
+        turn_video(path, self.matrix)
+
+
 @st.composite
-def frame_times(draw: st.DrawFn) -> list[Fraction]:
-    """Times of frames in seconds that grow by other steps each."""
+def videos(draw: st.DrawFn) -> VideoCase:
+    """Videos of two to eight frames, whose steps in time differ."""
     steps = draw(st.lists(st.integers(1, 400), min_size=2, max_size=8))
-    return [Fraction(sum(steps[:i]), 1000) for i in range(len(steps))]
+    times = [Fraction(sum(steps[:i]), 1000) for i in range(len(steps))]
+    width, height = (16 * draw(st.integers(1, 4)) for _ in range(2))
+    aspect = draw(st.sampled_from([Fraction(1), Fraction(4, 3), Fraction(16, 15)]))
+    return VideoCase(width, height, times, draw(st.sampled_from(sorted(MATRICES))), aspect)
 
 
 def damaged(content: bytes, source: random.Random) -> bytes:
-    """Bits flipped, bytes put in, taken out or overwritten, or the end cut off, up to five times."""
+    """Bits flipped, bytes put in, taken out or overwritten, the end cut off; one to five times."""
     damage = bytearray(content)
     for _ in range(source.choice([1, 1, 2, 5])):
         if not damage:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
-import hosts.xmem_like.memory_manager as xmem_like
+Edits = Sequence[tuple[str, str]]  # patterns and what replaces them
 
 
-def import_fork(folder, name, sources, edits, imports=()):
-    """Writes and imports a package: module -> source text; edits: module -> [(pattern, replacement)].
+def import_fork(
+    folder: Path, name: str, sources: Mapping[str, str], edits: Mapping[str, Edits], imports: Edits = ()
+) -> list[ModuleType]:
+    """Writes and imports a package, and returns its modules.
 
-    Every pattern must occur. imports: (pattern, replacement) for all modules. Returns the package.
+    sources: module -> text. edits: module -> [(pattern, replacement)], whose patterns must occur.
+    imports: (pattern, replacement) for all modules.
     """
     for module, text in sources.items():
         for pattern, replacement in edits.get(module, ()):
@@ -30,29 +35,27 @@ def import_fork(folder, name, sources, edits, imports=()):
     return [importlib.import_module(f"{name}.{module}") for module in sources]
 
 
-def forget(folder, name):
+def forget(folder: Path, name: str) -> None:
     """Removes a fork from the loaded modules and the path."""
     for module in [x for x in sys.modules if x.split(".")[0] == name]:
         del sys.modules[module]
     sys.path[:] = [x for x in sys.path if x != str(folder)]
 
 
-def xmem_fork(folder, name, **edits):
+def xmem_fork(folder: Path, name: str, **edits: Edits) -> dict[str, ModuleType]:
     """A fork of the stand-in for XMem: its modules memory_manager and inference_core."""
-    home = Path(xmem_like.__file__).parent
+    home = Path(__file__).parent / "hosts" / "xmem_like"
     sources = {path.stem: path.read_text() for path in sorted(home.glob("*.py"))}
     order = ("memory_util", "kv_memory_store", "memory_manager", "inference_core")
     modules = import_fork(folder, name, {x: sources[x] for x in order}, edits)
     return dict(zip(order, modules))
 
 
-def cutie_fork(folder, name, **edits):
+def cutie_fork(folder: Path, name: str, **edits: Edits) -> dict[str, ModuleType]:
     """A fork of the installed rf-cutie: its modules, by the last part of their names."""
-    import cutie
-
-    home = Path(cutie.__path__[0])
-    order = ("model.utils.memory_utils", "inference.kv_memory_store", "inference.memory_manager")
-    order += ("inference.inference_core",)
+    home = Path(importlib.import_module("cutie").__path__[0])
+    inference = [f"inference.{x}" for x in ("kv_memory_store", "memory_manager", "inference_core")]
+    order = ["model.utils.memory_utils", *inference]
     sources = {x: (home / (x.replace(".", "/") + ".py")).read_text() for x in order}
     imports = [(rf"from cutie\.{re.escape(x)} ", f"from {name}.{x} ") for x in order]
     full = {x: edits.get(x.split(".")[-1], ()) for x in order}

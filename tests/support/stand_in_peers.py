@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from xmemk.benchmarks import run
-from xmemk.benchmarks.harness import case_setup, costs, op_tests, round_timer, sweeps, timing
+from xmemk.benchmarks.harness import cases, costs, op_tests, sweeps, timing
 from xmemk.benchmarks.peers.catalogue import Peer, peers_of
 
 ERROR = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported later"
@@ -67,18 +67,18 @@ def stand_ins(device: Any, plan: Any, op: Any) -> Any:
 
 def put_in_place(put: Any, plan: Any) -> Any:
     """``put``: (object, name, value), setattr or a fixture's. The device."""
-    device, make = Device(), case_setup.make
+    device, make = Device(), cases.make
 
     def made(arguments: Any) -> Any:
         device.use()
         return make(arguments)
 
-    put(case_setup, "peers", lambda op, *_: stand_ins(device, plan, op))
-    put(case_setup, "make", made)
+    put(cases, "peers", lambda op, *_: stand_ins(device, plan, op))
+    put(cases, "make", made)
     put(timing, "synchronize", device.use)
     put(sweeps, "in_fresh_process", lambda *_, **__: (None, ""))
     put(sweeps, "measure_roof", lambda *_: costs.Roof(100.0, 10.0))
-    put(round_timer, "CHAIN_SECONDS", {"cpu": 1e-3})
+    put(timing, "CHAIN_SECONDS", {"cpu": 1e-3})
     put(torch.compiler, "reset", device.use)
     put(op_tests, "check", lambda asked, *_: (dict.fromkeys(asked, True), {}))
     return device

@@ -12,54 +12,18 @@ import fixed_network as fixed
 import pytest
 import torch
 from PIL import Image
+from small_videos import CONFIG, COUNT, SMALL, equal, results
 
 from xmemk import MemoryConfig
 from xmemk.cli import main
 from xmemk.data.mask_files import find_masks, mask_for
-from xmemk.data.masks import MaskError, labels_of, read_mask, write_mask
+from xmemk.data.masks import MaskError, labels_of, write_mask
 from xmemk.data.source import open_source
 from xmemk.data.video import VideoError
 from xmemk.data.video_writer import VideoWriter
-from xmemk.network import NetworkConfig, XMem
+from xmemk.network import XMem
 from xmemk.video.segment import SegmentJob, segment
 from xmemk.video.tracker import Tracker
-
-SMALL = NetworkConfig(key_dim=8, value_dim=16, hidden_dim=4, width=4, key_blocks=(1, 1, 1), decoder_dim=8)
-CONFIG = MemoryConfig(
-    hidden_dim=4, mem_every=2, max_mid_term_frames=4, min_mid_term_frames=2, num_prototypes=4, max_long_term_elements=12
-)
-COUNT = 21
-
-
-@pytest.fixture(scope="module")
-def network():
-    network = XMem(SMALL)
-    network.load_state_dict(fixed.fixed_weights(network.state_dict()))
-    return network
-
-
-@pytest.fixture
-def video(tmp_path):
-    folder = tmp_path / "video"
-    folder.mkdir()
-    for i, frame in enumerate(fixed.frames()[:COUNT]):
-        pixels = (frame * 255).round().to(torch.uint8).permute(1, 2, 0)
-        Image.fromarray(pixels.numpy()).save(folder / f"{i:05d}.png")
-    return folder
-
-
-@pytest.fixture
-def mask(tmp_path):
-    write_mask(tmp_path / "first.png", fixed.first_mask().to(torch.uint8))
-    return tmp_path / "first.png"
-
-
-def results(out):
-    return {p.name: read_mask(p) for p in sorted((out / "masks").iterdir())}
-
-
-def equal(a, b):
-    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_every_frame_has_a_mask_and_they_are_the_trackers(network, video, mask, tmp_path):

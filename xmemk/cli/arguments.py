@@ -59,15 +59,15 @@ def narrow_type(device: str, half: bool | None) -> torch.dtype | None:
     return torch.float16 if on_gpu else torch.bfloat16
 
 
-def typed(context: typer.Context, *names: str) -> list[str]:
-    """The options among ``names`` that the command line has, as they are typed."""
+def typed(context: typer.Context, *names: str) -> dict[str, str]:
+    """The options among ``names`` that the command line has, each as it is typed."""
     options = {p.name: p.opts[0] for p in context.command.params}
     sources = {name: context.get_parameter_source(name) for name in names}
-    return [options[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return {name: options[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 def refuse(context: typer.Context, why: str, *names: str) -> None:
     """Raises ValueError where an option that would have no effect was given."""
     given = typed(context, *names)
     if given:
-        raise ValueError(f"{', '.join(given)}: {why}")
+        raise ValueError(f"{', '.join(given.values())}: {why}")

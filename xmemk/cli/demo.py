@@ -8,14 +8,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .arguments import Colours, Threshold, typed
 from .progress import Progress
 from .terminal import console_for
 
 
 def demo(
+    context: typer.Context,
     video: Annotated[Path | None, typer.Option(help="Another video than the bundled clip; needs --mask.")] = None,
     mask: Annotated[Path | None, typer.Option(help="PNG of labels (0 background, 1.. objects) at --frame.")] = None,
     frame: Annotated[int | None, typer.Option(help="The mask's frame, 0-based.")] = None,
+    threshold: Threshold = None,
+    colours: Colours = None,
     out: Annotated[Path, typer.Option(help="Folder for masks, video, pictures and page.")] = Path("out/demo"),
     backend: Annotated[str, typer.Option(help="Backend of the memory reads.")] = "auto",
     original_every: Annotated[
@@ -29,14 +33,16 @@ def demo(
     and how exact.
     """
     try:
+        from ..data.label_rules import LabelRule
         from ..demo.run import DemoJob, run
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"the demo needs {missing.name}: pip install 'xmemk[demo]'") from missing
     job = DemoJob(
+        rule=LabelRule.parse(threshold, colours),
         out=out,
         backend=backend,
         original_every=original_every,
-        command=_command(video, mask, frame, out, backend, original_every),
+        command=_command(context),
     )
     if video is not None:
         if mask is None:
@@ -78,19 +84,17 @@ def _print(console: Console, report: Any, totals: Any, out: Path) -> None:
         f"{totals.error:.2g}, {100 * totals.share:.0f} % of what is allowed; "
         f"{report.memory.rsplit(';', 1)[1].strip()}"
     )
+    for note in report.notes:
+        console.print(note, markup=False)
     console.print(
         f"look at {out / 'index.html'}, {out / 'contact.png'}, {out / 'overlay.mp4'}; masks are in {out / 'masks'}"
     )
 
 
-def _command(
-    video: Path | None, mask: Path | None, frame: int | None, out: Path, backend: str, original_every: int
-) -> str:
+def _command(context: typer.Context) -> str:
+    """The command line, with the names of files but not their folders."""
     words = ["xmemk demo"]
-    words += [f"--video {video.name}"] if video else []
-    words += [f"--mask {mask.name}"] if mask else []
-    words += [f"--frame {frame}"] if frame is not None else []
-    words += [f"--out {out}"] if out != Path("out/demo") else []
-    words += [f"--backend {backend}"] if backend != "auto" else []
-    words += [f"--original-every {original_every}"] if original_every != 8 else []
+    for name, option in typed(context, *context.params).items():
+        value = context.params[name]
+        words.append(option if value is True else f"{option} {value.name if name in ('video', 'mask') else value}")
     return " ".join(words)

@@ -186,7 +186,7 @@ class _Tap:
 
 
 def _by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by parameter, defaults included; by position where that is not known."""
+    """The arguments of a call by parameter, defaults included; else by position."""
     try:
         bound = inspect.signature(function).bind(*args, **kwargs)
     except (TypeError, ValueError):

@@ -78,6 +78,7 @@ def find(target: Target, options: Options) -> Findings:
     findings = Findings()
     modules = {name: module for name, module in loaded_modules() if target.holds_module(name, module)}
     managers = [x for x in _managers() if target.holds_module(x.__module__, sys.modules.get(x.__module__))]
+    managers = [x for x in managers if not _served(x)]
     refused: dict[type, UnknownHost] = {}
     used: dict[int, HostCode] = {}  # id of a function -> the manager that uses it, and is replaced
     unserved: dict[str, UnknownHost] = {}  # by module of functions
@@ -105,11 +106,14 @@ def find(target: Target, options: Options) -> Findings:
                     raise
                 unserved[name] = error
     served = {host.where for host in findings.hosts if host.functions}
-    for manager, error in refused.items():
+    for manager, refusal in refused.items():
+        if target.name is None and findings.hosts and not homes(manager):  # of another kind of program
+            findings.left.append(f"{_where(manager)}: {refusal}")
+            continue
         if not served & set(homes(manager)):
             nor = "".join(f"; nor are its functions: {unserved[name]}" for name in homes(manager) if name in unserved)
-            raise UnknownHost(f"{error}{nor}")
-        findings.left.append(f"{_where(manager)}, which goes on to use xmemk's functions: {error}")
+            raise UnknownHost(f"{refusal}{nor}")
+        findings.left.append(f"{_where(manager)}, which goes on to use xmemk's functions: {refusal}")
     findings.left += [f"the functions of {name}: {error}" for name, error in unserved.items()]
     _check_state(managers, findings)
     return findings
@@ -140,12 +144,11 @@ def _manager_host(manager: type, options: Options) -> HostCode:
         raise UnknownHost("only functions were to be replaced")
     family = family_of(manager, FAMILIES)
     bodies = bodies_of_manager(manager)
-    known = {*family.methods, *family.inherited}
-    for name in [name for name in bodies if name.startswith("MemoryManager.")]:
-        method = getattr(manager, name.split(".")[1])
-        if name.split(".")[1] not in known and callable(method) and may_be_inherited(method, family):
-            if unknown_bodies({name: bodies[name]}, family.name):
-                del bodies[name]
+    for name in unknown_bodies(bodies, family.name):
+        owner, _, method = name.partition(".")
+        further = owner == "MemoryManager" and method not in (*family.methods, *family.inherited)
+        if further and may_be_inherited(getattr(manager, method), family):
+            del bodies[name]
     host = HostCode(family, _where(manager), manager, {}, unknown_bodies(bodies, family.name), fingerprint(bodies))
     _check_bodies(host, options)
     return host
@@ -191,8 +194,8 @@ def _check_state(managers: list[type], findings: Findings) -> None:
             raise RuntimeError(f"{name} is being imported now; call patch when its import is done")
     if managers and not any(in_use(manager) for manager in managers):
         raise RuntimeError(
-            f"nothing in use can be patched: no module uses {_where(managers[0])}, and the frame loop beside it imports "
-            "its memory by another name; call patch after the application's imports"
+            f"nothing in use can be patched: no module uses {_where(managers[0])}, and the frame loop beside it "
+            "imports its memory by another name; call patch after the application's imports"
         )
 
 
@@ -212,6 +215,12 @@ def _own_functions(module_name: str, module: ModuleType) -> dict[str, Callable[.
 def _ours(manager: type) -> bool:
     """Whether a class is ours, derives from ours, or is the host's twin of ours in verification."""
     return "_twin_of_xmemk" in vars(manager) or any(x.__module__.split(".")[0] == "xmemk" for x in manager.__mro__)
+
+
+def _served(manager: type) -> bool:
+    """Whether a host's manager uses our functions already."""
+    functions = functions_of_manager(manager).values()
+    return any(getattr(function, "__module__", "").split(".")[0] == "xmemk" for function in functions)
 
 
 def _where(manager: type) -> str:

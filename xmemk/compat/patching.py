@@ -89,7 +89,7 @@ def patch(
         if isinstance(target, str):
             place.load()
         binding = _Binding(place, options)
-        shared = [x for x in _active if exist_ok and x.options == options and _overlap(x.target, place)]
+        shared = [x for x in _active if exist_ok and x.options == options and x.target.overlaps(place)]
         if binding.bind(may_be_empty=bool(shared)):
             _active.append(binding)
             shared.append(binding)
@@ -230,7 +230,7 @@ class _Binding:
         report.left += findings.left
 
     def _nothing(self) -> str:
-        if any(_overlap(self.target, binding.target) for binding in _active):
+        if any(self.target.overlaps(binding.target) for binding in _active):
             return "patched already: undo the other handle first, or use it, or share it with exist_ok=True"
         name = self.target.name
         for module, _ in loaded_modules():
@@ -251,10 +251,6 @@ def _fingerprints(trust: str | Iterable[str]) -> frozenset[str]:
                 f"trust: wanted fingerprints of 16 hexadecimal digits, as a report has them, got {digits!r}"
             )
     return frozenset(given)
-
-
-def _overlap(a: Target, b: Target) -> bool:
-    return a.name is None or b.name is None or a.holds(b.name) or b.holds(a.name)
 
 
 @contextlib.contextmanager

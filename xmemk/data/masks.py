@@ -56,11 +56,17 @@ def read_colours(path: str | Path) -> list[int]:
 def write_mask(path: str | Path, labels: Tensor, colours: Sequence[int] | None = None) -> None:
     """Writes labels [H, W] uint8 as a palette PNG.
 
-    colours: as :func:`read_colours` returns them, empty for a grey PNG; None for :func:`palette`.
+    colours: as :func:`read_colours` returns them, empty for a grey PNG; None for :func:`palette`,
+        which also has the colours of labels beyond them.
     """
+    if labels.dtype != torch.uint8 or labels.dim() != 2:
+        raise TypeError(f"labels: wanted uint8 [H, W], got {labels.dtype} of shape {tuple(labels.shape)}")
     if colours is None:
         colours = [value for colour in palette() for value in colour]
-    image = Image.fromarray(labels.numpy(), mode="P" if colours else "L")
+    image = Image.fromarray(labels.cpu().numpy(), mode="P" if colours else "L")
     if colours:
-        image.putpalette(list(colours))
+        # Pillow stores as many bits as the palette has entries for, and cuts off larger labels.
+        entries = max(len(colours) // 3, int(labels.max()) + 1 if labels.numel() else 0)
+        davis = [value for colour in palette() for value in colour]
+        image.putpalette([*colours, *davis[len(colours) : 3 * entries]])
     image.save(path, format="PNG", optimize=False)

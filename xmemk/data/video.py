@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 
+# What PyAV raises for damaged files; its own errors are not always a kind of OSError.
+_UNREADABLE = (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError)
+
+
 class VideoError(ValueError):
     """A video that is missing or unreadable; the message is one sentence that names the file."""
 
@@ -49,7 +53,7 @@ def open_video(path: str | Path) -> av.container.InputContainer:
         raise VideoError(f"{path}: no such video file")
     try:
         container = av.open(str(path))
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise VideoError(f"{path}: not a video that can be read ({reason(error)})") from error
     try:
         video_stream(path, container)
@@ -65,6 +69,8 @@ def video_stream(path: str | Path, container: av.container.InputContainer) -> Vi
     stream = next((s for s in container.streams.video if not s.disposition & covers), None)
     if stream is None:
         raise VideoError(f"{path}: has no video stream")
+    if stream.codec_context is None:
+        raise VideoError(f"{path}: not a video that can be read (its codec is unknown)")
     return stream
 
 
@@ -133,11 +139,23 @@ def timed(frames: Iterable[av.VideoFrame], rate: Fraction) -> Iterator[tuple[Fra
 
 
 def shown(path: str | Path, frame: av.VideoFrame, size: tuple[int, int] | None = None) -> Tensor:
-    """A stored frame as a player shows it, RGB uint8 [H, W, 3], resized by area averaging."""
+    """A stored frame as a player shows it, RGB uint8 [H, W, 3], resized by area averaging.
+
+    Raises VideoError for transparent pixels, whose colour depends on what is behind them.
+    """
     orientation = _orientation(path, frame)
     width, height = orientation.size(*size) if size else (None, None)
-    picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
-    return torch.from_numpy(orientation.applied(picture.to_ndarray()))
+    try:
+        if any(part.is_alpha for part in frame.format.components):
+            alpha = frame.reformat(format="rgba").to_ndarray()[:, :, 3]
+            if alpha.min() < 255:
+                raise VideoError(f"{path}: has transparent pixels; save it on a background, without transparency")
+        picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+    except VideoError:
+        raise
+    except _UNREADABLE as error:
+        raise VideoError(f"{path}: has a frame without colours that can be read ({reason(error)})") from error
+    return torch.from_numpy(orientation.applied(picture))
 
 
 def decoded(path: str | Path, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
@@ -153,7 +171,7 @@ def decoded(path: str | Path, container: av.container.InputContainer) -> Iterato
             for frame in packet.decode():
                 count += 1
                 yield frame
-    except av.FFmpegError as error:
+    except _UNREADABLE as error:
         raise VideoError(f"{path}: cannot be read beyond frame {count} ({reason(error)})") from error
     # Threaded decoders do not report errors in the last packets.
     if torn or packets < _listed(container, stream):

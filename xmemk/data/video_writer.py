@@ -55,6 +55,7 @@ class VideoWriter:
         ends_early: bool = False,
     ) -> None:
         self.notes: list[str] = []  # what differs from what was asked for, as sentences without a subject
+        self.begin = begin
         self._rate, self._ends_early = rate, ends_early
         self._time_base = time_base or 1 / rate
         self._last: Fraction | None = None  # time of the last frame

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -15,9 +18,11 @@ from torch import Tensor
 
 from ..backends import BACKENDS
 from ..data import BUNNY
-from ..data.masks import MaskError, read_object_mask, write_mask
+from ..data.label_rules import LabelRule
+from ..data.masks import AUTOMATIC, MaskError, read_object_mask, write_mask
 from ..data.overlay import overlay
-from ..data.video import VideoInfo, probe, read_frames
+from ..data.video import VideoInfo, probe, read_timed_frames
+from ..data.whole_files import expect_folder, results_folder
 from ..measure import machine
 from ..memory import Memory
 from ..reference.config import MemoryConfig
@@ -43,6 +48,7 @@ FEATURES = (
 )
 _SHOWN = 12
 _SMALLEST = 16  # pixels each way
+_UNFINISHED = ".unfinished-"  # begins the name of a run's own folder
 _PRODUCTS = ("masks", "overlay.mp4", "moving.webp", "contact.png", "memory.webp", "index.html", "report.json")
 
 
@@ -51,6 +57,7 @@ class DemoJob:
     """One video to follow objects through.
 
     mask: of frame ``start``, which is 0-based. The video is resized to the size of the mask.
+    rule: how the values of the mask become labels.
     original_every: see :class:`CheckedFunctions`. command: the command line, for the report.
     """
 
@@ -61,6 +68,7 @@ class DemoJob:
     backend: str = "auto"
     original_every: int = 8
     command: str = "xmemk demo"
+    rule: LabelRule = AUTOMATIC
 
 
 @dataclass
@@ -86,6 +94,7 @@ class DemoReport:
     check_seconds: float
     frames_per_second: float
     upkeep: dict[str, UpkeepRecord]
+    notes: list[str] = field(default_factory=list)
 
 
 class Stages:
@@ -107,7 +116,7 @@ def prepare(job: DemoJob) -> tuple[VideoInfo, Tensor]:
     Raises VideoError, MaskError, or ValueError where the parts of the job do not fit one another.
     """
     info = probe(job.video)
-    labels = read_object_mask(job.mask)
+    labels = read_object_mask(job.mask, job.rule.fitted([job.mask]))
     height, width = labels.shape
     # A mask may have another size than the video, but must have its aspect ratio, to a pixel.
     off = max(abs(width - info.width * height / info.height), abs(height - info.height * width / info.width))
@@ -122,8 +131,7 @@ def prepare(job: DemoJob) -> tuple[VideoInfo, Tensor]:
         raise ValueError(f"frame {job.start}: is the last of {job.video}, there is nothing to follow")
     if job.backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend: wanted 'auto' or one of {', '.join(BACKENDS)}, got {job.backend!r}")
-    if job.out.exists() and not job.out.is_dir():
-        raise ValueError(f"{job.out}: is a file; --out wants a folder")
+    expect_folder(job.out, _PRODUCTS)
     products = {(job.out / name).resolve() for name in _PRODUCTS}
     for file in (job.video.resolve(), job.mask.resolve()):
         if products & {file, *file.parents}:
@@ -138,16 +146,17 @@ def run(job: DemoJob, progress: Progress = lambda done, total, ops: None) -> tup
     """
     info, labels = prepare(job)
     new = not job.out.exists()
-    job.out.mkdir(parents=True, exist_ok=True)
-    if not os.access(job.out, os.W_OK):
-        raise PermissionError(f"{job.out}: cannot be written to")
     try:
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=job.out) as folder:
-            result = _run(job, info, labels, Path(folder), progress)
-            _install(Path(folder), job.out)
+        with results_folder(job.out, _PRODUCTS):
+            for leftover in job.out.glob(f"{_UNFINISHED}*"):  # of killed runs
+                shutil.rmtree(leftover, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=job.out) as folder:
+                result = _run(job, info, labels, Path(folder), progress)
+                _install(Path(folder), job.out)
     except BaseException:
         if new:
-            job.out.rmdir()
+            with contextlib.suppress(OSError):
+                job.out.rmdir()
         raise
     return result
 
@@ -191,16 +200,15 @@ def _run(
     colours: dict[int, tuple[int, int, int]] = {}
     line = 50.0
     began = time.perf_counter()
-    with Film(folder, width, height, info.rate) as film:
-        for number, image in _numbered(job, max(0, job.start - lead), (width, height), stages):
+    still = max(0, lead - job.start)  # where too little comes before it, the first frame stands still
+    with Film(folder, width, height, info, job.video, still) as film:
+        for number, time_shown, image in _numbered(job, max(0, job.start - lead), (width, height), stages):
             now = time.perf_counter()
             if number < job.start:
-                film.write(image, image)
+                film.write(image, image, time_shown)
                 stages.timed("writing masks and video", now)
                 continue
             if tracker is None:
-                for _ in range(lead - job.start):  # where too little comes before it, the first frame stands still
-                    film.write(image, image)
                 colours = tints(image, labels)
                 line = 100 * labels.nonzero()[:, 1].float().mean().item() / width  # through the objects
                 now = stages.timed("writing masks and video", now)
@@ -219,7 +227,7 @@ def _run(
                 remembered.add(number, tracker.remembered[1], image)
             write_mask(folder / "masks" / f"{number:05d}.png", labels)
             picture = overlay(image, labels, tints=colours)
-            film.write(image, picture)
+            film.write(image, picture, time_shown)
             shown.add(number, picture)
             stages.timed("writing masks and video", now)
             count += 1
@@ -255,6 +263,7 @@ def _run(
         check_seconds=ops.check_seconds,
         frames_per_second=count / wall,
         upkeep=ops.upkeep,
+        notes=film.notes,
     )
     (folder / "report.json").write_text(json.dumps(asdict(report) | {"totals": asdict(read_totals)}, indent=2))
     write_page(
@@ -269,16 +278,18 @@ def _run(
     return report, read_totals
 
 
-def _numbered(job: DemoJob, number: int, size: tuple[int, int], stages: Stages) -> Iterator[tuple[int, Tensor]]:
-    """The video's frames from ``number`` on, with their numbers."""
-    frames = read_frames(job.video, size, number)
+def _numbered(
+    job: DemoJob, number: int, size: tuple[int, int], stages: Stages
+) -> Iterator[tuple[int, Fraction, Tensor]]:
+    """The video's frames from ``number`` on: their numbers, times in seconds, and images."""
+    frames = read_timed_frames(job.video, size, number)
     while True:
         start = time.perf_counter()
-        image = next(frames, None)
+        frame = next(frames, None)
         stages.timed("decoding and resizing", start)
-        if image is None:
+        if frame is None:
             return
-        yield number, image
+        yield number, *frame
         number += 1
 
 

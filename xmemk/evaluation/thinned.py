@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +99,13 @@ class ThinnedMemory:
         qk = query_key.flatten(2)
         readouts = [self._read(b.keys, None, b.values, qk, None, top_k=self.config.top_k) for b in self._groups]
         return torch.cat(readouts, 1).unflatten(3, query_key.shape[2:])
+
+    def draft(self) -> ThinnedMemory:
+        """A memory in the same state, whose changes are unseen here."""
+        draft = copy.copy(self)
+        draft.sensory = copy.copy(self.sensory)
+        draft._groups = [_FrameGroup(g.objects, [*g.numbers], [*g.keys], [*g.values]) for g in self._groups]
+        return draft
 
     def remove(self, objects: Sequence[int]) -> None:
         """Removes objects. Raises ValueError for a label that is not in memory."""

@@ -49,7 +49,7 @@ from ..inputs import MemoryInputs, QueryInputs
 from .bank import Bank, add_block, place
 from .changes import commit
 from .choice import Recall, after_eviction, can_recall
-from .functions import PUBLIC
+from .functions import PUBLIC, PublicFunctions
 from .graph import Captures, ReadGraph
 from .scaled import values_for
 from .spec import Spec
@@ -177,7 +177,7 @@ class Arena:
             if replayed is not None:
                 return replayed
         keys, recall = self.keys(runs), None
-        if can_recall(keys, queries, top_k, backend) and self.functions is PUBLIC:
+        if can_recall(keys, queries, top_k, backend) and isinstance(self.functions, PublicFunctions):
             recall = Recall(runs, [block.shape[1] for block in self.key.blocks], self.choice, queries.qk.shape[2])
         result = self.values.read(keys, runs, queries, recall=recall, **options)
         self.choice = None if recall is None else recall.choice

@@ -78,9 +78,9 @@ def _triton(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    mk, ms, mv, qk, qe, *_ = inputs
+    mk, ms, mv, qk, qe, _, _, hint = inputs
     readout, _, weight, index = output
-    ctx.segments = (len(mk), len(ms))
+    ctx.segments, ctx.options = (len(mk), len(ms)), 2 + (hint is not None)  # as many as the caller gave
     ctx.mark_non_differentiable(weight, index)
     ctx.set_materialize_grads(False)
     needed = index.shape[2] == 0 and qk.device.type in SAVES_SOFTMAX  # else saving would only keep it alive
@@ -99,7 +99,7 @@ def _backward(ctx: Any, d_readout: Tensor | None, d_usage: Tensor | None, *_: No
     else:
         grads = memory_read_backward(mk, ms, mv, qk, qe, readout, weight, index, d_readout, d_usage, needed)
     kept = [g if need else None for g, need in zip(grads, needed)]
-    return kept[:n], kept[n : n + m], kept[n + m : -2], kept[-2], kept[-1], None, None, None
+    return kept[:n], kept[n : n + m], kept[n + m : -2], kept[-2], kept[-1], *([None] * ctx.options)
 
 
 def _gradients_with_graph(

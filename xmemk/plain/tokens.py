@@ -47,7 +47,7 @@ def gather_rows(segments: list[Tensor], index: Tensor, dtype: torch.dtype) -> Te
         rows = table.index_select(0, row.flatten()).view(*index.shape, table.shape[1]).to(dtype)
         if isinstance(here, Tensor):
             # Not a product: what is not finite is of tokens that nobody selected.
-            rows = rows.where(here.unsqueeze(3), 0.0)
+            rows = rows.where(here.unsqueeze(3), rows.new_zeros(()))  # 0.0 would widen bytes
         total = rows if total is None else total + rows
     assert total is not None  # the border lets no empty memory through
     return total

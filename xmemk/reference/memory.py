@@ -9,6 +9,7 @@ long-term and working memory as one (Eq. 1 and 2) and records how much each toke
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -98,6 +99,15 @@ class Memory:
         qe = None if selection is None else selection.flatten(2)
         readout, self._groups = self._groups.read(query_key.flatten(2), qe)
         return readout.unflatten(3, query_key.shape[2:])
+
+    def draft(self) -> Memory:
+        """A memory in the same state, whose changes are unseen here.
+
+        Stores are never written, so it shares them.
+        """
+        draft = copy.copy(self)
+        draft.sensory = copy.copy(self.sensory)
+        return draft
 
     def remove(self, objects: Sequence[int]) -> None:
         """Removes objects with their values and sensory rows, the last of a bucket with its keys.

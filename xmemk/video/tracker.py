@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from ..measure.stopwatch import Stopwatch
 from ..memory import Memory
+from ..memory.changes import adoption, commit
 from ..network import XMem, aggregate
+from ..network.wrapped import unwrapped
 from ..reference.config import MemoryConfig
+from .frame_inputs import check_image, mask_rows
 
 STRIDE = 16  # an image is padded to a multiple of it
 _MEAN = (0.485, 0.456, 0.406)
@@ -23,7 +27,8 @@ _STD = (0.229, 0.224, 0.225)
 class FeatureMemory(Protocol):
     """What the tracker needs of a memory.
 
-    :class:`xmemk.Memory` and the oracle's memory have it, and so may a policy of your own.
+    :class:`xmemk.Memory` and the oracle's memory have it, and so may a policy of your own. Where it
+    also has ``draft()`` as they do, a step that raises leaves it as it was.
     """
 
     config: MemoryConfig
@@ -42,18 +47,23 @@ class FeatureMemory(Protocol):
 class Tracker:
     """Follows the objects of one video.
 
-    network: the XMem network; its device and floating type are used.
+    network: the XMem network; its device and floating type are used. DataParallel and the like are
+        unwrapped.
     config: the memory's rules, and how often frames are remembered.
     memory: an empty memory, to use instead of a new one made from ``config``.
     autocast: float16 or bfloat16 for the network's convolutions, None for the network's type.
     stopwatch: times the stages of each frame. It waits for the device before and after each.
+    object_chunk: how many objects the network encodes and decodes at a time, None for all. Fewer
+        take less memory; probabilities are equal to rounding.
 
-    Raises ValueError for arguments that do not fit one another.
+    Raises ValueError or TypeError for arguments that do not fit one another.
 
     >>> tracker = Tracker(XMem.from_checkpoint("XMem.pth"))  # doctest: +SKIP
     >>> probability = tracker.step(first_image, mask=labels)  # doctest: +SKIP
     >>> for image in images: probability = tracker.step(image)  # doctest: +SKIP
     """
+
+    object_chunk: int | None = None  # of trackers that an earlier version pickled
 
     def __init__(
         self,
@@ -63,7 +73,9 @@ class Tracker:
         memory: FeatureMemory | None = None,
         autocast: torch.dtype | None = None,
         stopwatch: Stopwatch | None = None,
+        object_chunk: int | None = None,
     ) -> None:
+        network = unwrapped(network)
         if memory is not None and config is not None and memory.config != config:
             raise ValueError("memory, config: wanted one of them, or a memory of this config")
         if memory is None:
@@ -76,13 +88,17 @@ class Tracker:
             )
         if autocast not in (None, torch.float16, torch.bfloat16):
             raise ValueError(f"autocast: wanted float16, bfloat16 or None, got {autocast}")
+        if object_chunk is not None and (type(object_chunk) is not int or object_chunk < 1):
+            raise ValueError(f"object_chunk: wanted a whole number from 1, or None, got {object_chunk!r}")
         self.network = network
         self.memory: FeatureMemory = memory
         self.config = memory.config
         self.autocast = autocast
+        self.object_chunk = object_chunk
         self._watch = stopwatch or Stopwatch(enabled=False)
         parameter = next(network.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+        self._expect_arithmetic(autocast)
         self._mean = torch.tensor(_MEAN, device=self.device).view(3, 1, 1)
         self._std = torch.tensor(_STD, device=self.device).view(3, 1, 1)
         self._frame = -1  # the current frame, counted from the first one with an object
@@ -101,7 +117,9 @@ class Tracker:
     ) -> Tensor:
         """Processes the next frame.
 
-        image: RGB [3, H, W], uint8, or floating between 0 and 1.
+        image: RGB [3, H, W], uint8, or floating between 0 and 1. Floats of 0 to 255 and normalised
+            images are refused on the first frame. BGR, as OpenCV reads it, cannot be told from RGB
+            and gives worse masks: ``image.flip(0)`` is RGB.
         mask: the known objects of this frame: labels [H, W] of an integer type, 0 for background;
             or probabilities [O, H, W], one row for each object. Other objects are predicted.
         objects: the labels that the mask covers. Row i of an [O, H, W] mask belongs to
@@ -114,20 +132,22 @@ class Tracker:
         is background alone.
 
         Raises ValueError or TypeError for input that does not fit, or for a frame whose size is not
-        that of the first. The tracker is then unchanged.
+        that of the first. Whatever it raises, the tracker and its memory are then unchanged.
         """
-        self._check_image(image)
-        mask_rows, labels = self._mask_rows(mask, objects, image.shape[1:])
+        self._expect_arithmetic(self.autocast)
+        image = check_image(image, self._size, first=self._size is None)
+        rows, labels = mask_rows(mask, objects, image.shape[1:], self.device)
         if not self.objects and not labels:
             return torch.ones(1, *image.shape[1:], device=self.device)
         frame = self._frame + 1
         config = self.config
-        remembered = (frame - self._last_memory >= config.mem_every or mask_rows is not None) and not end
+        remembered = (frame - self._last_memory >= config.mem_every or rows is not None) and not end
         in_step = config.deep_update_every < 0
         deep = not end and (remembered if in_step else frame - self._last_deep >= config.deep_update_every)
         shallow = not end and not (in_step and deep)
         known = self.objects
         predicts = bool(known) and not set(known) <= set(labels)
+        memory = self.memory.draft() if hasattr(self.memory, "draft") else self.memory
 
         with self._watch("preparing"):
             padded, padding = pad(self._normalised(image))
@@ -140,22 +160,25 @@ class Tracker:
         probability = None
         if predicts:
             with self._watch("memory read"):
-                readout = self.memory.read(key, selection)
-            hidden = self._hidden()
+                readout = memory.read(key, selection)
+            hidden = self._hidden(memory)
             with self._arithmetic(), self._watch("decoder"):
-                hidden, probability = self.network.segment(features, readout, hidden, update_hidden=shallow)
+                hidden, probability = self.network.segment(
+                    features, readout, hidden, update_hidden=shallow, **self._chunks()
+                )
             if hidden is not None:
-                self._keep_hidden(hidden)
-        if mask_rows is not None:
+                memory.sensory.set(hidden)
+        if rows is not None:
             with self._watch("preparing"):
-                probability = self._merged(probability, pad(mask_rows)[0], labels)
+                probability = self._merged(probability, pad(rows)[0], labels)
         assert probability is not None
-        followed = (*known, *(label for label in labels if label not in known))
+        counters: dict[str, Any] = {"_frame": frame, "_size": (image.shape[1], image.shape[2])}
         if remembered:
-            self._remember(frame, padded, (key, shrinkage, selection), features[0], probability, followed, deep)
-        self._frame = frame
-        self._size = (image.shape[1], image.shape[2])
-        return unpad(probability[0], padding)
+            followed = (*known, *(label for label in labels if label not in known))
+            self._remember(memory, padded, (key, shrinkage, selection), features[0], probability, followed, deep)
+            counters |= {"_last_memory": frame} | ({"_last_deep": frame} if deep else {})
+        adopted = [] if memory is self.memory else adoption(self.memory, memory)
+        return commit([*adopted, (self, counters)], unpad(probability[0], padding))
 
     def state(self) -> dict[str, Any]:
         """The loop's counters as JSON values: with the memory, all that :meth:`restore` needs."""
@@ -173,62 +196,19 @@ class Tracker:
         """
         if memory.config != self.config:
             raise ValueError(f"memory: wanted the configuration {self.config}, got {memory.config}")
-        self.memory = memory
-        self._frame, self._last_memory = int(state["frame"]), int(state["last_memory"])
-        self._last_deep = int(state["last_deep"])
-        self._size = None if state["size"] is None else (int(state["size"][0]), int(state["size"][1]))
+        try:
+            counters: dict[str, Any] = {
+                f"_{name}": operator.index(state[name]) for name in ("frame", "last_memory", "last_deep")
+            }
+            height, width = (0, 0) if state["size"] is None else map(operator.index, state["size"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"state: wanted what Tracker.state() returned, got {state!r}") from error
+        counters["_size"] = None if state["size"] is None else (height, width)
+        commit([(self, {"memory": memory, **counters})])
 
     def remove(self, objects: Sequence[int]) -> None:
         """Stops following these objects. Raises ValueError for a label that is not followed."""
         self.memory.remove(objects)
-
-    def _check_image(self, image: Tensor) -> None:
-        if not isinstance(image, Tensor):
-            raise TypeError(f"image: wanted a tensor, got {type(image).__name__}")
-        if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise ValueError(f"image: wanted RGB of shape [3, H, W], got {list(image.shape)}")
-        if image.dtype != torch.uint8 and not image.is_floating_point():
-            raise TypeError(f"image: wanted uint8 or a floating type, got {image.dtype}")
-        if self._size is not None and tuple(image.shape[1:]) != self._size:
-            height, width = self._size
-            raise ValueError(
-                f"image: wanted H, W = {height}, {width} as all frames before, got {image.shape[1]}, {image.shape[2]}; "
-                "resize it, or start a new Tracker"
-            )
-
-    def _mask_rows(
-        self, mask: Tensor | None, objects: Sequence[int] | None, size: torch.Size
-    ) -> tuple[Tensor | None, tuple[int, ...]]:
-        """The mask as rows [O, H, W] float32 on the device, None without objects; its labels."""
-        if mask is None:
-            if objects is not None:
-                raise ValueError("objects: wanted None without a mask")
-            return None, ()
-        if not isinstance(mask, Tensor):
-            raise TypeError(f"mask: wanted a tensor, got {type(mask).__name__}")
-        if tuple(mask.shape[-2:]) != tuple(size) or mask.dim() not in (2, 3):
-            raise ValueError(f"mask: wanted H, W = {size[0]}, {size[1]} as the image, got shape {list(mask.shape)}")
-        mask = mask.to(self.device)
-        if mask.dim() == 3:
-            if objects is None:
-                raise ValueError("objects: wanted the labels of the mask's rows, got None")
-            labels = _labels(objects)
-            if len(labels) != mask.shape[0]:
-                raise ValueError(f"mask: wanted {len(labels)} rows as objects has labels, got {mask.shape[0]}")
-            rows = mask.float()
-            if not bool(((rows >= 0) & (rows <= 1)).all()):
-                raise ValueError("mask: wanted probabilities, from 0 to 1")
-            return rows, labels
-        if mask.is_floating_point() or mask.dtype == torch.bool:
-            raise TypeError(f"mask: wanted labels of an integer type, or rows [O, H, W], got {mask.dtype}")
-        present = [int(label) for label in mask.unique() if label != 0]
-        labels = tuple(present) if objects is None else _labels(objects)
-        unknown = sorted(set(present) - set(labels))
-        if unknown:
-            raise ValueError(f"mask: wanted labels among objects = {list(labels)} and 0, got {unknown}")
-        if not labels:
-            return None, ()
-        return torch.stack([mask == label for label in labels]).float(), labels
 
     def _merged(self, predicted: Tensor | None, mask: Tensor, labels: tuple[int, ...]) -> Tensor:
         """Joins the mask's rows [O, H, W] of ``labels`` with the prediction for the other objects.
@@ -246,7 +226,7 @@ class Tracker:
 
     def _remember(
         self,
-        frame: int,
+        memory: FeatureMemory,
         image: Tensor,
         projected: tuple[Tensor, Tensor | None, Tensor | None],
         f16: Tensor,
@@ -257,44 +237,48 @@ class Tracker:
         key, shrinkage, selection = projected
         assert shrinkage is not None
         if self.network.config.hidden_dim > 0:
-            self.memory.sensory.create(followed, key)
+            memory.sensory.create(followed, key)
         with self._arithmetic(), self._watch("value encoder"):
             value, hidden = self.network.encode_value(
-                image[None], f16, self._hidden(), probability[:, 1:], deep_update=deep
+                image[None], f16, self._hidden(memory), probability[:, 1:], deep_update=deep, **self._chunks()
             )
         with self._watch("memory add"):
-            self.memory.add(key, shrinkage, value, followed, selection if self.config.enable_long_term else None)
-        self._last_memory = frame
-        if deep:
-            if hidden is not None:
-                self._keep_hidden(hidden)
-            self._last_deep = frame
+            memory.add(key, shrinkage, value, followed, selection if self.config.enable_long_term else None)
+        if deep and hidden is not None:
+            memory.sensory.set(hidden)
 
-    def _hidden(self) -> Tensor | None:
+    def _hidden(self, memory: FeatureMemory) -> Tensor | None:
         if self.network.config.hidden_dim == 0:
             return None
-        hidden: Tensor = self.memory.sensory.get()
+        hidden: Tensor = memory.sensory.get()
         return hidden
 
-    def _keep_hidden(self, hidden: Tensor) -> None:
-        self.memory.sensory.set(hidden)
+    def _chunks(self) -> dict[str, Any]:
+        return {} if self.object_chunk is None else {"object_chunk": self.object_chunk}
 
     def _normalised(self, image: Tensor) -> Tensor:
         image = image.to(self.device)
         image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         return ((image - self._mean) / self._std).to(self.dtype)
 
+    def _expect_arithmetic(self, autocast: torch.dtype | None) -> None:
+        """ValueError where the network has been moved, or autocast is to other 16 bits."""
+        parameter = next(self.network.parameters())
+        if (parameter.device, parameter.dtype) != (self.device, self.dtype):
+            raise ValueError(
+                f"network: wanted it in {self.dtype} on {self.device} as when the Tracker was made, got "
+                f"{parameter.dtype} on {parameter.device}; make a new Tracker, or move it back"
+            )
+        device = self.device.type
+        if autocast is None and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            autocast = torch.get_autocast_dtype(device)
+        if autocast is not None and self.dtype.itemsize == 2 and autocast != self.dtype:
+            raise ValueError(f"autocast: wanted None or {self.dtype}, which the network is in, got {autocast}")
+
     def _arithmetic(self) -> AbstractContextManager[Any]:
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast)
-
-
-def _labels(objects: Sequence[int]) -> tuple[int, ...]:
-    labels = tuple(int(label) for label in objects)
-    if len(set(labels)) != len(labels) or any(label < 1 for label in labels):
-        raise ValueError(f"objects: wanted each label once, from 1, got {list(objects)}")
-    return labels
 
 
 def pad(x: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:

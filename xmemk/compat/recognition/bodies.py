@@ -9,6 +9,7 @@ alone.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import inspect
 import linecache
@@ -28,7 +29,8 @@ def bodies_of_manager(manager: type) -> dict[str, str]:
     store = _global(manager, "KeyValueMemoryStore")
     if isinstance(store, type):
         bodies |= _bodies_of_class("KeyValueMemoryStore", store)
-        for name, value in vars(sys.modules.get(store.__module__, object())).items():
+        home = sys.modules.get(store.__module__)
+        for name, value in vars(home).items() if home is not None else ():
             if isinstance(value, FunctionType) and value.__module__ == store.__module__:
                 bodies[f"kv.{name}"] = body_hash(value)
     for name, function in functions_of_manager(manager).items():
@@ -60,7 +62,7 @@ def body_hash(function: Callable[..., Any]) -> str:
     node = _definition(inner)
     if node is not None and (inner is function or node.decorator_list):
         return function_hash(node)
-    return f"code{short_hash(_code_text(getattr(function, '__code__', None)))[:12]}"
+    return f"code{short_hash(_loaded_text(function, set()))[:12]}"
 
 
 def attributes_of_self(function: Callable[..., Any]) -> set[str] | None:
@@ -137,10 +139,22 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _code_text(code: Any) -> str:
+def _loaded_text(function: Any, seen: set[int]) -> str:
+    """The code of a function, and of the functions that it wraps or closes over."""
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType):  # scripted or built in; by its identity where it has no text
+        return str(getattr(function, "code", id(function)))
+    seen.add(id(function))
+    inner = [getattr(function, "__wrapped__", None)]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            inner.append(cell.cell_contents)
+    texts = [_loaded_text(x, seen) for x in inner if callable(x) and id(x) not in seen]
+    return repr((_code_text(code), texts))
+
+
+def _code_text(code: CodeType) -> str:
     """All that decides what a code object does; neither its lines nor its file."""
-    if not isinstance(code, CodeType):
-        return repr(code)
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
     return repr((code.co_code, names, counts, [_constant_text(x) for x in code.co_consts]))

@@ -161,7 +161,10 @@ MATANYONE = Family(
 
 def signature(function: Callable[..., Any]) -> str:
     """The signature without annotations: "(self, key, objects, selection=None)"."""
-    full = inspect.signature(function)
+    try:
+        full = inspect.signature(function)
+    except (TypeError, ValueError):  # built in or scripted
+        return "(unknown)"
     bare = [p.replace(annotation=inspect.Parameter.empty) for p in full.parameters.values()]
     return str(full.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 

@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -38,23 +38,32 @@ class Target:
         self.name = target.__name__ if isinstance(target, ModuleType) else target
         self._places: list[str] = []  # real paths of its folders, or of its file
         if isinstance(target, ModuleType):
-            self._places = _real([*getattr(target, "__path__", [])] or [getattr(target, "__file__", None)])
+            self._places = _real(getattr(target, "__path__", None) or [getattr(target, "__file__", None)])
         elif target is not None:
             spec = _spec(target)
             if spec is None:
                 raise ModuleNotFoundError(f"target: wanted a host that can be imported, found no module {target!r}")
-            self._places = _real([*(spec.submodule_search_locations or [spec.origin])])
+            self._places = _real(spec.submodule_search_locations or [spec.origin])
 
     def holds(self, name: str, file: str | None = None) -> bool:
         """Whether a module belongs to the target, by its name or its file."""
         if self.name is None or name == self.name or name.startswith(self.name + "."):
             return True
-        path = _real([file])
-        return any(x == place or x.startswith(place + os.sep) for x in path for place in self._places)
+        return self._covers(_real([file]))
 
     def holds_module(self, name: str, module: ModuleType | None) -> bool:
         """:meth:`holds`, with the file of the module."""
         return self.holds(name, getattr(module, "__file__", None))
+
+    def overlaps(self, other: Target) -> bool:
+        """Whether one of the two lies below the other, by name or by file."""
+        if self.name is None or other.name is None:
+            return True
+        by_name = self.holds(other.name) or other.holds(self.name)
+        return by_name or self._covers(other._places) or other._covers(self._places)
+
+    def _covers(self, paths: list[str]) -> bool:
+        return any(x == place or x.startswith(place + os.sep) for x in paths for place in self._places)
 
     def load(self) -> None:
         """Imports the memory code under the names by which the host's own frame loop does.
@@ -150,5 +159,5 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
         return None
 
 
-def _real(paths: list[str | None]) -> list[str]:
+def _real(paths: Iterable[str | None]) -> list[str]:
     return [os.path.realpath(path) for path in paths if isinstance(path, str)]
