@@ -71,7 +71,8 @@ def _fuzz(count: int, first: int, backend: str | None, json_: bool) -> None:
     able = [name for name in BACKENDS if fuzz.refused(name) is None]
     if backend is not None and backend not in able:
         raise ValueError(f"--backend: {backend!r} {fuzz.refused(backend)}")
-    calls, wrong = {}, []
+    calls: dict[str, int] = {}
+    wrong: list[fuzz.Report] = []
     with Progress("calling") as progress:
         for name in able if backend is None else [backend]:
             progress.begin(f"calling {name}")
