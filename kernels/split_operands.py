@@ -55,8 +55,9 @@ LARGEST_KEY = tl.constexpr(240.0)
 KEY_TERMS = tl.constexpr(240.0**2 + 240.0)
 # s / sqrt(CK): a score stays within float32 for every D below 3.4e20.
 LARGEST_SCALE = tl.constexpr(1e18)
-# sum_c e q^2, scaled: D stays within float32.
-LARGEST_OFFSET = tl.constexpr(1e30)
+# sum_c e q^2, scaled: D stays below 1.1e20. It is at most (sqrt(sum_c e k^2) + sqrt(this))^2, and
+# sum_c e k^2 at most 128 * 4096 * 240^2.
+LARGEST_OFFSET = tl.constexpr(1e20)
 # |e| and |2 e q|: tiles.power_of_two ends at 2^30 = 1.07e9, and would not scale what is larger.
 LARGEST_FACTOR = tl.constexpr(1e9)
 # The proof's two factors of D.

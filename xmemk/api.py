@@ -13,12 +13,23 @@ wanted and what came.
 Rules where the paper is silent, the same for every backend:
 
 * A similarity that is NaN or +inf (a key or shrinkage that is not finite, or terms of Eq. 2 that
-  overflow) counts as -inf: that token has weight 0.
+  overflow) counts as -inf: that token has weight 0. Backend "torch" on a GPU or under
+  torch.compile counts so, too, what overflows only in the expanded form.
 * A query without any finite similarity reads NaN, and adds nothing to usage.
 * Values must be finite: one that is not spreads to all queries of a dense read, to those that
   select it in a top-k read. In a consolidation shrinkage is averaged as a value is.
 * Equal scores at rank k, and equal usage: the lower index is preferred. NaN usage ranks below every
   number.
+
+Derivatives, under autocast as without it:
+
+* memory_read, readout_topk, similarity and consolidate are differentiable to any order where they
+  have a gradient (see :func:`explain`). Backend "torch" has one for each; the others for
+  memory_read. Beyond the first order plain PyTorch computes them, which stores N x Q numbers.
+* Forward mode and the transforms of torch.func (grad, vjp, jvp, jacrev, jacfwd, hessian, vmap) are
+  served by backend "torch", which "auto" then takes. Every other backend refuses with ValueError.
+* Under torch.compile there are first derivatives only: PyTorch has no others there.
+* affinity_topk, select_prototypes and evict_lfu have no derivatives.
 """
 
 from __future__ import annotations
@@ -95,7 +106,7 @@ def memory_read(
         readout [B, O, CV, Q] in mv's dtype, with channel stride 1; with ``return_usage`` also
         usage [B, N] float32 (float64 for float64 keys), which sums to Q over N.
 
-    Differentiable in mk, ms, mv, qk and qe; neither backend "cpu" nor "torch" in eager mode stores
+    Differentiable in mk, ms, mv, qk and qe, to any order; neither backend "cpu" nor "torch" in eager mode stores
     an N x Q matrix for the backward pass.
     Raises TypeError or ValueError for wrong types, shapes, dtypes or devices, and for an empty
     memory; IndexError for a hint outside 0 .. N - 1, which is looked at in eager mode on the CPU.

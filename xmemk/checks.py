@@ -107,8 +107,8 @@ def affinity(mv: Segments, weight: Tensor, index: Tensor, dtypes: tuple[torch.dt
         name = _name("mv", mv, i)
         _tensor(name, v, "[B, O, CV, N]", dtypes)
         if v.shape[0] != weight.shape[0] or v.shape[1:3] != values[0].shape[1:3]:
-            wanted = [weight.shape[0], *values[0].shape[1:3]]
-            raise ValueError(f"{name}: wanted [B, O, CV, N] with B, O, CV = {wanted}, got {_shape(v)}")
+            sizes = [weight.shape[0], *values[0].shape[1:3]]
+            raise ValueError(f"{name}: wanted [B, O, CV, N] with B, O, CV = {sizes}, got {_shape(v)}")
         _device(name, v, "weight", weight)
         _dtype_of_first(name, v, values[0])
     if sum(v.shape[3] for v in values) == 0:
@@ -126,8 +126,8 @@ def scaled_affinity(mv: Segments, scale: Segments, weight: Tensor, index: Tensor
         _tensor(name, s, "[B, O, G, N]", (torch.float32,))
         groups = scales[0].shape[2]
         if s.shape[:2] != v.shape[:2] or s.shape[3] != v.shape[3] or s.shape[2] != groups or groups < 1:
-            wanted = [*v.shape[:2], max(1, groups), v.shape[3]]
-            raise ValueError(f"{name}: wanted [B, O, G, N] = {wanted} to go with mv {_shape(v)}, got {_shape(s)}")
+            shape = [*v.shape[:2], max(1, groups), v.shape[3]]
+            raise ValueError(f"{name}: wanted [B, O, G, N] = {shape} to go with mv {_shape(v)}, got {_shape(s)}")
         _device(name, s, "weight", weight)
     return codes, scales
 
@@ -181,15 +181,15 @@ def _segments(name: str, x: Segments | None) -> list[Tensor]:
     return list(x)
 
 
-def _tensor(name: str, x: object, wanted: str, dtypes: tuple[torch.dtype, ...] = _FLOATING) -> None:
+def _tensor(name: str, x: object, dimensions: str, dtypes: tuple[torch.dtype, ...] = _FLOATING) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: wanted a tensor {wanted}, got {_what(x)}")
+        raise TypeError(f"{name}: wanted a tensor {dimensions}, got {_what(x)}")
     if x.dtype not in dtypes:
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         listed = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
         raise TypeError(f"{name}: wanted {listed}, got {x.dtype}")
-    if x.dim() != wanted.count(",") + 1:
-        raise ValueError(f"{name}: wanted {wanted}, got {_shape(x)}")
+    if x.dim() != dimensions.count(",") + 1:
+        raise ValueError(f"{name}: wanted {dimensions}, got {_shape(x)}")
 
 
 def _same(name: str, x: Tensor, like_name: str, like: Tensor) -> None:

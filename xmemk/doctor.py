@@ -110,16 +110,16 @@ def _cuda() -> list[Finding]:
 
 
 def _packages() -> list[Finding]:
-    found = []
+    findings = []
     for name, (purpose, extra) in _PACKAGES.items():
         version = _version(name)
         if version:
-            found.append(Finding(name, "ok", version))
+            findings.append(Finding(name, "ok", version))
         else:
-            found.append(
+            findings.append(
                 Finding(name, "missing", purpose, f"pip install 'xmemk[{extra}]' (in a checkout: '.[{extra}]')")
             )
-    return found
+    return findings
 
 
 def _version(name: str) -> str | None:

@@ -177,9 +177,9 @@ def compare_topk(inputs: Inputs, weight: Tensor, index: Tensor, top_k: int) -> C
     weighed by their scores.
 
     A chosen token's float64 score may fall short of that of one not chosen by the
-    :func:`score_tolerance` of both. A weight may differ from the softmax of the chosen float64 scores, relatively, by twice
-    its token's tolerance and the mean one, which the sum carries, and by the roundings of the
-    softmax.
+    :func:`score_tolerance` of both. A weight may differ from the softmax of the chosen float64
+    scores, relatively, by twice its token's tolerance and the mean one, which the sum carries, and
+    by the roundings of the softmax.
     """
     score = exact_scores(inputs).transpose(1, 2)
     k = min(top_k, score.shape[2])

@@ -104,25 +104,37 @@ def validate(shapes: tuple[Shape, ...], device: str = "cpu", only: str | None = 
     A backend that cannot serve an op on this device gives one outcome with the reason, and no
     dtype.
     """
+    for row, dtype in _planned(device, only):
+        if dtype is None:
+            yield row
+            continue
+        for i, shape in enumerate(shapes):
+            try:
+                for comparison, case in _compare(row.op, row.backend, shape, dtype, device, seed=i):
+                    row.record(comparison, f"{shape}{case}")
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                row.checks += 1
+                row.failures.append(f"{shape}: {type(error).__name__}: {error}")
+        yield row
+
+
+def outcomes(device: str = "cpu", only: str | None = None) -> int:
+    """How many outcomes :func:`validate` yields."""
+    return sum(1 for _ in _planned(device, only))
+
+
+def _planned(device: str, only: str | None) -> Iterator[tuple[Outcome, torch.dtype | None]]:
     where = torch.device(device)
     for op in OPS:
         for backend in BACKENDS if only is None else (only,):
-            why = refusal(backend, Call(op, where.type, False, device_index=where.index))
+            call = Call(op, where.type, False, device_index=where.index)
+            why = refusal(backend, call)
             if why is not None:
-                yield Outcome(op, backend, "", unavailable=why)
+                yield Outcome(op, backend, "", unavailable=why), None
                 continue
             for dtype in DTYPES:
-                if refusal(backend, Call(op, where.type, False, dtype, device_index=where.index)) is not None:
-                    continue
-                row = Outcome(op, backend, str(dtype).removeprefix("torch."))
-                for i, shape in enumerate(shapes):
-                    try:
-                        for comparison, case in _compare(op, backend, shape, dtype, device, seed=i):
-                            row.record(comparison, f"{shape}{case}")
-                    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                        row.checks += 1
-                        row.failures.append(f"{shape}: {type(error).__name__}: {error}")
-                yield row
+                if refusal(backend, call._replace(dtype=dtype)) is None:
+                    yield Outcome(op, backend, str(dtype).removeprefix("torch.")), dtype
 
 
 def _compare(

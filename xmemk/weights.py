@@ -164,12 +164,12 @@ def _check(release: Release, file: Path, otherwise: str) -> None:
     if release.size is not None and file.stat().st_size != release.size:
         raise WeightsError(f"{file}: wanted {release.size:,} bytes, got {file.stat().st_size:,}; {otherwise}")
     kept = file.with_name(f"{release.file}.sha256")
-    wanted = release.sha256 or (kept.read_text().split()[0] if kept.is_file() else None)
+    checksum = release.sha256 or (kept.read_text().split()[0] if kept.is_file() else None)
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         while chunk := opened.read(CHUNK):
             digest.update(chunk)
-    if wanted is None:
+    if checksum is None:
         kept.write_text(f"{digest.hexdigest()}  {release.file}\n")  # as sha256sum -c reads it
-    elif digest.hexdigest() != wanted:
-        raise WeightsError(f"{file}: wanted the checksum {wanted}, got {digest.hexdigest()}; {otherwise}")
+    elif digest.hexdigest() != checksum:
+        raise WeightsError(f"{file}: wanted the checksum {checksum}, got {digest.hexdigest()}; {otherwise}")

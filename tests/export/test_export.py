@@ -146,10 +146,10 @@ def test_the_same_graphs_at_another_size(graphs):
 
 
 def test_a_memory_that_forgets_is_noticed(graphs, monkeypatch):
-    from xmemk.export.runner import Bucket
+    from xmemk.export.runner import ObjectGroup
 
-    add = Bucket.add
-    monkeypatch.setattr(Bucket, "add", lambda self, *frame: self.frames or add(self, *frame))
+    add = ObjectGroup.add
+    monkeypatch.setattr(ObjectGroup, "add", lambda self, *frame: self.frames or add(self, *frame))
     worst = worst_difference(*graphs, frames()[:20], {0: first_mask()})[0]
     assert worst > TOLERANCE
 

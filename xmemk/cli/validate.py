@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
+
+from .arguments import Device, device_named
+from .progress import Progress
+from .terminal import console_for, print_table
 
 if TYPE_CHECKING:
     from ..validate import Outcome
@@ -17,7 +21,11 @@ if TYPE_CHECKING:
 def validate(
     quick: Annotated[bool, typer.Option("--quick", help="A few small shapes only (seconds).")] = False,
     backend: Annotated[str | None, typer.Option(help="Only this backend.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best there is.")] = None,
+    device: Device = None,
+    fuzz: Annotated[
+        int | None, typer.Option(min=1, help="Instead: so many random adversarial calls of each backend, on the CPU.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The number of the first of these calls.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compare every backend on this machine with the float64 oracle, over dtypes and shapes.
@@ -25,34 +33,65 @@ def validate(
     The figure is the largest share of the allowed error that was used: 1 or less passes. Exit code
     1 if anything fails.
     """
-    import torch
-
     from .. import validate as validation
     from ..backends import BACKENDS
 
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"--backend: wanted one of {', '.join(BACKENDS)}, got {backend!r}")
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"--device: wanted {'cpu or cuda' if torch.cuda.is_available() else 'cpu'}, got {device!r}")
+    if fuzz is not None:
+        if quick or device not in (None, "cpu"):
+            raise ValueError("--fuzz: calls on the CPU, without --quick and without another --device")
+        _fuzz(fuzz, seed, backend, json_)
+        return
+    device = device_named(device)
     shapes = validation.QUICK if quick else validation.FULL
     rows = []
-    # On a terminal the table grows while the work goes on; in a file it comes whole.
-    console = Console(highlight=False, stderr=json_)
-    with Live(console=console, transient=True, refresh_per_second=8, auto_refresh=console.is_terminal) as live:
+    console = console_for(stderr=json_)
+    with Progress("comparing") as progress:
         for row in validation.validate(shapes, device, backend):
             rows.append(row)
-            live.update(_table(rows, device))
+            progress.update(len(rows), validation.outcomes(device, backend), f"{row.op} {row.backend} {row.dtype}")
     tested = [row for row in rows if row.unavailable is None]
     failed = [row for row in tested if not row.passed]
     if json_:
         report = {"device": device, "passed": bool(tested) and not failed, "rows": [row.as_dict() for row in rows]}
         typer.echo(json.dumps(report, indent=2))
     else:
-        console.print(_table(rows, device))
+        print_table(console, _table(rows, device))
         _print_rest(console, rows)
     if failed or not tested:
+        raise typer.Exit(1)
+
+
+def _fuzz(count: int, first: int, backend: str | None, json_: bool) -> None:
+    from .. import fuzz
+    from ..backends import BACKENDS
+
+    console = console_for(stderr=json_)
+    able = [name for name in BACKENDS if fuzz.refused(name) is None]
+    if backend is not None and backend not in able:
+        raise ValueError(f"--backend: {backend!r} {fuzz.refused(backend)}")
+    calls: dict[str, int] = {}
+    wrong: list[fuzz.Report] = []
+    with Progress("calling") as progress:
+        for name in able if backend is None else [backend]:
+            progress.begin(f"calling {name}")
+            for report in fuzz.run(count, name, first):
+                calls[name] = calls.get(name, 0) + 1
+                progress.update(calls[name], count, f"{len(wrong)} differ" if wrong else "")
+                if report.faults:
+                    wrong.append(report)
+    if json_:
+        listed = [{**asdict(report), "case": str(report.case)} for report in wrong]
+        typer.echo(json.dumps({"calls": calls, "passed": not wrong, "differences": listed}, indent=2))
+    for report in wrong[:10] if not json_ else []:
+        console.print(f"[bold red]DIFFERS[/] {report.op} on {report.backend}: ", end="")
+        console.print(f"{report.faults[0]}; {report.case}", markup=False)
+        console.print(f"  again: xmemk validate --backend {report.backend} --fuzz 1 --seed {report.number}")
+    if not json_:
+        made = ", ".join(f"{number:,} of {name}" for name, number in calls.items())
+        console.print(f"{made}: {len(wrong) or 'none'} of these calls {'differs' if not wrong else 'differ'}")
+    if wrong:
         raise typer.Exit(1)
 
 

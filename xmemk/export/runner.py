@@ -20,7 +20,7 @@ GRAPHS = ("encode_key", "encode_value", "decode", "read", "remember", "consolida
 Array = np.ndarray[Any, Any]
 
 
-class Bucket:
+class ObjectGroup:
     """The memory of the objects that joined at one frame: its rows, and how many of each kind are
     taken.
     """
@@ -61,7 +61,7 @@ class Runner:
     def __init__(self, folder: str | Path, **options: Any) -> None:
         self.config = json.loads((Path(folder) / "tracker.json").read_text())
         self.sessions = {x: onnxruntime.InferenceSession(Path(folder) / f"{x}.onnx", **options) for x in GRAPHS}
-        self.buckets: list[Bucket] = []
+        self.buckets: list[ObjectGroup] = []
         self.hidden: Array | None = None
         self.frame, self.last_memory, self.last_deep = -1, 0, -self.config["deep_update_every"]
 
@@ -81,8 +81,8 @@ class Runner:
         known, labels = self.objects, [] if mask is None else [int(x) for x in np.unique(mask) if x != 0]
         if not known and not labels:
             return np.ones((1, *image.shape[1:]), np.float32)
-        every, frame, given = self.config["deep_update_every"], self.frame + 1, bool(labels)
-        remembered = (frame - self.last_memory >= self.config["mem_every"] or given) and not end
+        every, frame, annotated = self.config["deep_update_every"], self.frame + 1, bool(labels)
+        remembered = (frame - self.last_memory >= self.config["mem_every"] or annotated) and not end
         deep = not end and (remembered if every < 0 else frame - self.last_deep >= every)
         scaled = image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
         padded, cut = pad((scaled - MEAN) / STD)
@@ -98,7 +98,7 @@ class Runner:
             if hidden and not end and not (every < 0 and deep):
                 self.hidden = hidden[0]
         followed = known + [label for label in labels if label not in known]
-        if mask is not None and given:
+        if mask is not None and annotated:
             rows = np.zeros((len(followed), *padded.shape[1:]), np.float32)
             drawn = pad(np.stack([mask == label for label in labels]).astype(np.float32))[0]
             if probability is not None:
@@ -123,7 +123,7 @@ class Runner:
         if hidden and deep:
             self.hidden = hidden[0]
         if joining:
-            self.buckets.append(Bucket(self, joining, flat[0].shape[2]))
+            self.buckets.append(ObjectGroup(self, joining, flat[0].shape[2]))
         for bucket in self.buckets:
             rows = [followed.index(label) for label in bucket.objects]
             bucket.add(*flat, value[:, rows].reshape(1, len(rows), value.shape[2], -1))

@@ -58,8 +58,8 @@ def export_tracker(
 
 
 def _check(network: XMem, config: MemoryConfig, tokens: int) -> None:
-    wanted = {"enable_long_term": True, "enable_long_term_count_usage": True, "groups": "exact", "value_dtype": None}
-    for name, value in {**wanted, "hidden_dim": network.config.hidden_dim}.items():
+    settings = {"enable_long_term": True, "enable_long_term_count_usage": True, "groups": "exact", "value_dtype": None}
+    for name, value in {**settings, "hidden_dim": network.config.hidden_dim}.items():
         if getattr(config, name) != value:
             raise ValueError(f"config: wanted {name} = {value!r} for a graph, got {getattr(config, name)!r}")
     candidates = (config.max_mid_term_frames - config.min_mid_term_frames) * tokens

@@ -6,6 +6,6 @@ can be made again from that number alone.
 
 from .cases import Case, arguments, draw
 from .judge import OPS, differences
-from .run import Report, run
+from .run import Report, refused, run
 
-__all__ = ["OPS", "Case", "Report", "arguments", "differences", "draw", "run"]
+__all__ = ["OPS", "Case", "Report", "arguments", "differences", "draw", "refused", "run"]

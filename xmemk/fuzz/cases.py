@@ -83,7 +83,7 @@ def draw(number: int, dtypes: tuple[str, ...] = tuple(DTYPES)) -> Case:
 
 
 def arguments(case: Case) -> Inputs:
-    """The tensors of the case: mk, mv, qk, qe, me in its dtypes, ms and usage in float32 or more."""
+    """mk, mv, qk, qe and me in the dtypes of the case, ms and usage in float32 or more."""
     g = torch.Generator().manual_seed(case.seed)
     b, n, q, ck = case.batch, case.n, case.q, case.key_channels
     mk = _keys(case, g)
@@ -190,7 +190,7 @@ def _placed(x: Tensor, layout: str) -> Tensor:
 
 def _spoil(x: Inputs, case: Case, g: torch.Generator) -> None:
     """Puts NaN or infinity at one to three places of what the case names."""
-    targets = {
+    targets: dict[str, list[Tensor | None]] = {
         "key": [x.mk],
         "shrinkage": [x.ms],
         "query": [x.qk],

@@ -60,9 +60,16 @@ def _elements(x: Inputs) -> Iterator[_Readable]:
         queries = x.qk[b].isfinite().all(0)
         queries = queries if x.qe is None else queries & x.qe[b].isfinite().all(0)
         queries = queries & tokens.any()
-        memory = [None if t is None else t[b : b + 1][..., tokens] for t in (x.mk, x.ms, x.mv)]
-        asking = [None if t is None else t[b : b + 1][..., queries] for t in (x.qk, x.qe)]
-        left = Inputs(*memory, *asking, x.me[b : b + 1][..., tokens], x.usage[b : b + 1, tokens])  # type: ignore[arg-type]
+        one = slice(b, b + 1)
+        left = Inputs(
+            mk=x.mk[one][..., tokens],
+            ms=None if x.ms is None else x.ms[one][..., tokens],
+            mv=x.mv[one][..., tokens],
+            qk=x.qk[one][..., queries],
+            qe=None if x.qe is None else x.qe[one][..., queries],
+            me=x.me[one][..., tokens],
+            usage=x.usage[one, tokens],
+        )
         yield _Readable(b, left, tokens, queries)
 
 
@@ -188,8 +195,8 @@ def _similarity(case: Case, x: Inputs, backend: str) -> Faults:
         fits = expected.abs() < largest / 1e3  # what is near the end of the range may be beyond it
         # A backend's central key may be any other, which is as if a token were another.
         room = 2 * score_tolerance(part.inputs).amax(1, keepdim=True) + 1e-6 * expected.abs() + 1e-30
-        scaled = [torch.where(fits, s / room, 0.0) for s in (got, expected)]
-        yield from _wrong(compare_close("similarity", *scaled, 1.0))
+        got, expected = (torch.where(fits, s / room, 0.0) for s in (got, expected))
+        yield from _wrong(compare_close("similarity", got, expected, 1.0))
 
 
 def _readout_topk(case: Case, x: Inputs, backend: str) -> Faults:
@@ -214,9 +221,10 @@ def _readout_topk(case: Case, x: Inputs, backend: str) -> Faults:
 def _consolidate(case: Case, x: Inputs, backend: str) -> Faults:
     if case.not_finite:
         return
-    memory = [None if t is None else cut(t, case) for t in (x.mk, x.ms, x.me, x.mv)]
+    ms = None if x.ms is None else cut(x.ms, case)
     count = min(case.n, case.seed % 7)
-    prototypes = api.consolidate(*memory, x.usage, count, backend=backend)  # type: ignore[arg-type]
+    memory = cut(x.mk, case), ms, cut(x.me, case), cut(x.mv, case)
+    prototypes = api.consolidate(*memory, x.usage, count, backend=backend)
     yield from _wrong(compare_consolidate(x, count, *prototypes))
 
 

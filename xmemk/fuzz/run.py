@@ -26,10 +26,11 @@ def run(count: int, backend: str, first: int = 0) -> Iterator[Report]:
 
     A call that raises is a fault. Raises ValueError for a backend that cannot run here.
     """
+    why = refused(backend)
+    if why is not None:
+        raise ValueError(f"backend: {backend!r} {why}")
     served = {op: _dtypes(op, backend) for op in OPS}
     served = {op: dtypes for op, dtypes in served.items() if dtypes}
-    if not served:
-        raise ValueError(f"backend: {backend!r} {refusal(backend, Call('memory_read', 'cpu', False))}")
     # Reads have more to go wrong than selections.
     turns = [op for op in served for _ in range(3 if op.startswith(("memory_read", "affinity")) else 1)]
     for number in range(first, first + count):
@@ -40,6 +41,11 @@ def run(count: int, backend: str, first: int = 0) -> Iterator[Report]:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             faults = [f"{type(error).__name__}: {error}"]
         yield Report(number, op, backend, case, faults)
+
+
+def refused(backend: str) -> str | None:
+    """Why a backend cannot run here, or None."""
+    return refusal(backend, Call("memory_read", "cpu", False)) if not any(_dtypes(op, backend) for op in OPS) else None
 
 
 def _dtypes(op: str, backend: str) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         if self.top_k is not None:
-            self._whole("top_k", at_least=1, wanted="None or a whole number >= 1")
+            self._whole("top_k", at_least=1, rule="None or a whole number >= 1")
         self._whole("mem_every", at_least=1)
         self._whole("deep_update_every", at_least=None)
         self._whole("min_mid_term_frames", at_least=1)
@@ -85,11 +85,11 @@ class MemoryConfig:
             raise TypeError(f"config: wanted a mapping, got {type(config).__name__}")
         return cls(**{field.name: config[field.name] for field in fields(cls) if field.name in config})
 
-    def _whole(self, name: str, *, at_least: int | None, wanted: str | None = None) -> None:
+    def _whole(self, name: str, *, at_least: int | None, rule: str | None = None) -> None:
         value = getattr(self, name)
-        wanted = wanted or ("a whole number" if at_least is None else f"a whole number >= {at_least}")
+        rule = rule or ("a whole number" if at_least is None else f"a whole number >= {at_least}")
         if isinstance(value, bool) or not isinstance(value, Integral):
-            raise TypeError(f"{name}: wanted {wanted}, got {value!r}")
+            raise TypeError(f"{name}: wanted {rule}, got {value!r}")
         if at_least is not None and value < at_least:
-            raise ValueError(f"{name}: wanted {wanted}, got {value!r}")
+            raise ValueError(f"{name}: wanted {rule}, got {value!r}")
         object.__setattr__(self, name, int(value))  # whole numbers of NumPy become plain ones
