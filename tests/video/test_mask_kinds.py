@@ -94,6 +94,7 @@ def test_colours_of_davis_and_transparency(tmp_path):
     colour_mask((0, 128, 0), (128, 0, 0)).save(path)
     assert read_mask(path)[10, [6, 18]].tolist() == [2, 1]
     colour_mask(RED, (0, 0, 255), background=(9, 9, 9, 0)).save(path)
+    assert dict(LabelRule().fitted([str(path)]).numbers) == {-1: 0, 0: 0, 0x0000FF: 1, 0xFF0000: 2}
     assert read_mask(path)[10, [6, 18, 0]].tolist() == [2, 1, 0]
     colour_mask((0, 0, 0), background=(9, 9, 9, 0)).save(path)  # black on transparency
     assert read_mask(path)[10, [6, 18]].tolist() == [1, 0]

@@ -161,6 +161,19 @@ def test_frames_in_one_line(tmp_path):
         frames(tmp_path, rate=Fraction(0))
 
 
+def test_objects_that_vanish_when_a_mask_is_scaled_are_named(tmp_path):
+    files.write_video(tmp_path / "clip.mp4", [PICTURE] * 2)
+    source = open_source(tmp_path / "clip.mp4")
+    labels = torch.zeros(128, 192, dtype=torch.uint8)
+    labels[8:40, 8:60] = 1
+    write_mask(tmp_path / "large.png", labels)
+    assert mask_for(source, tmp_path / "large.png").unique().tolist() == [0, 1]
+    labels[100, 100] = 2
+    write_mask(tmp_path / "large.png", labels)
+    with pytest.raises(MaskError, match=r"large.png: object 2 has no pixel at the video's size, 48x32"):
+        mask_for(source, tmp_path / "large.png")
+
+
 def test_two_masks_of_one_frame_are_refused(tmp_path):
     files.write_video(tmp_path / "clip.mp4", [PICTURE] * 3)
     (tmp_path / "masks").mkdir()

@@ -76,14 +76,14 @@ class LabelRule:
             pairs[int(match[1], 16)] = int(match[2] or number)
         return cls(colours=tuple(pairs.items()))
 
-    def fitted(self, files: Iterable[Path]) -> LabelRule:
+    def fitted(self, files: Iterable[str | Path]) -> LabelRule:
         """The rule with one number for each value of all these files, in their order.
 
         Files whose values are labels are not read beyond their header. Raises MaskError.
         """
         if self.threshold is not None or self.colours:
             return self
-        paths = list(files)
+        paths = [Path(file) for file in files]
         to_number = [path for path in paths if not stores_labels(path)]
         if not to_number:
             return self

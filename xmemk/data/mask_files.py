@@ -65,11 +65,23 @@ def _expect_shape(source: FrameSource, file: Path, width: int, height: int) -> N
 
 
 def mask_for(source: FrameSource, file: Path, rule: LabelRule = AUTOMATIC) -> Tensor:
-    """The labels [H, W] uint8 of a file at the video's size, scaled by nearest neighbour."""
+    """The labels [H, W] uint8 of a file at the video's size, scaled by nearest neighbour.
+
+    Raises MaskError for a file that does not fit, or of whose objects one has no pixel when scaled.
+    """
     mask = rule.labels(file)
     _expect_shape(source, file, mask.shape[1], mask.shape[0])
     size = source.height, source.width
-    return mask if mask.shape == size else F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
+    if mask.shape == size:
+        return mask
+    scaled = F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
+    lost = sorted(set(mask.unique().tolist()) - set(scaled.unique().tolist()) - {0})
+    if lost:
+        raise MaskError(
+            f"{file}: object {lost[0]} has no pixel at the video's size, {source.width}x{source.height}; "
+            "remove it, or give a mask of that size"
+        )
+    return scaled
 
 
 def _by_frame(files: list[Path], source: FrameSource) -> dict[int, Path]:

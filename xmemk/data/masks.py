@@ -20,6 +20,9 @@ STORED = LabelRule(stored=True)
 def read_mask(path: str | Path, rule: LabelRule = AUTOMATIC) -> Tensor:
     """The labels [H, W] uint8 of an image as shown; 0 is the background.
 
+    Of an image in colours, ``rule.fitted([path])`` has the label of each in ``numbers``, and in
+    words in ``note``.
+
     Raises MaskError for what is no mask, and where it is ambiguous which labels are meant.
     """
     return rule.labels(path)

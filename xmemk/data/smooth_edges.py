@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 _PIXELS = 16  # fewer pixels in lines are slivers of objects
 _BETWEEN = 0.9  # share of them that lie between a smaller and a larger neighbour
+_TABLE = 1 << 25  # values that a table is quicker for than sorting: all colours
 _RAMP = 24  # distinct values that make a ramp if nearly all neighbours are next in order
 
 
@@ -28,14 +29,22 @@ class Areas:
 
 def ranked(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """The distinct values in ascending order; of each pixel its place among them; their counts."""
-    if values.dtype.kind != "u" or values.dtype.itemsize > 2:
-        distinct, ranks, counts = np.unique(values, return_inverse=True, return_counts=True)
-        return distinct, ranks.reshape(values.shape).astype(np.min_scalar_type(len(distinct))), counts
-    counts = np.bincount(values.ravel())  # a tenth of the time of sorting
-    distinct = np.flatnonzero(counts)
-    places = np.zeros(len(counts), np.min_scalar_type(len(distinct)))
-    places[distinct] = range(len(distinct))
-    return distinct, places[values], counts[distinct]
+    lowest = values.min()
+    span = int(values.max()) - int(lowest) + 1 if values.dtype.kind != "f" else 0
+    if not 0 < span <= _TABLE:
+        distinct, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return distinct, places.reshape(values.shape).astype(np.min_scalar_type(len(distinct))), counts
+    offsets = values - lowest
+    if span <= 1 << 16:
+        present = np.bincount(offsets.ravel(), minlength=span) > 0
+    else:
+        present = np.zeros(span, bool)
+        present[offsets] = True
+    distinct = np.flatnonzero(present)
+    table = np.zeros(span, np.min_scalar_type(len(distinct)))
+    table[distinct] = range(len(distinct))
+    places = table[offsets]
+    return distinct + int(lowest), places, np.bincount(places.ravel(), minlength=len(distinct))
 
 
 def areas(values: NDArray[Any], ordered: bool, fewest: int = 3) -> Areas:
