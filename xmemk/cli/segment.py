@@ -65,6 +65,9 @@ def segment(
     mem_every: Annotated[int, typer.Option(min=1, help="Every how many frames one is remembered.")] = 5,
     top_k: Annotated[int, typer.Option(min=1, help="How many memory tokens each pixel reads.")] = 30,
     long_term: Annotated[int, typer.Option(min=0, help="Tokens of long-term memory; 0: none, memory grows.")] = 10000,
+    object_chunk: Annotated[
+        int | None, typer.Option(min=1, help="Objects that the network handles at a time; fewer take less memory.")
+    ] = None,
     device: Device = None,
     half: Half = None,
     compile_: Compile = False,
@@ -146,6 +149,7 @@ def segment(
         size=size,
         config=config,
         autocast=narrow_type(device, half),
+        object_chunk=object_chunk,
         soft=soft,
         cutout=cutout,
         overwrite=overwrite,
@@ -272,7 +276,7 @@ def _account(report: SegmentReport) -> Table:
 
 
 def _print(console: Console, report: SegmentReport, out: Path, paths: dict[str, Path], account: bool) -> None:
-    look = "".join(f", look at {path}" for path in paths.values())
+    look = f", look at {' and '.join(str(path) for path in paths.values())}" if paths else ""
     if report.resumed == report.frames:
         done = f"{report.frames} frames were finished by an earlier run; --overwrite does them again"
         console.print(done + ("; there is no account of it" if account else ""))

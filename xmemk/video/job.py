@@ -43,6 +43,7 @@ class SegmentJob:
         the way forward.
     size: the shorter side that the network sees, in pixels; 0 for the video's own.
     autocast: float16 or bfloat16 for the network's convolutions, None for the network's type.
+    object_chunk: objects that the network handles at a time, None for all; see :class:`Tracker`.
     soft, cutout: see :class:`FrameResults`.
     save_every: frames between two saved states.
     overwrite: whether results of another job in ``out``, and finished ones of this, are replaced.
@@ -57,6 +58,7 @@ class SegmentJob:
     size: int = 480
     config: MemoryConfig = field(default_factory=MemoryConfig)
     autocast: torch.dtype | None = None
+    object_chunk: int | None = None
     soft: bool = False
     cutout: bool = False
     save_every: int = SAVE_EVERY

@@ -160,7 +160,14 @@ class _Run:
         return report
 
     def _new_tracker(self) -> Tracker:
-        return Tracker(self._network, self._config, autocast=self._job.autocast, stopwatch=self._watch)
+        job = self._job
+        return Tracker(
+            self._network,
+            self._config,
+            autocast=job.autocast,
+            stopwatch=self._watch,
+            object_chunk=job.object_chunk,
+        )
 
     def _done(self) -> int:
         return 0 if self._span is None else self._span[1] - self._span[0] + 1
