@@ -87,13 +87,13 @@ def segment(
     ] = None,
     overlay: Annotated[bool, typer.Option("--overlay/--no-overlay", help="Also write overlay.mp4.")] = True,
     side_by_side: Annotated[
-        bool, typer.Option("--side-by-side", help="Also write side-by-side.mp4: the video, and beside it the overlay.")
+        bool, typer.Option("--side-by-side", help="Also write a video with the overlay beside the original.")
     ] = False,
     soft: Annotated[
-        bool, typer.Option("--soft", help="Also write soft/<object>/<frame>.png: probabilities, 255 for 1.")
+        bool, typer.Option("--soft", help="Also write the probabilities of each object in 8 bits: PNGs in soft.")
     ] = False,
     cutout: Annotated[
-        bool, typer.Option("--cutout", help="Also write cutouts/<frame>.png: the objects, the rest transparent.")
+        bool, typer.Option("--cutout", help="Also write frames whose background is transparent: PNGs in cutouts.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results that are in the folder.")] = False,
     account: Annotated[bool, typer.Option("--account", help="Print where the time of a frame went.")] = False,
@@ -161,8 +161,11 @@ def segment(
     paths = {kind: out / f"{kind}.mp4" for kind in kinds}
     with Progress(f"checking {source.path}") as progress:
         file = weights or find()
-        digest = weights_digest(checkpoint.read(file))
-        prepared = prepare(job, digest, lambda done, total: progress.update(done / 1e6, total / 1e6, "MB"))
+        prepared = prepare(
+            job,
+            lambda: weights_digest(checkpoint.read(file)),
+            lambda done, total: progress.update(done / 1e6, total / 1e6, "MB"),
+        )
         if prepared.legs[0].rule.note:
             console.print(prepared.legs[0].rule.note, markup=False)
 

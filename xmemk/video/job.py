@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -113,10 +113,11 @@ class Prepared:
     finished: tuple[int, int] | None
 
 
-def prepare(job: SegmentJob, weights: str, look: Look = lambda done, total: None) -> Prepared:
+def prepare(job: SegmentJob, weights: Callable[[], str], look: Look = lambda done, total: None) -> Prepared:
     """Checks a job without writing anything.
 
-    weights: the digest of the network's parameters, :func:`xmemk.video.resume.weights_digest`.
+    weights: gives the digest of the network's parameters, as
+        :func:`xmemk.video.resume.weights_digest` does, when all that is quicker has been checked.
     look: called while the video is read for its fingerprint, with the bytes done and the total.
 
     Raises VideoError, MaskError or ValueError where the input does not fit, or ``out`` has the
@@ -138,7 +139,7 @@ def prepare(job: SegmentJob, weights: str, look: Look = lambda done, total: None
     }
     settings["labels"] = legs[0].rule
     memory = {name: value for name, value in asdict(job.config).items() if name != "hidden_dim"}  # the weights have it
-    job_identity = identity(weights, source, legs[0].masks, settings | memory, look)
+    job_identity = identity(weights(), source, legs[0].masks, settings | memory, look)
     if job.overwrite:
         if record.job is None:
             record.expect(job_identity)  # which refuses masks that are not ours

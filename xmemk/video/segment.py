@@ -91,7 +91,8 @@ def segment(
     if isinstance(job, SegmentJob):
         if not isinstance(network, XMem):
             raise TypeError("network: wanted an XMem for a job that is not prepared")
-        job = prepare(job, weights_digest(network.state_dict()))
+        state = network.state_dict()
+        job = prepare(job, lambda: weights_digest(state))
     with results_folder(job.job.out, (*FOLDERS, *FILES)):
         if job.finished is None:
             return _Run(network if isinstance(network, XMem) else network(), job, progress, each).all(then)
