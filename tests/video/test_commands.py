@@ -138,6 +138,11 @@ def on_terminal(words, columns):
     return [line for line in re.split(r"[\r\n]+", text) if line.strip()], process.wait()
 
 
+def pieces(text):
+    """Words, in parts at hyphens, where a line may break."""
+    return {word.removesuffix("...") for word in re.split(r"[\s-]+", text)}
+
+
 @pytest.mark.parametrize("columns", [60, 80])
 def test_help_breaks_no_word(capsys, monkeypatch, columns):
     whole = {}
@@ -146,11 +151,12 @@ def test_help_breaks_no_word(capsys, monkeypatch, columns):
         for command in ("", *COMMANDS):
             assert run([*([command] if command else []), "--help"]) == 0
             text = capsys.readouterr().out
-            whole.setdefault(command, set()).update(text.split() if width == 400 else ())
+            if width == 400:
+                whole[command] = pieces(text)
             if width == columns:
                 assert max(len(line) for line in text.splitlines()) <= columns, command
-                words = {word.removesuffix("...") for word in text.split()}
-                assert words <= {word.removesuffix("...") for word in whole[command]}, command
+                words = pieces(text)
+                assert words <= whole[command], words - whole[command]
 
 
 def test_a_run_on_a_terminal_breaks_no_word(tmp_path, network, files, columns=60):
