@@ -34,11 +34,18 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def write_video(path: Path, count: int = COUNT, form: str = "mp4", codec: str = "libx264", **options: str) -> Path:
+def write_video(
+    path: Path,
+    count: int = COUNT,
+    form: str = "mp4",
+    codec: str = "libx264",
+    container_options: dict[str, str] | None = None,
+    **options: str,
+) -> Path:
     """The pictures as a video of 25 frames a second, with a key frame every five."""
     import av
 
-    with av.open(str(path), "w", format=form) as container:
+    with av.open(str(path), "w", format=form, options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=Fraction(25), options={"g": "5", **options})
         stream.width, stream.height = fixed.WIDTH, fixed.HEIGHT
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"

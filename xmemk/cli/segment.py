@@ -65,6 +65,9 @@ def segment(
     mem_every: Annotated[int, typer.Option(min=1, help="Every how many frames one is remembered.")] = 5,
     top_k: Annotated[int, typer.Option(min=1, help="How many memory tokens each pixel reads.")] = 30,
     long_term: Annotated[int, typer.Option(min=0, help="Tokens of long-term memory; 0: none, memory grows.")] = 10000,
+    object_chunk: Annotated[
+        int | None, typer.Option(min=1, help="Objects that the network handles at a time; fewer take less memory.")
+    ] = None,
     device: Device = None,
     half: Half = None,
     compile_: Compile = False,
@@ -84,13 +87,13 @@ def segment(
     ] = None,
     overlay: Annotated[bool, typer.Option("--overlay/--no-overlay", help="Also write overlay.mp4.")] = True,
     side_by_side: Annotated[
-        bool, typer.Option("--side-by-side", help="Also write side-by-side.mp4: the video, and beside it the overlay.")
+        bool, typer.Option("--side-by-side", help="Also write a video with the overlay beside the original.")
     ] = False,
     soft: Annotated[
-        bool, typer.Option("--soft", help="Also write soft/<object>/<frame>.png: probabilities, 255 for 1.")
+        bool, typer.Option("--soft", help="Also write the probabilities of each object in 8 bits: PNGs in soft.")
     ] = False,
     cutout: Annotated[
-        bool, typer.Option("--cutout", help="Also write cutouts/<frame>.png: the objects, the rest transparent.")
+        bool, typer.Option("--cutout", help="Also write frames whose background is transparent: PNGs in cutouts.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results that are in the folder.")] = False,
     account: Annotated[bool, typer.Option("--account", help="Print where the time of a frame went.")] = False,
@@ -146,6 +149,7 @@ def segment(
         size=size,
         config=config,
         autocast=narrow_type(device, half),
+        object_chunk=object_chunk,
         soft=soft,
         cutout=cutout,
         overwrite=overwrite,
@@ -157,8 +161,11 @@ def segment(
     paths = {kind: out / f"{kind}.mp4" for kind in kinds}
     with Progress(f"checking {source.path}") as progress:
         file = weights or find()
-        digest = weights_digest(checkpoint.read(file))
-        prepared = prepare(job, digest, lambda done, total: progress.update(done / 1e6, total / 1e6, "MB"))
+        prepared = prepare(
+            job,
+            lambda: weights_digest(checkpoint.read(file)),
+            lambda done, total: progress.update(done / 1e6, total / 1e6, "MB"),
+        )
         if prepared.legs[0].rule.note:
             console.print(prepared.legs[0].rule.note, markup=False)
 
@@ -272,7 +279,7 @@ def _account(report: SegmentReport) -> Table:
 
 
 def _print(console: Console, report: SegmentReport, out: Path, paths: dict[str, Path], account: bool) -> None:
-    look = "".join(f", look at {path}" for path in paths.values())
+    look = f", look at {' and '.join(str(path) for path in paths.values())}" if paths else ""
     if report.resumed == report.frames:
         done = f"{report.frames} frames were finished by an earlier run; --overwrite does them again"
         console.print(done + ("; there is no account of it" if account else ""))

@@ -45,13 +45,13 @@ class StreamSource(FrameSource):
 
         Raises VideoError where the stream cannot be read further.
         """
-        frames = ahead((frame for frame in self.frames_left if frame.number >= start), count)
+        # Without being stopped, the thread would wait for a byte that may never come.
+        stop = self.pipe.stopped.set if self.pipe is not None else lambda: None
         try:
-            yield from frames
+            yield from ahead((frame for frame in self.frames_left if frame.number >= start), count, stop)
         finally:
             if self.pipe is not None:
-                self.pipe.stopped.set()  # or the thread would wait for a byte that may never come
-            frames.close()  # type: ignore[attr-defined]
+                self.pipe.close()
 
 
 def open_stream(path: str | Path, form: str | None = None, options: Mapping[str, str] | None = None) -> StreamSource:
@@ -77,6 +77,7 @@ def open_stream(path: str | Path, form: str | None = None, options: Mapping[str,
     except (av.FFmpegError, OSError, ValueError) as error:
         hint = ""
         if pipe is not None:
+            pipe.close()
             hint = (
                 "; a pipe needs a format that can be read in one direction, such as Matroska, MPEG-TS, MJPEG or "
                 "fragmented MP4, and frames without a header need --format rawvideo with --option video_size=WxH and "
@@ -114,8 +115,14 @@ class _Pipe:
         self.stopped = threading.Event()
         self._handle = handle
 
+    def close(self) -> None:
+        """Closes the file, unless it is standard input."""
+        if self._handle > 0:
+            os.close(self._handle)
+            self._handle = -1
+
     def read(self, size: int) -> bytes:
-        while not self.stopped.is_set():
+        while not self.stopped.is_set() and self._handle >= 0:
             if select.select([self._handle], [], [], 0.1)[0]:
                 return os.read(self._handle, size)
         return b""

@@ -19,11 +19,11 @@ class _End(Generic[T]):
         self.error = error
 
 
-def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+def ahead(items: Iterator[T], count: int, stop: Callable[[], None] = lambda: None) -> Iterator[T]:
     """The same items, of which a thread fetches up to ``count`` before they are needed.
 
-    The thread ends with the iteration. An error of ``items`` is raised where the iteration reaches
-    it.
+    The thread ends with the iteration. ``stop`` is called then, and ends what the thread may be
+    waiting for. An error of ``items`` is raised where the iteration reaches it.
     """
     waiting: queue.Queue[T | _End[T]] = queue.Queue(max(count, 1))
     stopped = threading.Event()
@@ -63,4 +63,5 @@ def ahead(items: Iterator[T], count: int) -> Iterator[T]:
             yield item
     finally:
         stopped.set()
+        stop()
         thread.join()

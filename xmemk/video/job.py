@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,7 @@ class SegmentJob:
         the way forward.
     size: the shorter side that the network sees, in pixels; 0 for the video's own.
     autocast: float16 or bfloat16 for the network's convolutions, None for the network's type.
+    object_chunk: objects that the network handles at a time, None for all; see :class:`Tracker`.
     soft, cutout: see :class:`FrameResults`.
     save_every: frames between two saved states.
     overwrite: whether results of another job in ``out``, and finished ones of this, are replaced.
@@ -57,6 +58,7 @@ class SegmentJob:
     size: int = 480
     config: MemoryConfig = field(default_factory=MemoryConfig)
     autocast: torch.dtype | None = None
+    object_chunk: int | None = None
     soft: bool = False
     cutout: bool = False
     save_every: int = SAVE_EVERY
@@ -111,10 +113,11 @@ class Prepared:
     finished: tuple[int, int] | None
 
 
-def prepare(job: SegmentJob, weights: str, look: Look = lambda done, total: None) -> Prepared:
+def prepare(job: SegmentJob, weights: Callable[[], str], look: Look = lambda done, total: None) -> Prepared:
     """Checks a job without writing anything.
 
-    weights: the digest of the network's parameters, :func:`xmemk.video.resume.weights_digest`.
+    weights: gives the digest of the network's parameters, as
+        :func:`xmemk.video.resume.weights_digest` does, when all that is quicker has been checked.
     look: called while the video is read for its fingerprint, with the bytes done and the total.
 
     Raises VideoError, MaskError or ValueError where the input does not fit, or ``out`` has the
@@ -136,7 +139,7 @@ def prepare(job: SegmentJob, weights: str, look: Look = lambda done, total: None
     }
     settings["labels"] = legs[0].rule
     memory = {name: value for name, value in asdict(job.config).items() if name != "hidden_dim"}  # the weights have it
-    job_identity = identity(weights, source, legs[0].masks, settings | memory, look)
+    job_identity = identity(weights(), source, legs[0].masks, settings | memory, look)
     if job.overwrite:
         if record.job is None:
             record.expect(job_identity)  # which refuses masks that are not ours

@@ -91,7 +91,7 @@ class JobRecord:
         if not any(masks.glob("*.png")):
             return
         if self.job is None:
-            raise ValueError(f"{masks}: has masks that xmemk segment did not write; give another --out")
+            raise ValueError(f"{masks}: has masks of which xmemk segment has no record; give another --out")
         names = [name for name in {**self.job, **job} if self.job.get(name) != job.get(name)]
         if names:
             differ = f"{', '.join(names)} {'differs' if len(names) == 1 else 'differ'}"

@@ -91,7 +91,8 @@ def segment(
     if isinstance(job, SegmentJob):
         if not isinstance(network, XMem):
             raise TypeError("network: wanted an XMem for a job that is not prepared")
-        job = prepare(job, weights_digest(network.state_dict()))
+        state = network.state_dict()
+        job = prepare(job, lambda: weights_digest(state))
     with results_folder(job.job.out, (*FOLDERS, *FILES)):
         if job.finished is None:
             return _Run(network if isinstance(network, XMem) else network(), job, progress, each).all(then)
@@ -160,7 +161,14 @@ class _Run:
         return report
 
     def _new_tracker(self) -> Tracker:
-        return Tracker(self._network, self._config, autocast=self._job.autocast, stopwatch=self._watch)
+        job = self._job
+        return Tracker(
+            self._network,
+            self._config,
+            autocast=job.autocast,
+            stopwatch=self._watch,
+            object_chunk=job.object_chunk,
+        )
 
     def _done(self) -> int:
         return 0 if self._span is None else self._span[1] - self._span[0] + 1
