@@ -6,7 +6,7 @@ A bucket is a :class:`xmemk.memory.Arena` whose first ``permanent`` frames stay.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -71,13 +71,15 @@ class HostRules:
 class HostBucket:
     """Objects that joined together.
 
-    long_engaged: whether long-term memory was ever used, even if it is empty now.
+    long_engaged: whether long-term memory was ever used, even if it is empty now. frame_numbers:
+    the number of every frame that the arena holds; buckets that hold one frame give it one number.
     """
 
     objects: list[int]
     arena: Arena
     permanent: int = 0
     long_engaged: bool = False
+    frame_numbers: list[int] = field(default_factory=list)
 
     @property
     def runs(self) -> list[Run]:
@@ -94,6 +96,19 @@ class HostBucket:
         """The run of long-term memory."""
         return [Run(LONG_TERM, 0, self.arena.long_term)]
 
+    def release(self, start: int, stop: int) -> None:
+        """Frames ``start`` to ``stop`` leave."""
+        self.arena.release(start, stop)
+        del self.frame_numbers[start:stop]
+
+    def readouts(self, weight: Tensor, index: Tensor, chunk: int, backend: str) -> Readouts:
+        """Eq. 1 with weight and index [B, Q, k], for ``chunk`` objects at a time, all below 1."""
+        memory = self.arena.values.segments(self.arena.table.runs())
+        return [
+            (labels, api.readout_topk([v[:, rows] for v in memory], weight, index, backend=backend))
+            for labels, rows in self._chunks(len(self.objects) if chunk < 1 else chunk)
+        ]
+
     def read(
         self, queries: QueryInputs, *, top_k: int | None, chunk: int, return_usage: bool, backend: str
     ) -> tuple[Readouts, Tensor | None]:
@@ -109,11 +124,7 @@ class HostBucket:
         weight, index, *usages = api.affinity_topk(
             memory.mk, memory.ms, *queries, top_k=top_k, return_usage=return_usage, backend=backend
         )
-        readouts = [
-            (labels, api.readout_topk([v[:, rows] for v in memory.mv], weight, index, backend=backend))
-            for labels, rows in self._chunks(chunk)
-        ]
-        return readouts, usages[0] if usages else None
+        return self.readouts(weight, index, chunk, backend), usages[0] if usages else None
 
     def _dense_chunks(
         self, memory: MemoryInputs, queries: QueryInputs, chunk: int, return_usage: bool, backend: str

@@ -5,15 +5,17 @@ Everything that can fail is computed before anything changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..inputs import QueryInputs
 from ..memory import Arena, Prototypes
 from ..memory.table import Slot
-from .bucket import HostBucket, HostFrame, HostRules, enlarge
+from .bucket import HostBucket, HostFrame, HostRules, Readouts, enlarge
+from .shared import affinities, common_frames
 
 
 @dataclass
@@ -21,6 +23,7 @@ class _Plan:
     """All that a new frame does to a bucket: computed, not yet committed."""
 
     bucket: HostBucket
+    number: int  # of the frame
     slot: Slot
     at: int | None
     permanent: bool
@@ -31,6 +34,7 @@ class _Plan:
     def commit(self) -> None:
         bucket, arena = self.bucket, self.bucket.arena
         arena.admit(self.slot, self.at)
+        bucket.frame_numbers.insert(len(bucket.frame_numbers) if self.at is None else self.at, self.number)
         bucket.permanent += self.permanent
         if self.keep is not None:
             index, ascending = self.keep
@@ -39,7 +43,7 @@ class _Plan:
             arena.remember(self.prototypes)
             bucket.long_engaged = True
         if self.release is not None:
-            arena.release(*self.release)
+            bucket.release(*self.release)
 
 
 class HostBuckets:
@@ -49,6 +53,7 @@ class HostBuckets:
         self.backend = backend
         self.by_id: dict[int, HostBucket] = {}
         self.next_id = 0
+        self._frames = 0  # added so far
 
     def __bool__(self) -> bool:
         return bool(self.by_id)
@@ -56,6 +61,23 @@ class HostBuckets:
     @property
     def objects(self) -> list[int]:
         return [label for bucket in self.by_id.values() for label in bucket.objects]
+
+    def read(
+        self, queries: QueryInputs, *, top_k: int | None, chunk: int, return_usage: bool
+    ) -> Iterator[tuple[HostBucket, Readouts, Tensor | None]]:
+        """Eq. 1 for every bucket (see :meth:`.bucket.HostBucket.read`): readouts and usage."""
+        buckets = list(self.by_id.values())
+        common = [] if top_k is None else common_frames(buckets)
+        if not common or top_k is None:
+            for bucket in buckets:
+                readouts, usage = bucket.read(
+                    queries, top_k=top_k, chunk=chunk, return_usage=return_usage, backend=self.backend
+                )
+                yield bucket, readouts, usage
+            return
+        sparse = affinities(buckets, common, queries, top_k, return_usage, self.backend)
+        for bucket, (weight, index, usage) in zip(buckets, sparse):
+            yield bucket, bucket.readouts(weight, index, chunk, self.backend), usage
 
     def add(self, frame: HostFrame, objects: Sequence[int], rules: HostRules, permanent: str) -> None:
         """Adds a frame to every bucket whose objects are named, and a bucket for new objects.
@@ -78,6 +100,7 @@ class HostBuckets:
             plans.append(self._plan(bucket, frame, [row[label] for label in new], rules, permanent))
         for plan in plans:
             plan.commit()
+        self._frames += 1
         if new:
             self.by_id[self.next_id] = bucket
             self.next_id += 1
@@ -102,7 +125,7 @@ class HostBuckets:
         """Removes everything but permanent frames."""
         for bucket in self.by_id.values():
             arena = bucket.arena
-            arena.release(bucket.permanent, len(arena.frames))
+            bucket.release(bucket.permanent, len(arena.frames))
             arena.keep(torch.empty(arena.spec.batch, 0, dtype=torch.int64, device=arena.spec.device))
 
     def consolidate(self, bucket: HostBucket, rules: HostRules) -> None:
@@ -111,7 +134,7 @@ class HostBuckets:
         prototypes = self._prototypes(bucket, bucket.arena.frames[start:stop], rules)
         enlarge(bucket.arena, rules.max_tokens)
         bucket.arena.remember(prototypes)
-        bucket.arena.release(start, stop)
+        bucket.release(start, stop)
         bucket.long_engaged = True
 
     def _plan(self, bucket: HostBucket, frame: HostFrame, rows: list[int], rules: HostRules, permanent: str) -> _Plan:
@@ -119,7 +142,7 @@ class HostBuckets:
         value = frame.value if rows == list(range(frame.value.shape[1])) else frame.value[:, rows]
         slot = arena.stage(frame.key, frame.shrinkage, frame.selection, value)
         stays = permanent == "all" or (permanent == "first" and bucket.permanent == 0)
-        plan = _Plan(bucket, slot, 0 if stays else None, stays)
+        plan = _Plan(bucket, self._frames, slot, 0 if stays else None, stays)
         frames = [slot, *arena.frames] if stays else [*arena.frames, slot]
         first = bucket.permanent + stays
         temporary = frames[first:]

@@ -91,17 +91,16 @@ class CutieMemory:
         if (h, w) != tuple(query_key.shape[-2:]):
             raise ValueError(f"query_key: wanted {h} x {w} as in pix_feat, got {list(query_key.shape)}")
         readouts: dict[int, Tensor] = {}
+        with torch.no_grad():
+            dtype = next((b.arena.spec.key_dtype for b in self._buckets.by_id.values()), query_key.dtype)
+            queries = QueryInputs(query_key.flatten(2).to(dtype), selection.flatten(2).to(dtype))
         usages = []
-        for bucket in self._buckets.by_id.values():
-            dtype = bucket.arena.spec.key_dtype
+        reads = self._buckets.read(queries, top_k=self.top_k, chunk=self.chunk_size, return_usage=self.use_long_term)
+        while True:
             with torch.no_grad():
-                parts, usage = bucket.read(
-                    QueryInputs(query_key.flatten(2).to(dtype), selection.flatten(2).to(dtype)),
-                    top_k=self.top_k,
-                    chunk=self.chunk_size,
-                    return_usage=self.use_long_term,
-                    backend=self.backend,
-                )
+                bucket, parts, usage = next(reads, (None, [], None))
+            if bucket is None:
+                break
             usages.append((bucket, usage))
             for objects, visual in parts:
                 visual = visual.contiguous().unflatten(3, (h, w))

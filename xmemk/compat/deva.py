@@ -59,15 +59,13 @@ class DevaMemory:
         readouts: dict[int, Tensor] = {}
         usages = []
         with torch.no_grad():
-            for bucket in self._buckets.by_id.values():
-                dtype = bucket.arena.spec.key_dtype
-                parts, usage = bucket.read(
-                    QueryInputs(query_key.flatten(2).to(dtype), selection.flatten(2).to(dtype)),
-                    top_k=self._config.top_k,
-                    chunk=self._chunk_size,
-                    return_usage=self._config.enable_long_term,
-                    backend=self.backend,
-                )
+            dtype = next(iter(self._buckets.by_id.values())).arena.spec.key_dtype
+            for bucket, parts, usage in self._buckets.read(
+                QueryInputs(query_key.flatten(2).to(dtype), selection.flatten(2).to(dtype)),
+                top_k=self._config.top_k,
+                chunk=self._chunk_size,
+                return_usage=self._config.enable_long_term,
+            ):
                 usages.append((bucket, usage))
                 for objects, readout in parts:
                     visual = readout[0].contiguous().unflatten(2, (h, w))

@@ -8,7 +8,7 @@ token, the P-th prototype) do not add up.
 type. Beyond that, the queries that differ most are judged by the float64 oracle, with the
 tolerances of :mod:`xmemk.testing`. Ours must be right. The host may be off by its rounding: by 1000
 times our tolerance in float32, and by three quarters of the readout's size where it computes scores
-in 16 bits or TF32, which may choose other tokens.
+in 16 bits or TF32, which may choose other tokens. Ours may be no further off than the host's there.
 
 **Copies.** Keys, and counters of tokens that stay, must be bit-exact.
 """
@@ -141,11 +141,14 @@ class Judge:
         with torch.autocast(host.device.type, enabled=False):  # it would round the reference, too
             comparison = compare_read(judged, ours[..., queries], top_k=top_k)
             complaint = _far_off(judged, host[..., queries], top_k, rough)
+            further = rough and _further(judged, ours[..., queries], host[..., queries], top_k)
         differs = f"{op}: differs from the host's by {float(worst.values[0]):.3g}, relative, and"
         if not comparison.passed:
             self.fail(f"{differs} from float64 by {comparison.share:.3g} times what rounding allows")
         if complaint:
             self.fail(f"{differs} the host's from float64 by {complaint}; ours is right")
+        if further:
+            self.fail(f"{differs} ours is further from float64 than the host's")
         self.settled = True
         self.open_queries += int((per_query > _allowed(host, TOLERANCE)).sum())
 
@@ -210,9 +213,19 @@ def _far_off(inputs: Inputs, host: Tensor, top_k: int | None, rough: bool) -> st
     if not rough:
         share = compare_read(inputs, host, top_k=top_k).share
         return "" if share <= _HOST_SHARE else f"{share:.3g} times what rounding allows"
-    exact, _ = reference.memory_read(*inputs.double().read, top_k=top_k, return_usage=True)
-    size = float((host.double() - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float32).tiny))
+    size = _error(inputs, host, top_k)
     return "" if size <= _HOST_SIZE else f"{size:.3g} times its size"
+
+
+def _further(inputs: Inputs, ours: Tensor, host: Tensor, top_k: int | None) -> bool:
+    """Whether ours is further from float64 than the host's, beyond the rounding to its type."""
+    return _error(inputs, ours, top_k) > _error(inputs, host, top_k) + 4 * torch.finfo(ours.dtype).eps
+
+
+def _error(inputs: Inputs, readout: Tensor, top_k: int | None) -> float:
+    """The distance of a readout [B, O, CV, Q] from float64, relative to its size."""
+    exact, _ = reference.memory_read(*inputs.double().read, top_k=top_k, return_usage=True)
+    return float((readout.double() - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float32).tiny))
 
 
 def _allowed(host: Tensor, tolerance: float) -> float:
