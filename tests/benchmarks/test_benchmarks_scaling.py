@@ -177,7 +177,7 @@ def test_a_budget_is_kept_and_what_is_left_out_is_a_row(monkeypatch):
     first, *_, last = ({row.peer: row for row in r.rows} for r in results)
     assert first["original"].median > 0.05 and first["xmemk torch"].median
     assert last["original"].reason.startswith(("would take", scaling.NOT_REACHED)) and not last["original"].seconds
-    assert last["original"].extrapolated_seconds > 4
+    assert last["original"].extrapolated_seconds > 1
     nothing = scaling.measure(["N"], LIMITS, budget=1e-9)
     assert {row.reason for r in nothing for row in r.rows} == {scaling.NOT_REACHED}
 
