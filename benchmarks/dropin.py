@@ -34,8 +34,10 @@ from typing import Any
 
 import torch
 from xmemk.benchmarks.harness.arguments import count
+from xmemk.benchmarks.harness.timing import Tell
 from xmemk.benchmarks.peers.checkouts import LIMITS, Checkout, Manager
 from xmemk.benchmarks.peers.clip import Frame, clip_frames, features, randomise
+from xmemk.benchmarks.report import terminal
 from xmemk.benchmarks.report.formatting import counted, duration, size, times
 
 import xmemk
@@ -63,7 +65,7 @@ def measured(call: Callable[[], Any]) -> tuple[Any, float, int]:
     return result, seconds, peak.bytes or 0
 
 
-def filled(checkout: Checkout, options: argparse.Namespace) -> tuple[dict[str, float], torch.Tensor]:
+def filled(checkout: Checkout, options: argparse.Namespace, say: Tell) -> tuple[dict[str, float], torch.Tensor]:
     """A manager's seconds, bytes and tokens at full memory, and its readouts.
 
     It is filled with eviction put off.
@@ -78,6 +80,7 @@ def filled(checkout: Checkout, options: argparse.Namespace) -> tuple[dict[str, f
         with Peak(CPU) as stored:
             host.add(*next(made))
             while host.long_term < full:
+                say(f"{host.long_term:,} of {full:,} tokens")
                 key, shrinkage, selection, value = next(made)
                 # A read before the frame that fills working memory gives candidates their usage.
                 if host.working_frames + 1 >= limits["max_mid_term_frames"]:
@@ -106,9 +109,10 @@ def filled(checkout: Checkout, options: argparse.Namespace) -> tuple[dict[str, f
 
 
 def compare_managers(checkout: Checkout, options: argparse.Namespace) -> None:
-    released = None if options.patched_only else filled(checkout, options)
-    with xmemk.patch():
-        b, ours = filled(checkout, options)
+    with terminal.progress("memory manager, unpatched") as say:
+        released = None if options.patched_only else filled(checkout, options, say)
+    with xmemk.patch(), terminal.progress("memory manager, patched") as say:
+        b, ours = filled(checkout, options, say)
     a, theirs = released or (b, ours)
     print(f"memory manager at {options.size}, {counted(options.objects, 'object')}, {a['tokens']:,} tokens, float32")
     print(f"| {'':25} | unpatched | patched | ratio |\n|{'-' * 27}|---|---|---|")
@@ -200,20 +204,21 @@ def compare_frames(checkout: Checkout, options: argparse.Namespace) -> None:
         second = released_loop(core, options, manager if options.other == "float64" else None)
     first = released_loop(checkout.core(network, config), options, manager if options.exact else None)
     largest, means, pixels, off, labels = 0.0, 0.0, 0, 0, 0
-    for t, frame in enumerate(clip_frames(options.lines, options.frames, options.objects, options.late)):
-        with torch.inference_mode():
+    with torch.inference_mode(), terminal.progress("frames") as say:
+        for t, frame in enumerate(clip_frames(options.lines, options.frames, options.objects, options.late)):
+            say(f"{t + 1:,} of {options.frames:,}")
             if t % 2:
                 b, a = second.step(frame), first.step(frame)
             else:
                 a, b = first.step(frame), second.step(frame)
-        difference = (a - b).abs()
-        largest, means = max(largest, float(difference.max())), means + float(difference.mean())
-        pixels, off = pixels + a[0].numel(), off + int((difference.amax(0) > 1e-4).sum())
-        labels += int((a.argmax(0) != b.argmax(0)).sum())
-        shares = a.argmax(0).flatten().bincount(minlength=len(a)) / a[0].numel()
-        shown = ", ".join(f"{100 * share:.1f} %" for share in shares.tolist())
-        if options.verbose:
-            print(f"{t:3} {float(difference.max()):.1e}  labels {shown}  {second.memory}", flush=True)
+            difference = (a - b).abs()
+            largest, means = max(largest, float(difference.max())), means + float(difference.mean())
+            pixels, off = pixels + a[0].numel(), off + int((difference.amax(0) > 1e-4).sum())
+            labels += int((a.argmax(0) != b.argmax(0)).sum())
+            shares = a.argmax(0).flatten().bincount(minlength=len(a)) / a[0].numel()
+            shown = ", ".join(f"{100 * share:.1f} %" for share in shares.tolist())
+            if options.verbose:
+                print(f"{t:3} {float(difference.max()):.1e}  labels {shown}  {second.memory}", flush=True)
     both = first.memory, second.memory
     kept = [x.long_term_size if isinstance(x, xmemk.Memory) else x.long_mem.size for x in both]
     print(f"{options.frames} frames of {options.lines} lines, released and {options.other}", end="")

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from xmemk.benchmarks.peers.catalogue import Call, peers_of
 from xmemk.benchmarks.peers.workloads import WORKLOADS, make_case
+from xmemk.benchmarks.report import terminal
 
 from xmemk.measure.machine import describe
 
@@ -125,8 +126,9 @@ def main() -> None:
     options = parser.parse_args()
     known = floors() if FLOORS.exists() else {}
     ratios: dict[str, list[float]] = {check.name: [] for check in CHECKS}
-    for _ in range(options.runs):
-        for check in CHECKS:
+    with terminal.progress("ratios") as say:
+        for check in CHECKS * options.runs:
+            say(check.name)
             ratios[check.name].append(measured(check, blocks=1))
     for name, r in ratios.items():
         floor = floors_here(known).get(name, math.nan)

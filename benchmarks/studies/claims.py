@@ -37,27 +37,23 @@ WITHOUT_EVICTION = "frames within 6 GB, xmemk, no eviction"
 
 
 def compression(features: ClipFeatures, config: MemoryConfig) -> list[Claim]:
-    """One consolidation of our memory in tokens, and of the oracle's stores in bytes."""
-    frame = features.height * features.width
-    for name in ("xmemk", "original"):
-        memory: Any = METHODS[name].make(config)
-        hurry(memory, True)
-        t = 0
-        while not memory.consolidations:
-            tokens, prototypes, nbytes = memory.working_size, memory.long_term_size, held_bytes(memory)
-            _remember(memory, features, t)
-            t += 1
-        if name == "xmemk":
-            into, new = tokens + frame - memory.working_size, memory.long_term_size - prototypes
+    """Of one consolidation of the oracle's stores, in tokens and in bytes."""
+    memory: Any = METHODS["original"].make(config)
+    hurry(memory, True)
+    t = 0
+    while not memory.consolidations:
+        tokens, nbytes = memory.working_size, held_bytes(memory)
+        _remember(memory, features, t)
+        t += 1
+    into, new = tokens + features.height * features.width - memory.working_size, memory.long_term_size
     token = nbytes / tokens
-    prototype = (held_bytes(memory) - token * memory.working_size) / memory.long_term_size
-    percent, of_bytes = 100 * into / new, 100 * into * token / (new * prototype)
+    prototype = (held_bytes(memory) - token * memory.working_size) / new
     size = f"{features.height} x {features.width} tokens a frame"
     rows = (
-        ("tokens", percent, f"{into:,} working-memory tokens became {new} prototypes in one consolidation, {size}; "
-         "(T_max - T_min) H W / P"),
-        ("bytes", of_bytes, f"{token:.0f} bytes a token in working memory, which has a selection, {prototype:.0f} in "
-         f"long-term memory, one object, float32, {size}"),
+        ("tokens", 100 * into / new, f"{into:,} working-memory tokens became {new} prototypes in one consolidation, "
+         f"{size}; (T_max - T_min) H W / P"),
+        ("bytes", 100 * into * token / (new * prototype), f"{token:.0f} bytes a token in working memory, which has a "
+         f"selection, {prototype:.0f} in long-term memory, one object, float32, {size}"),
     )  # fmt: skip
     return [
         Claim(f"compression, in {unit}", MORE_THAN, round(value), "%", how, value > CLAIMED_COMPRESSION)
@@ -155,9 +151,13 @@ def measure(
     results = [] if results is None else results
     features, config = ClipFeatures(height, width, 20 if quick else 132), MemoryConfig(hidden_dim=0)
     sizes = (10_000, 20_000) if quick else (10_000, 20_000, 40_000)
-    results += compression(features, config)
-    results.append(released_budget(features, config, sizes))
-    results += our_budget(features, config, sizes)
+    with terminal.progress("claims") as say:
+        say("compression")
+        results += compression(features, config)
+        say("6 GB, the released memory")
+        results.append(released_budget(features, config, sizes))
+        say("6 GB, ours")
+        results += our_budget(features, config, sizes)
     return results
 
 

@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from xmemk.benchmarks.harness import arguments, record
+from xmemk.benchmarks.harness.timing import Tell, silent
 from xmemk.benchmarks.peers.clip import (
     FRAMES,
     KEY_CHANNELS,
@@ -95,7 +96,7 @@ QUICK = (
 )
 
 
-def play(track: VideoTrack, film: Film, config: MemoryConfig | None = None) -> None:
+def play(track: VideoTrack, film: Film, config: MemoryConfig | None = None, say: Tell = silent) -> None:
     """The points of a method's curve, as they come, and why it ends."""
     start = time.perf_counter()
     method = METHODS[track.method]
@@ -109,6 +110,7 @@ def play(track: VideoTrack, film: Film, config: MemoryConfig | None = None) -> N
             hurry(memory, True)
             _frame(memory, features, seen, every, read=method.counts)
             seen += 1
+            say(f"frame {seen:,} of {film.frames:,}")
             if seen % 16 == 0 and time.perf_counter() - start > budget:
                 track.reason = f"it stopped at frame {seen:,}: {budget:.0f} s were over"
         if track.reason:
@@ -263,10 +265,12 @@ def measure_quality(
         tracks.append(track)
         results.append(track)
         end = (until + time.monotonic()) / 2 if until is not None and ours else until
-        for n in times[-1:] if ours else times:
-            for point in follow(policy, frames, masks, n, end):
-                passes = point["frame"] // len(frames)
-                track.points += [point] if passes in times and (ours or passes == n) else []
+        with terminal.progress(f"quality of {name}") as say:
+            for n in times[-1:] if ours else times:
+                for point in follow(policy, frames, masks, n, end):
+                    passes = point["frame"] // len(frames)
+                    say(f"the clip {passes} of {n} times")
+                    track.points += [point] if passes in times and (ours or passes == n) else []
         reached = [p["frame"] for p in track.points]
         missing = [str(n * len(frames)) for n in times if n * len(frames) not in reached]
         track.reason = f"{NOT_REACHED}: {', '.join(missing)} frames" if missing else ""
@@ -308,7 +312,8 @@ def measure(
             left = max(0.0, until - time.monotonic())
             film = replace(film, seconds=film.seconds * min(1.0, left / later))
         if film.seconds > 0:
-            play(track, film)
+            with terminal.progress(f"{name}, {track.grid} tokens a frame") as say:
+                play(track, film, say=say)
         else:
             track.reason = NOT_REACHED
         tell(track)

@@ -10,12 +10,13 @@ is, to 1 %. Writes the curve to out/soak.csv and, where matplotlib is there, out
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from pathlib import Path
 
 import torch
+from xmemk.benchmarks.harness.timing import Tell, silent
+from xmemk.benchmarks.report import terminal
 
 import xmemk
 from xmemk.measure.peak import resident_bytes
@@ -28,7 +29,9 @@ ALLOWED = 0.01  # growth from the first eviction to the end
 FILMS = 64  # frames that are made once and shown again and again
 
 
-def soak(reads: int, groups: str, samples: int = 200) -> tuple[list[tuple[int, float]], int, xmemk.Memory]:
+def soak(
+    reads: int, groups: str, samples: int = 200, say: Tell = silent
+) -> tuple[list[tuple[int, float]], int, xmemk.Memory]:
     """(reads, resident MB) from time to time, the first eviction's read, and the memory."""
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(FILMS, 1, CK, H, W, generator=generator)
@@ -49,6 +52,7 @@ def soak(reads: int, groups: str, samples: int = 200) -> tuple[list[tuple[int, f
         if not first_eviction and memory.evictions:
             first_eviction = t
         if t % max(1, reads // samples) == 0 or t == reads - 1:
+            say(f"{t + 1:,} of {reads:,} reads")
             curve.append((t + 1, (resident_bytes(torch.device("cpu")) or 0) / 1e6))
     return curve, first_eviction, memory
 
@@ -78,11 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # frames this small keep no second core busy
     start = time.perf_counter()
-    curve, first_eviction, memory = soak(options.reads, options.groups)
+    with terminal.progress("soak") as say:
+        curve, first_eviction, memory = soak(options.reads, options.groups, say=say)
     seconds = time.perf_counter() - start
     options.out.mkdir(parents=True, exist_ok=True)
-    with open(options.out / "soak.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("reads", "resident_mb"), *curve])
+    lines = ["reads,resident_mb", *(f"{reads},{mb}" for reads, mb in curve)]
+    (options.out / "soak.csv").write_text("\n".join(lines) + "\n")
     counts = f"{memory.consolidations} consolidations, {memory.evictions} evictions"
     print(f"{options.reads} reads, {counts}, {seconds:.0f} s")
     if not memory.evictions:

@@ -147,7 +147,7 @@ def test_a_method_stops_where_the_next_checkpoint_would_pass_a_limit():
 
 
 def test_interrupted_curves_are_in_the_file(monkeypatch, tmp_path, capsys):
-    def play(track, film):
+    def play(track, film, **_):
         if track.method == "STCN":
             track.points.append({"frame": 1})
             raise KeyboardInterrupt
@@ -172,7 +172,7 @@ def test_interrupted_curves_are_in_the_file(monkeypatch, tmp_path, capsys):
 def test_a_budget_is_kept_and_shared(monkeypatch):
     spent = []
 
-    def play(track, film):
+    def play(track, film, **_):
         spent.append(film.seconds)
         track.reason = "stopped"
 

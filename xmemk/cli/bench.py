@@ -76,7 +76,7 @@ def bench(
         failed = benchmarks.run(chosen, save, tell)
         tell(f"measured for {time.monotonic() - start:.0f} s")
         if not save.exists() or save.stat().st_size == before:
-            raise RuntimeError("; ".join(failed) or "no step wrote results")
+            raise RuntimeError("; ".join(failed) or "nothing was measured in the time given: give more --seconds")
         files = [save]
         options = f"{' --full' if full else ''}{'' if seconds is None else f' --seconds {seconds:g}'}"
         commands = [f"xmemk bench{options} --device {device}", *benchmarks.repeat(chosen, save)]
