@@ -107,7 +107,7 @@ def memory_read(
         usage [B, N] float32 (float64 for float64 keys), which sums to Q over N.
 
     Differentiable in mk, ms, mv, qk and qe, to any order; neither backend "cpu" nor "torch" in
-    eager mode stores an N x Q matrix for the backward pass.
+    eager mode stores an N x Q matrix for the first backward pass.
     Raises TypeError or ValueError for wrong types, shapes, dtypes or devices, and for an empty
     memory; IndexError for a hint outside 0 .. N - 1, which is looked at in eager mode on the CPU.
     """

@@ -255,7 +255,8 @@ def _compare_usage(truth: _Truth, usage: Tensor) -> Comparison:
     unit = _unit(usage.dtype)
     drift = (weight * (tolerance + (weight * tolerance).sum(1, keepdim=True))).sum(2)
     outside = torch.maximum(low - usage, usage - high).clamp_min(0)
-    tokens = _compared("usage", outside, 2 * drift + high * (8 + math.sqrt(q)) * unit + 1e-30)
+    roundings = (8 + math.sqrt(q)) * unit + (n + q) * _unit(torch.float64)  # the truth's own, too
+    tokens = _compared("usage", outside, 2 * drift + high * roundings + 1e-30)
     drift = (usage.double().sum(1) - q).abs()
     total = _compared("sum of usage", drift, torch.full_like(drift, q * unit * (8 + math.sqrt(n))))
     return max(tokens, total, key=lambda c: c.share)

@@ -162,6 +162,30 @@ def test_numbers_beyond_float16_are_scored_by_the_direct_form(case):
 
 
 @interpreted
+def test_certified_scores_stay_within_float32():
+    # Queries far beyond the keys, with the largest shrinkage that is certified: what decides is the
+    # shrinkage, which scores of -inf would hide.
+    x = make_inputs(600, 2, key_channels=8, value_channels=1)
+    x.qk *= 1e15
+    x.ms = 1e17 * (1 + torch.rand(1, 1, 600, generator=torch.Generator().manual_seed(0)))
+    x.ms[0, 0, 555:560] = 0.5e17
+    index = xmemk.affinity_topk(x.mk, x.ms, x.qk, x.qe * 1e-30, top_k=5, backend="triton")[1]
+    assert index.sort(2).values.tolist() == [[[555, 556, 557, 558, 559]] * 2]
+
+
+@interpreted
+@pytest.mark.parametrize("c", [1e18, 2e19])
+def test_eq_2_is_read_as_written_where_its_expansion_overflows(c):
+    far = torch.arange(40) >= 15
+    mk = torch.where(far, -c, c) * torch.ones(1, 1, 40)
+    mv = torch.where(far, -1.0, torch.arange(40.0)).view(1, 1, 1, 40)
+    qk = torch.full((1, 1, 3), c)
+    for top_k, wanted in ((2, 0.5), (15, 7.0), (None, 7.0)):
+        readout = xmemk.memory_read(mk, None, mv, qk, None, top_k=top_k, backend="triton")
+        torch.testing.assert_close(readout, torch.full((1, 1, 1, 3), wanted))
+
+
+@interpreted
 def test_most_numbers_are_certified():
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = make_inputs(600, 200, value_channels=1, dtype=dtype, batch=2)
