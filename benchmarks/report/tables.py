@@ -63,7 +63,9 @@ def objects_of(case: CaseResult) -> str:
 def title(case: CaseResult) -> str:
     """memory_read top-k (480p-full, 5 objects)."""
     dtype = "" if case.dtype == "float32" else case.dtype
-    return f"{label(case.op)} ({', '.join(filter(None, (case.workload, objects_of(case), dtype, case.setting)))})"
+    point = f"{case.axis} = {case.value:,.0f}" if case.axis else ""
+    details = filter(None, (case.workload, objects_of(case), dtype, case.setting, point))
+    return f"{label(case.op)} ({', '.join(details)})"
 
 
 def sizes(case: CaseResult) -> str:
@@ -209,10 +211,9 @@ def reasons(machine: MachineResults) -> ReportTable:
     """Who could not run, and remarks: each reason once, with the cases that it is of."""
     where: dict[tuple[str, str], list[str]] = {}
     for case in (*machine.cases, *machine.scaling):
-        at = f"{case.axis} = {case.value:,.0f}, {label(case.op)}" if case.axis else title(case)
         for row in case.rows:
             if row.reason:
-                where.setdefault((row.peer, row.reason), []).append(at)
+                where.setdefault((row.peer, row.reason), []).append(title(case))
     rows = [(peer, "; ".join(dict.fromkeys(cases)), reason) for (peer, reason), cases in where.items()]
     return ReportTable("Who could not run, and remarks", ("who", "where", "why"), "lll", rows)
 

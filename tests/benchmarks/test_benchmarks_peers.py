@@ -111,7 +111,7 @@ def test_a_package_that_is_there_is_used_rightly(stand_in, op, name, package, ob
     stand_in(package)
     case = make_case(op, WIDE, objects=objects)
     chosen = [p for p in peers_of(op, ["torch"]) if p.ours or p.name == name]
-    rows = timing.time_peers(case, chosen, rounds=2, budget=10)
+    rows = timing.time_peers(case, chosen, rounds=2, budget=1e6)
     row = next(r for r in rows if r.peer == name)
     assert row.status == "exact", row.reason
     assert len(row.seconds) == 2 and row.ratio > 0
