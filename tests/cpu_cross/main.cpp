@@ -56,9 +56,11 @@ Tensor affinity(const Case& c, std::optional<int64_t> top_k) {
 
 void read(const Case& c, std::optional<int64_t> top_k, const char* what) {
   using Read = std::tuple<Tensor, Tensor>(at::TensorList, at::TensorList, at::TensorList, const Tensor&,
-                                          const std::optional<Tensor>&, std::optional<int64_t>, bool);
+                                          const std::optional<Tensor>&, std::optional<int64_t>, bool,
+                                          const std::optional<Tensor>&, std::optional<std::vector<Tensor>>,
+                                          const std::optional<Tensor>&);
   const Segments mk = c.segments(c.mk), ms = c.segments(c.ms), mv = c.segments(c.mv);
-  auto [readout, usage] = op<Read>("xmemk::memory_read").call(mk, ms, mv, c.qk, c.qe, top_k, true);
+  auto [readout, usage] = op<Read>("xmemk::memory_read").call(mk, ms, mv, c.qk, c.qe, top_k, true, {}, {}, {});
   const Tensor weight = affinity(c, top_k);
   check(what, readout, at::matmul(c.mv.to(at::kDouble), weight.unsqueeze(1)), 2e-5);
   check("  its usage", usage, weight.sum(2), 2e-4);
@@ -79,7 +81,7 @@ int main() {
     read(c, std::nullopt, "memory_read, all tokens");
     const Tensor usage = at::rand({3, 5000});
     const Tensor best = op<Tensor(const Tensor&, int64_t)>("xmemk::select_prototypes").call(usage, 128);
-    check("select_prototypes", best, std::get<1>(at::sort(-usage, /*stable=*/true, 1)).narrow(1, 0, 128), 0);
+    check("select_prototypes", best, std::get<1>(at::sort(-usage, std::optional<bool>(true), 1)).narrow(1, 0, 128), 0);
     const Tensor stay = op<Tensor(const Tensor&, int64_t)>("xmemk::evict_lfu").call(usage, 4000);
     check("evict_lfu", stay, std::get<0>(std::get<1>(usage.topk(4000, 1)).sort(1)), 0);
     const Tensor gathered =

@@ -19,7 +19,8 @@ def resident():
 
 def call():
     n, q, cv, ck = (random.randint(1, most) for most in (400, 60, 20, 40))
-    x = [torch.randn(1, ck, n), torch.rand(1, 1, n), torch.randn(1, 2, cv, n), torch.randn(1, ck, q), torch.rand(1, ck, q)]
+    x = [torch.randn(1, ck, n), torch.rand(1, 1, n), torch.randn(1, 2, cv, n)]
+    x += [torch.randn(1, ck, q), torch.rand(1, ck, q)]
     {call}
 
 for i in range(1000):
