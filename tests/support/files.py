@@ -6,6 +6,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ from xmemk.data.palette import palette
 
 Labels = NDArray[np.uint8]
 COLOURS = np.array(palette(), np.uint8)
+# a, b, c, d of a display matrix: the picture that a player shows of a stored one.
+MATRICES: dict[tuple[int, int, int, int], Callable[[Any], Any]] = {
+    (1, 0, 0, 1): lambda x: x,
+    (0, 1, -1, 0): lambda x: np.rot90(x, -1),
+    (-1, 0, 0, -1): lambda x: np.rot90(x, 2),
+    (0, -1, 1, 0): lambda x: np.rot90(x, 1),
+    (-1, 0, 0, 1): lambda x: x[:, ::-1],
+    (1, 0, 0, -1): lambda x: x[::-1],
+    (0, 1, 1, 0): lambda x: x.swapaxes(0, 1),
+    (0, -1, -1, 0): lambda x: np.rot90(x, 2).swapaxes(0, 1),
+}
 
 
 def png(
@@ -151,11 +163,40 @@ def frame_names(draw: st.DrawFn) -> list[str]:
     return [f"{prefix}{number:0{digits}d}{suffix}" for number in range(first, first + count)]
 
 
+@dataclass(frozen=True)
+class VideoCase:
+    """A video of plain grey quarters: the stored size, the times of frames, the display matrix."""
+
+    width: int
+    height: int
+    times: list[Fraction]
+    matrix: tuple[int, int, int, int]
+    aspect: Fraction
+
+    @property
+    def stored(self) -> Any:
+        """The stored picture [H, W, 3], each quarter of its own grey."""
+        scale = np.ones((self.height // 2, self.width // 2), np.uint8)
+        return np.repeat(np.kron(np.array([[250, 20], [90, 160]], np.uint8), scale)[:, :, None], 3, axis=2)
+
+    @property
+    def shown(self) -> Any:
+        """The picture that a player shows, but for the shape of its pixels."""
+        return MATRICES[self.matrix](self.stored)
+
+    def write(self, path: Path) -> None:
+        write_video(path, [self.stored] * len(self.times), self.times, self.aspect)
+        turn_video(path, self.matrix)
+
+
 @st.composite
-def frame_times(draw: st.DrawFn) -> list[Fraction]:
-    """Times of frames in seconds that grow by other steps each."""
+def videos(draw: st.DrawFn) -> VideoCase:
+    """Videos of two to eight frames, whose steps in time differ."""
     steps = draw(st.lists(st.integers(1, 400), min_size=2, max_size=8))
-    return [Fraction(sum(steps[:i]), 1000) for i in range(len(steps))]
+    times = [Fraction(sum(steps[:i]), 1000) for i in range(len(steps))]
+    width, height = (16 * draw(st.integers(1, 4)) for _ in range(2))
+    aspect = draw(st.sampled_from([Fraction(1), Fraction(4, 3), Fraction(16, 15)]))
+    return VideoCase(width, height, times, draw(st.sampled_from(sorted(MATRICES))), aspect)
 
 
 def damaged(content: bytes, source: random.Random) -> bytes:

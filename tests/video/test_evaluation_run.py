@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from dataclasses import replace
 
 import fixed_network as fixed
 import layouts
@@ -199,6 +200,8 @@ def test_input_that_does_not_fit(network, tmp_path):
     root = layouts.davis(tmp_path / "frames", videos=("bear",), annotated=[0])
     layouts.write_frames(root / "JPEGImages" / "480p" / "bear", ["00006", "00008"])
     fails(root, VideoError, "frame 00007 is missing between 00000.jpg and 00008.jpg")
+    costs = run(network, open_dataset(root), tmp_path / "out" / "skipped", replace(SETTINGS, missing="skip"))
+    assert costs[0].frames == 8 and len(results(tmp_path / "out" / "skipped", "bear")) == 8
     (root / "JPEGImages" / "480p" / "bear" / "00008.jpg").unlink()
     Image.new("RGB", (20, 20)).save(root / "JPEGImages" / "480p" / "bear" / "00006.jpg")
     fails(root, VideoError, r"00006.jpg: is 20x20, wanted 48x32 as the first")

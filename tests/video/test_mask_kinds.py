@@ -94,6 +94,7 @@ def test_colours_of_davis_and_transparency(tmp_path):
     colour_mask((0, 128, 0), (128, 0, 0)).save(path)
     assert read_mask(path)[10, [6, 18]].tolist() == [2, 1]
     colour_mask(RED, (0, 0, 255), background=(9, 9, 9, 0)).save(path)
+    assert dict(LabelRule().fitted([str(path)]).numbers) == {-1: 0, 0: 0, 0x0000FF: 1, 0xFF0000: 2}
     assert read_mask(path)[10, [6, 18, 0]].tolist() == [2, 1, 0]
     colour_mask((0, 0, 0), background=(9, 9, 9, 0)).save(path)  # black on transparency
     assert read_mask(path)[10, [6, 18]].tolist() == [1, 0]
@@ -114,8 +115,16 @@ def two_levels():
     return labels
 
 
-def void():
-    """Labels 1 and 2 with a transparent gap, as a palette image whose background is not first."""
+def voc():
+    """An object with PASCAL VOC's void around it."""
+    labels = np.zeros((40, 60), np.uint8)
+    labels[5:35, 5:45] = 255
+    labels[10:30, 10:40] = 3
+    return files.indexed(labels)
+
+
+def background_last():
+    """A palette image whose background is not first."""
     image = Image.fromarray(np.where(np.arange(1200).reshape(30, 40) % 40 < 20, 1, 0).astype(np.uint8), mode="P")
     image.putpalette([255, 0, 0, 0, 0, 0])
     return image
@@ -124,13 +133,18 @@ def void():
 @pytest.mark.parametrize(
     ("image", "words"),
     [
+        (
+            lambda: Image.fromarray(np.array(two_levels()) // 100).resize((256, 160), Image.BILINEAR),
+            "a smoothed mask",
+        ),
         (smoothed, r"has values such as .* in lines between others, .* --threshold 128 for one object"),
         (lambda: smoothed().filter(ImageFilter.GaussianBlur(6)), r"in lines between others"),
         (lambda: Image.linear_gradient("L"), r"in lines between others"),
         (lambda: smoothed().convert("RGB"), r"in lines between others|no black"),
         (lambda: colour_mask(RED, GREEN).resize((96, 64), Image.BICUBIC), r"--colours 00ff00=1,ff0000=2"),
         (lambda: Image.merge("LA", [Image.new("L", (128, 80), 255), smoothed()]), "has pixels of half opacity"),
-        (void, r"label 0, the background, is drawn in #ff0000, and label 1 is black .* --colours ff0000=1"),
+        (voc, r"label 255 is in thin lines, as the void .* --colours 808000=3,e0e0c0=0 for"),
+        (background_last, r"label 0, the background, is drawn in #ff0000, and label 1 is black .* --colours ff0000=1"),
         (
             lambda: colour_mask(RED, background=(200, 200, 200)),
             r"no black or transparent .* --colours c8c8c8=0,ff0000=1",
@@ -170,6 +184,8 @@ def test_the_ways_out_lead_out(tmp_path):
     assert (read != np.where(wanted == 100, 1, np.where(wanted == 200, 2, 0))).mean() < 0.03
     colour_mask(RED, GREEN).resize((96, 64), Image.BICUBIC).save(path)
     assert read_mask(path, LabelRule.parse(colours="00ff00=1,ff0000=2"))[20, [12, 36]].tolist() == [2, 1]
+    voc().save(path)
+    assert read_mask(path, LabelRule.parse(colours="808000=3,e0e0c0=0"))[20, [6, 20]].tolist() == [0, 3]
     colour_mask(RED, background=(200, 200, 200)).save(path)
     assert read_mask(path, LabelRule.parse(colours="c8c8c8=0,ff0000=1"))[20, [6, 40]].tolist() == [1, 0]
     Image.fromarray(np.array([[0, 24001, 26002]], np.uint16)).save(path)
@@ -184,8 +200,8 @@ def test_the_ways_out_lead_out(tmp_path):
     ("arguments", "words"),
     [
         ({"threshold": 1, "colours": "stored"}, "wanted one of them, got both"),
-        ({"threshold": -1}, "--threshold: wanted a number above 0"),
-        ({"threshold": float("nan")}, "--threshold: wanted a number above 0"),
+        ({"threshold": -1}, "threshold: wanted a number above 0"),
+        ({"threshold": float("nan")}, "threshold: wanted a number above 0"),
         ({"colours": "red"}, "--colours: wanted 'stored' or different colours"),
         ({"colours": "ff0000=1,ff0000=2"}, "--colours: wanted"),
         ({"colours": "ff0000=256"}, "--colours: wanted"),
@@ -195,6 +211,8 @@ def test_the_ways_out_lead_out(tmp_path):
 def test_rules_that_are_none(arguments, words):
     with pytest.raises(ValueError, match=words):
         LabelRule.parse(**arguments)
+    with pytest.raises(ValueError, match=r"colours: wanted pairs of 0xRRGGBB and a label up to 255, got \(1, 300\)"):
+        LabelRule(colours=((1, 300),))
 
 
 def test_small_hard_objects_are_no_smoothed_edges(tmp_path):
@@ -240,6 +258,8 @@ def test_files_that_are_no_images_are_one_sentence_with_their_name(tmp_path, rea
 
 def test_labels_beyond_the_palette_are_written_whole(tmp_path):
     labels = torch.tensor([[0, 1, 2, 7, 255]], dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"labels: wanted uint8 \[H, W\], got torch.int64 of shape \(1, 5\)"):
+        write_mask(tmp_path / "m.png", labels.long())
     write_mask(tmp_path / "m.png", labels, [0, 0, 0, 9, 9, 9])
     assert torch.equal(read_mask(tmp_path / "m.png"), labels)
     assert read_colours(tmp_path / "m.png")[3:9] == [9, 9, 9, 0, 128, 0]

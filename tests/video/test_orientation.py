@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 
 pytest.importorskip("av")
+import av
 import files
 import numpy as np
 import torch
@@ -23,25 +24,14 @@ from xmemk.data.video import VideoError, probe, read_frames
 
 QUARTERS = np.kron(np.array([[250, 20], [90, 160]], np.uint8), np.ones((16, 24), np.uint8))  # each its own grey
 PICTURE = np.dstack([QUARTERS] * 3)  # 32 x 48
-# a, b, c, d of a display matrix: the picture that a player shows.
-MATRICES = {
-    (1, 0, 0, 1): lambda x: x,
-    (0, 1, -1, 0): lambda x: np.rot90(x, -1),
-    (-1, 0, 0, -1): lambda x: np.rot90(x, 2),
-    (0, -1, 1, 0): lambda x: np.rot90(x, 1),
-    (-1, 0, 0, 1): lambda x: x[:, ::-1],
-    (1, 0, 0, -1): lambda x: x[::-1],
-    (0, 1, 1, 0): lambda x: x.swapaxes(0, 1),
-    (0, -1, -1, 0): lambda x: np.rot90(x, 2).swapaxes(0, 1),
-}
 
 
-@pytest.mark.parametrize("matrix", MATRICES, ids=str)
+@pytest.mark.parametrize("matrix", files.MATRICES, ids=str)
 def test_a_video_is_read_as_a_player_shows_it(tmp_path, matrix):
     path = tmp_path / "clip.mp4"
     files.write_video(path, [PICTURE] * 2)
     files.turn_video(path, matrix)
-    shown = MATRICES[matrix](PICTURE)
+    shown = files.MATRICES[matrix](PICTURE)
     source = open_source(path)
     assert (source.height, source.width) == shown.shape[:2]
     for frame in source.read():
@@ -78,7 +68,7 @@ def test_an_image_is_read_as_a_viewer_shows_it(tmp_path, value, suffix):
     with Image.open(path) as image:
         shown = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     assert np.array_equal(read_image(path).numpy(), shown)
-    for matrix, turn in MATRICES.items():
+    for matrix, turn in files.MATRICES.items():
         if from_matrix([*matrix[:2], 0, *matrix[2:], 0, 0, 0, 1]) == EXIF[value]:
             assert np.abs(shown.astype(int) - turn(PICTURE)).mean() < 4  # a matrix and EXIF agree
             break
@@ -98,13 +88,18 @@ def test_pixels_that_are_not_square_are_said(tmp_path):
     assert probe(path).pixel_aspect == Fraction(3, 4)
 
 
-@settings(max_examples=8, deadline=None)
-@given(files.frame_times())
-def test_times_are_those_of_the_file(tmp_path_factory, times):
-    path = tmp_path_factory.mktemp("times") / "variable.mp4"
-    files.write_video(path, [PICTURE] * len(times), times)
-    assert [frame.time for frame in open_source(path).read()] == times
-    assert [frame.time for frame in frames(path, start=1)] == times[1:]
+@settings(max_examples=12, deadline=None)
+@given(files.videos())
+def test_a_video_comes_back_turned_in_time_and_whole(tmp_path_factory, video):
+    path = tmp_path_factory.mktemp("videos") / "clip.mp4"
+    video.write(path)
+    source = open_source(path)
+    assert (source.height, source.width) == video.shown.shape[:2]
+    assert source.pixel_aspect == (1 / video.aspect if source.orientation.transposed else video.aspect)
+    read = list(source.read())
+    assert [frame.time for frame in read] == video.times
+    assert max(np.abs(frame.image.numpy().astype(int) - video.shown).mean() for frame in read) < 12
+    assert [frame.time for frame in frames(path, start=1)] == video.times[1:]
 
 
 @settings(max_examples=15, deadline=None)
@@ -135,11 +130,18 @@ def test_natural_order(tmp_path):
 def test_a_missing_frame_is_a_choice(tmp_path):
     for number in (0, 1, 2, 3, 4, 6, 7):
         Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"{number:05d}.png")
-    with pytest.raises(VideoError, match=r"frame 00005 is missing .*missing='skip'.* --missing skip"):
+    with pytest.raises(VideoError, match=r"frame 00005 is missing .*missing='skip' .--missing skip"):
         open_source(tmp_path)
     source = open_source(tmp_path, missing="skip")
     assert [frame.name for frame in source.read()] == [f"{n:05d}" for n in (0, 1, 2, 3, 4, 6, 7)]
     assert (source.frames, source.skipped) == (7, 1) and "1 missing frame" in source.notes[0]
+    for file in tmp_path.iterdir():
+        file.rename(tmp_path / f"left_{int(file.stem)}b.png")
+    with pytest.raises(VideoError, match=r"frame left_5b is missing between left_0b.png and left_7b.png"):
+        open_source(tmp_path)
+    Image.new("RGB", (8, 6)).save(tmp_path / "left_04b.png")
+    with pytest.raises(VideoError, match=r"frames left_04b and left_4b have one number"):
+        open_source(tmp_path, missing="skip")
     with pytest.raises(ValueError, match="missing: wanted 'error' or 'skip', got 'fill'"):
         open_source(tmp_path, missing="fill")
 
@@ -151,6 +153,50 @@ def test_frames_in_one_line(tmp_path):
     assert [(f.number, f.time, int(f.image[0, 0, 0])) for f in stream] == [(n, Fraction(n, 25), n) for n in (2, 3, 4)]
     with pytest.raises(VideoError, match="no such video file"):
         frames(tmp_path / "absent")
+    with pytest.raises(VideoError, match="has 5 frames, so there is no frame 5"):
+        next(frames(tmp_path, start=5))
+    with pytest.raises(ValueError, match="start: wanted the number of a frame"):
+        frames(tmp_path, start=-1)
+    with pytest.raises(ValueError, match="rate: wanted frames per second"):
+        frames(tmp_path, rate=Fraction(0))
+
+
+def test_objects_that_vanish_when_a_mask_is_scaled_are_named(tmp_path):
+    files.write_video(tmp_path / "clip.mp4", [PICTURE] * 2)
+    source = open_source(tmp_path / "clip.mp4")
+    labels = torch.zeros(128, 192, dtype=torch.uint8)
+    labels[8:40, 8:60] = 1
+    write_mask(tmp_path / "large.png", labels)
+    assert mask_for(source, tmp_path / "large.png").unique().tolist() == [0, 1]
+    labels[100, 100] = 2
+    write_mask(tmp_path / "large.png", labels)
+    with pytest.raises(MaskError, match=r"large.png: object 2 has no pixel at the video's size, 48x32"):
+        mask_for(source, tmp_path / "large.png")
+
+
+def test_two_masks_of_one_frame_are_refused(tmp_path):
+    files.write_video(tmp_path / "clip.mp4", [PICTURE] * 3)
+    (tmp_path / "masks").mkdir()
+    for name in ("1", "00001"):
+        write_mask(tmp_path / "masks" / f"{name}.png", torch.ones(32, 48, dtype=torch.uint8))
+    with pytest.raises(MaskError, match=r"1.png: frame 1 has another mask, 00001.png"):
+        find_masks(tmp_path / "masks", open_source(tmp_path / "clip.mp4"))
+
+
+@pytest.mark.parametrize("opacity", [255, 100])
+def test_videos_with_opacity_are_read_or_refused(tmp_path, opacity):
+    path = tmp_path / "alpha.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "bgra"
+        pixels = np.dstack([PICTURE, np.full((32, 48), opacity, np.uint8)])
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgba").reformat(format="bgra")))
+        container.mux(stream.encode(None))
+    if opacity == 255:
+        assert np.array_equal(next(read_frames(path)).numpy(), PICTURE)
+    else:
+        with pytest.raises(VideoError, match=r"alpha.mkv: has transparent pixels; save it on a background"):
+            next(read_frames(path))
 
 
 def grey16(path):

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -53,6 +53,9 @@ def evaluate(
     zip_: Annotated[
         Path | None, typer.Option("--zip", help="Also write this archive for the dataset's server.")
     ] = None,
+    missing: Annotated[
+        Literal["error", "skip"], typer.Option(help="A number missing among a video's images: an error, or left out.")
+    ] = "error",
     device: Device = None,
     half: Half = None,
     compile_: Compile = False,
@@ -69,8 +72,8 @@ def evaluate(
         from ..evaluation.pack import expect_archive, pack
         from ..evaluation.policies import POLICIES
         from ..evaluation.report import summary
-    except ModuleNotFoundError as missing:
-        raise RuntimeError(f"eval needs {missing.name}: pip install 'xmemk[eval]'") from missing
+    except ModuleNotFoundError as absent:
+        raise RuntimeError(f"eval needs {absent.name}: pip install 'xmemk[eval]'") from absent
 
     from ..weights import find
 
@@ -84,7 +87,7 @@ def evaluate(
     if weights is not None and results is not None:
         raise ValueError(neither_nor_both)
     if results is not None:
-        making = ("out", "size", "mem_every", "policy", "device", "half", "compile_")
+        making = ("out", "size", "mem_every", "policy", "missing", "device", "half", "compile_")
         refuse(context, "is for making masks, and --results are there already; leave it out", *making)
     device = device_named(device)
     if weights is None and results is None:
@@ -110,7 +113,7 @@ def evaluate(
     costs: list[Cost] = []
     with Progress("loading") as progress:
         if weights is not None:
-            costs = _run(weights, opened, out, policy, size, mem_every, device, half, compile_, progress)
+            costs = _run(weights, opened, out, policy, size, mem_every, missing, device, half, compile_, progress)
         progress.begin("judging")
         judged = itertools.count(1)
         judgement, why = _judged(
@@ -141,6 +144,7 @@ def _run(
     policy: str,
     size: int,
     mem_every: int | None,
+    missing: Literal["error", "skip"],
     device: str,
     half: bool | None,
     compile_: bool,
@@ -152,7 +156,7 @@ def _run(
     from ..video.resume import weights_digest
 
     mem_every = mem_every or (10 if dataset.layout == "long" else 5)
-    settings = Settings(MemoryConfig(mem_every=mem_every), policy, size, narrow_type(device, half))
+    settings = Settings(MemoryConfig(mem_every=mem_every), policy, size, narrow_type(device, half), missing)
     digest = weights_digest(checkpoint.read(weights))
     check(dataset, out, settings, digest, device.partition(":")[0])
     progress.begin(f"loading {weights}", blocks=True)

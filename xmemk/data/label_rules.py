@@ -15,9 +15,11 @@ from torch import Tensor
 
 from .mask_values import TRANSPARENT, Kind, MaskError, MaskValues, packed, read_values, stores_labels
 from .palette import palette
-from .smooth_edges import Areas, areas
+from .smooth_edges import areas, is_outline, ranked
 
 _MOST = 255  # labels besides the background
+_NOISE = 60  # how far the compression of a picture may move a colour
+_DAVIS = tuple(red << 16 | green << 8 | blue for red, green, blue in palette())
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,13 @@ class LabelRule:
     kind: Kind | None = None
     numbers: tuple[tuple[int, int], ...] = ()
 
+    def __post_init__(self) -> None:
+        wrong = [pair for pair in self.colours if not (0 <= pair[0] <= 0xFFFFFF and 0 <= pair[1] <= _MOST)]
+        if wrong:
+            raise ValueError(f"colours: wanted pairs of 0xRRGGBB and a label up to {_MOST}, got {wrong[0]}")
+        if self.threshold is not None and (self.colours or not self.threshold > 0):
+            raise ValueError(f"threshold: wanted a number above 0 and no colours, got {self.threshold}")
+
     @classmethod
     def parse(cls, threshold: float | None = None, colours: str | None = None) -> LabelRule:
         """The rule of command-line options.
@@ -55,8 +64,6 @@ class LabelRule:
         """
         if threshold is not None and colours is not None:
             raise ValueError("--threshold, --colours: wanted one of them, got both")
-        if threshold is not None and not threshold > 0:
-            raise ValueError(f"--threshold: wanted a number above 0, got {threshold}")
         if colours is None or colours.strip() == "stored":
             return cls(threshold, stored=colours is not None)
         pairs = {}
@@ -69,14 +76,14 @@ class LabelRule:
             pairs[int(match[1], 16)] = int(match[2] or number)
         return cls(colours=tuple(pairs.items()))
 
-    def fitted(self, files: Iterable[Path]) -> LabelRule:
+    def fitted(self, files: Iterable[str | Path]) -> LabelRule:
         """The rule with one number for each value of all these files, in their order.
 
         Files whose values are labels are not read beyond their header. Raises MaskError.
         """
         if self.threshold is not None or self.colours:
             return self
-        paths = list(files)
+        paths = [Path(file) for file in files]
         to_number = [path for path in paths if not stores_labels(path)]
         if not to_number:
             return self
@@ -86,7 +93,7 @@ class LabelRule:
             mask = read_values(path)
             self._expect_hard(path, mask)
             kinds.add(mask.kind)
-            values.update(dict.fromkeys(_integers(path, mask)))
+            values.update(dict.fromkeys(_integers(path, mask.kind, ranked(mask.values)[0])))
         numbers = self._numbered(to_number[0], next(iter(kinds)), list(values))
         as_they_are = kinds == {"grey"} and all(value == label for value, label in numbers.items())
         if len(kinds) > 1 or (len(to_number) < len(paths) and not as_they_are):
@@ -106,12 +113,13 @@ class LabelRule:
         self._expect_hard(path, mask)
         if mask.kind == "index":
             return torch.from_numpy(mask.values.astype(np.uint8))
-        values = _integers(path, mask)
+        distinct, places, _ = ranked(mask.values)
+        values = _integers(path, mask.kind, distinct)
         numbers = dict(self.numbers) if mask.kind == self.kind else {}
         if not set(values) <= set(numbers):
             numbers = self._numbered(path, mask.kind, values)
         table = np.array([numbers[value] for value in values], np.uint8)
-        return torch.from_numpy(table[np.searchsorted(values, mask.values)])
+        return torch.from_numpy(table[places])
 
     @property
     def note(self) -> str:
@@ -166,7 +174,7 @@ class LabelRule:
                 numbers[0] = 0
             if all(value == (value & 255) * 0x010101 for value in objects) and 0 not in objects:
                 return numbers | {value: value & 255 for value in objects}
-            davis = {red << 16 | green << 8 | blue: label for label, (red, green, blue) in enumerate(palette())}
+            davis = {colour: label for label, colour in enumerate(_DAVIS)}
             if all(value in davis for value in objects) and 0 not in objects:
                 return numbers | {value: davis[value] for value in objects}
         if len(objects) > _MOST:
@@ -180,25 +188,32 @@ class LabelRule:
         """Raises MaskError where it is ambiguous which labels are meant."""
         if self.stored:
             return
+        _expect_no_void(path, mask)
         grey_palette = all(colour in (index * 0x010101, TRANSPARENT) for index, colour in enumerate(mask.colours))
         if mask.kind == "index" and not grey_palette:
             _expect_background_first(path, mask)
-            return
+            if mask.colours == _DAVIS[: len(mask.colours)]:  # no program blends the indexes of labels
+                return
+        if not np.isfinite(mask.values).all():
+            raise MaskError(f"{path}: has values that are no numbers; save labels from 0 on")
         if mask.values.dtype.kind == "f" and not np.array_equal(mask.values, np.round(mask.values)):
-            top = float(np.nanmax(mask.values))
+            top = float(mask.values.max())
             raise MaskError(f"{path}: has probabilities, not labels; give --threshold {top / 2:.3g} for one object")
-        found = areas(mask.values, ordered=mask.kind != "colour")
+        ordered = mask.kind == "grey" or (mask.kind == "index" and grey_palette)
+        # Small objects are more common in palette images than smoothed edges.
+        found = areas(mask.values, ordered, fewest=8 if mask.kind == "index" else 3)
+        solid = [mask.colours[x] for x in found.solid if x < len(mask.colours)] if mask.colours else found.solid
         if mask.lossy:
             raise MaskError(
                 f"{path}: wanted a PNG of labels, got {mask.lossy}, which changes labels at edges; save a PNG, or give "
-                f"{_way_out(mask, found)}"
+                f"{_way_out(mask, solid)}"
             )
         if mask.partly or found.smoothed:
             some = f"values such as {', '.join(_name(mask.kind, value) for value in found.lines[:3])}"
             what = "pixels of half opacity" if mask.partly else f"{some} in lines between others"
             raise MaskError(
                 f"{path}: has {what}, as a smoothed mask has; save it without smoothing, or give "
-                f"{_way_out(mask, found)}, or --colours stored if each value is an object"
+                f"{_way_out(mask, solid)}, or --colours stored if each value is an object"
             )
 
 
@@ -210,27 +225,49 @@ def _expect_background_first(path: str | Path, mask: MaskValues) -> None:
     if empty and present[0] == 0:
         raise MaskError(
             f"{path}: label 0, the background, is drawn in {_name('colour', mask.colours[0])}, and label {empty[0]} is "
-            f"black or transparent; give --colours {_listed(mask.colours[i] for i in present if i not in empty)} for "
+            f"black or transparent; give --colours {_listed(_far_apart(mask.colours[i] for i in present))} for "
             "objects by colour, or --colours stored for labels as stored"
         )
 
 
-def _way_out(mask: MaskValues, found: Areas) -> str:
-    objects = [value for value in found.solid if value > 0][:8]
-    if mask.kind == "colour" and len(objects) > 1:
-        return f"--colours {_listed(objects)}"
-    if mask.kind == "colour":
-        return "--threshold 128 for one object"
-    top = max(float(mask.values.max()), 1)
-    if len(objects) > 1 and top <= _MOST and not found.smoothed:
-        return f"--colours {_listed(value * 0x010101 for value in sorted(objects))}"
-    return f"--threshold {round((top + 1) / 2)} for one object"
+def _expect_no_void(path: str | Path, mask: MaskValues) -> None:
+    """Raises MaskError where label 255 is PASCAL VOC's void, the outline of other objects."""
+    if mask.kind == "colour" or mask.values.dtype != np.uint8:
+        return
+    labels = ranked(mask.values)[0].tolist()
+    if labels[-1] == _MOST and is_outline(mask.values, _MOST):
+        stored = mask.colours if mask.kind == "index" else range(0, 0x1000000, 0x010101)
+        pairs = [f"{stored[x]:06x}={x % _MOST}" for x in labels if 0 < x < len(stored)]
+        raise MaskError(
+            f"{path}: label {_MOST} is in thin lines, as the void around objects in PASCAL VOC; give --colours "
+            f"{','.join(pairs)} for background there, or --colours stored if it is an object"
+        )
 
 
-def _integers(path: str | Path, mask: MaskValues) -> list[int]:
-    """The distinct values in ascending order. Raises MaskError for negative ones."""
-    values = [int(value) for value in np.unique(mask.values).tolist()]
-    if mask.kind == "grey" and values[0] < 0:
+def _way_out(mask: MaskValues, solid: Sequence[int]) -> str:
+    """Options that would settle a mask, given the values that have areas, most frequent first."""
+    objects = _far_apart(solid) if mask.kind == "colour" or mask.colours else []
+    if objects:
+        return f"--colours {_listed(objects)} for these objects"
+    top = 255.0 if mask.kind == "colour" or mask.colours else max(float(mask.values.max()), 1)
+    return f"--threshold {round((top + 1) / 2)} for one object, --colours LIST for several by colour"
+
+
+def _far_apart(colours: Iterable[int]) -> list[int]:
+    """The first eight colours that differ from each other, and from black, by more than noise."""
+    chosen: list[int] = []
+    for colour in colours:
+        others = [tuple(x >> shift & 255 for shift in (16, 8, 0)) for x in (colour, 0, *chosen)]
+        apart = (sum((a - b) ** 2 for a, b in zip(others[0], other)) for other in others[1:])
+        if colour > 0 and min(apart) > _NOISE**2:
+            chosen.append(colour)
+    return chosen[:8]
+
+
+def _integers(path: str | Path, kind: Kind, distinct: NDArray[Any]) -> list[int]:
+    """The distinct values, which are in ascending order. Raises MaskError for negative ones."""
+    values = [int(value) for value in distinct.tolist()]
+    if kind == "grey" and values[0] < 0:
         raise MaskError(f"{path}: has the value {values[0]}, wanted labels from 0 on")
     return values
 

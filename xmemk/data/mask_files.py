@@ -29,15 +29,16 @@ def find_masks(path: Path, source: FrameSource, start: int = 0, rule: LabelRule 
 
     Raises MaskError where the files do not fit the video.
     """
+    if start < 0:
+        raise ValueError(f"start: wanted the number of a frame, from 0 on, got {start}")
     if not path.is_dir():
         if source.frames is not None and start >= source.frames:
             raise MaskError(f"{path}: the video has {source.frames} frames, so there is no frame {start} to start with")
         by_frame = {start: path}
     else:
-        files = {file.stem: file for file in image_files(path, MaskError)}
-        if not files:
+        by_frame = _by_frame(image_files(path, MaskError), source)
+        if not by_frame:
             raise MaskError(f"{path}: a folder without masks")
-        by_frame = dict(sorted((_number(stem, source, file), file) for stem, file in files.items()))
     for file in by_frame.values():
         _expect_shape(source, file, *mask_size(file))
     rule = rule.fitted(by_frame.values())
@@ -64,20 +65,40 @@ def _expect_shape(source: FrameSource, file: Path, width: int, height: int) -> N
 
 
 def mask_for(source: FrameSource, file: Path, rule: LabelRule = AUTOMATIC) -> Tensor:
-    """The labels [H, W] uint8 of a file at the video's size, scaled by nearest neighbour."""
+    """The labels [H, W] uint8 of a file at the video's size, scaled by nearest neighbour.
+
+    Raises MaskError for a file that does not fit, or of whose objects one has no pixel when scaled.
+    """
     mask = rule.labels(file)
     _expect_shape(source, file, mask.shape[1], mask.shape[0])
     size = source.height, source.width
-    return mask if mask.shape == size else F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
+    if mask.shape == size:
+        return mask
+    scaled = F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
+    lost = sorted(set(mask.unique().tolist()) - set(scaled.unique().tolist()) - {0})
+    if lost:
+        raise MaskError(
+            f"{file}: object {lost[0]} has no pixel at the video's size, {source.width}x{source.height}; "
+            "remove it, or give a mask of that size"
+        )
+    return scaled
 
 
-def _number(stem: str, source: FrameSource, file: Path) -> int:
-    if source.names is not None:
-        stems = [Path(name).stem for name in source.names]
-        if stem not in stems:
-            raise MaskError(f"{file}: the video has no frame of that name ({stems[0]} to {stems[-1]})")
-        return stems.index(stem)
-    if not stem.isdigit() or (source.frames is not None and int(stem) >= source.frames):
-        last = "" if source.frames is None else f" to {source.frames - 1:05d}"
-        raise MaskError(f"{file}: wanted the number of a frame as its name, 00000{last}")
-    return int(stem)
+def _by_frame(files: list[Path], source: FrameSource) -> dict[int, Path]:
+    """The files by frame number, in its order. Raises MaskError for a file of no frame."""
+    by_frame: dict[int, Path] = {}
+    numbers = {Path(name).stem: number for number, name in enumerate(source.names or ())}
+    for file in files:
+        if source.names is not None and file.stem not in numbers:
+            first, last = source.name_of(0), source.name_of(len(numbers) - 1)
+            raise MaskError(f"{file}: the video has no frame of that name ({first} to {last})")
+        if source.names is None and (
+            not file.stem.isdecimal() or (source.frames is not None and int(file.stem) >= source.frames)
+        ):
+            last = "" if source.frames is None else f" to {source.frames - 1:05d}"
+            raise MaskError(f"{file}: wanted the number of a frame as its name, 00000{last}")
+        number = int(file.stem) if source.names is None else numbers[file.stem]
+        if number in by_frame:
+            raise MaskError(f"{file}: frame {number} has another mask, {by_frame[number].name}; remove one of them")
+        by_frame[number] = file
+    return dict(sorted(by_frame.items()))

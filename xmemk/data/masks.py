@@ -20,6 +20,9 @@ STORED = LabelRule(stored=True)
 def read_mask(path: str | Path, rule: LabelRule = AUTOMATIC) -> Tensor:
     """The labels [H, W] uint8 of an image as shown; 0 is the background.
 
+    Of an image in colours, ``rule.fitted([path])`` has the label of each in ``numbers``, and in
+    words in ``note``.
+
     Raises MaskError for what is no mask, and where it is ambiguous which labels are meant.
     """
     return rule.labels(path)
@@ -59,9 +62,11 @@ def write_mask(path: str | Path, labels: Tensor, colours: Sequence[int] | None =
     colours: as :func:`read_colours` returns them, empty for a grey PNG; None for :func:`palette`,
         which also has the colours of labels beyond them.
     """
+    if labels.dtype != torch.uint8 or labels.dim() != 2:
+        raise TypeError(f"labels: wanted uint8 [H, W], got {labels.dtype} of shape {tuple(labels.shape)}")
     if colours is None:
         colours = [value for colour in palette() for value in colour]
-    image = Image.fromarray(labels.numpy(), mode="P" if colours else "L")
+    image = Image.fromarray(labels.cpu().numpy(), mode="P" if colours else "L")
     if colours:
         # Pillow stores as many bits as the palette has entries for, and cuts off larger labels.
         entries = max(len(colours) // 3, int(labels.max()) + 1 if labels.numel() else 0)

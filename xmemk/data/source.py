@@ -5,6 +5,7 @@ Only a few frames are in memory at any time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -69,7 +70,7 @@ class FrameSource:
             )
         if self.pixel_aspect != 1:
             shown = f"{round(self.width * self.pixel_aspect)}x{self.height}"
-            sentences.append(f"{self.path}: pixels are not square; masks have the stored {size}, players show {shown}")
+            sentences.append(f"{self.path}: pixels are not square; masks have {size}, players show {shown}")
         if self.skipped:
             sentences.append(f"{self.path}: {self.skipped} missing frame(s) are left out")
         return tuple(sentences)
@@ -79,8 +80,11 @@ class FrameSource:
 
         pinned: whether images are in memory from which a GPU copies beside its work.
 
-        Raises VideoError at a frame that cannot be read or whose size is not that of the first.
+        Raises VideoError at a frame that cannot be read or whose size is not that of the first, and
+        where there is no frame ``start``; ValueError for a negative one.
         """
+        if start < 0:
+            raise ValueError(f"start: wanted the number of a frame, from 0 on, got {start}")
         frames = self._video(start) if self.names is None else self._folder(start)
         return ahead((replace(f, image=f.image.pin_memory()) for f in frames) if pinned else frames, count)
 
@@ -94,6 +98,8 @@ class FrameSource:
 
     def _folder(self, start: int) -> Iterator[VideoFrame]:
         assert self.names is not None
+        if start >= len(self.names):
+            raise VideoError(f"{self.path}: has {len(self.names)} frames, so there is no frame {start}")
         yield from map(self.image_frame, range(start, len(self.names)))
 
     def image_frame(self, number: int) -> VideoFrame:
@@ -124,6 +130,8 @@ def open_source(path: str | Path, rate: Fraction = Fraction(25), missing: Missin
     """
     if missing not in ("error", "skip"):
         raise ValueError(f"missing: wanted 'error' or 'skip', got {missing!r}")
+    if not rate > 0:
+        raise ValueError(f"rate: wanted frames per second, got {rate}")
     path = Path(path)
     if not path.is_dir():
         info = probe(path)
@@ -134,26 +142,34 @@ def open_source(path: str | Path, rate: Fraction = Fraction(25), missing: Missin
     if not files:
         raise VideoError(f"{path}: a folder without images ({', '.join(IMAGES)})")
     names = tuple(file.name for file in files)
-    absent = _missing([file.stem for file in files])
+    absent = _missing(path, [file.stem for file in files])
     if absent and missing == "error":
         more = f" and {len(absent) - 1} more are missing" if len(absent) > 1 else " is missing"
         raise VideoError(
             f"{path}: frame {absent[0]}{more} between {names[0]} and {names[-1]}; "
-            "give missing='skip' (xmemk segment --missing skip) to go on without"
+            "give missing='skip' (--missing skip) to go on without"
         )
     height, width = read_image(files[0]).shape[:2]
     return FrameSource(path, width, height, len(names), rate, names, skipped=len(absent))
 
 
-def _missing(stems: list[str]) -> list[str]:
-    """The missing names of numbers in equal steps; none of other names, or without a gap."""
-    if len(stems) < 3 or not all(stem.isascii() and stem.isdigit() for stem in stems):
+def _missing(path: Path, stems: list[str]) -> list[str]:
+    """The missing names, where names are alike but for a number that grows in equal steps.
+
+    None of other names, or without a gap. Raises VideoError for two names of one number.
+    """
+    matches = [re.fullmatch(r"(.*?)([0-9]+)([^0-9]*)", stem, re.DOTALL) for stem in stems]
+    parts = [match.groups() for match in matches if match is not None]
+    if len(parts) < len(stems) or len({(before, after) for before, _, after in parts}) > 1:
         return []
-    numbers = [int(stem) for stem in stems]
+    numbers = [int(number) for _, number, _ in parts]
     steps = [b - a for a, b in pairwise(numbers)]
-    step = min(steps)
+    if 0 in steps:
+        one, other = stems[steps.index(0)], stems[steps.index(0) + 1]
+        raise VideoError(f"{path}: frames {one} and {other} have one number, so their order is not known; rename one")
+    step = min(steps, default=0)
     # Sampled videos may count in fives. A gap is a larger step where most steps are the smallest.
-    if step <= 0 or any(s % step for s in steps) or 2 * sum(s != step for s in steps) > len(steps):
+    if len(steps) < 2 or any(s % step for s in steps) or 2 * sum(s != step for s in steps) > len(steps):
         return []
-    digits = min(len(stem) for stem in stems)
-    return [str(n).zfill(digits) for a, b in pairwise(numbers) for n in range(a + step, b, step)]
+    before, after, digits = parts[0][0], parts[0][2], min(len(number) for _, number, _ in parts)
+    return [f"{before}{n:0{digits}d}{after}" for a, b in pairwise(numbers) for n in range(a + step, b, step)]

@@ -139,11 +139,20 @@ def timed(frames: Iterable[av.VideoFrame], rate: Fraction) -> Iterator[tuple[Fra
 
 
 def shown(path: str | Path, frame: av.VideoFrame, size: tuple[int, int] | None = None) -> Tensor:
-    """A stored frame as a player shows it, RGB uint8 [H, W, 3], resized by area averaging."""
+    """A stored frame as a player shows it, RGB uint8 [H, W, 3], resized by area averaging.
+
+    Raises VideoError for transparent pixels, whose colour depends on what is behind them.
+    """
     orientation = _orientation(path, frame)
     width, height = orientation.size(*size) if size else (None, None)
     try:
+        if any(part.is_alpha for part in frame.format.components):
+            alpha = frame.reformat(format="rgba").to_ndarray()[:, :, 3]
+            if alpha.min() < 255:
+                raise VideoError(f"{path}: has transparent pixels; save it on a background, without transparency")
         picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+    except VideoError:
+        raise
     except _UNREADABLE as error:
         raise VideoError(f"{path}: has a frame without colours that can be read ({reason(error)})") from error
     return torch.from_numpy(orientation.applied(picture))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.images import read_image
 from ..data.masks import MaskError, read_colours, read_mask
 from ..data.read_ahead import AHEAD, ahead
-from ..data.source import FrameSource, open_source
+from ..data.source import FrameSource, Missing, open_source
 from ..data.video import VideoError
 from ..data.whole_files import collect, expect_folder, write_text
 from ..measure.peak import Peak, resident_bytes
@@ -39,12 +39,14 @@ class Settings:
 
     policy: a name in :data:`xmemk.evaluation.policies.POLICIES`. size: the shorter side that the
     network sees, 0 for the video's own. autocast: float16 or bfloat16 for the network, or None.
+    missing: of a video with a gap among its images, see :func:`xmemk.data.source.open_source`.
     """
 
     config: MemoryConfig = field(default_factory=MemoryConfig)
     policy: str = "xmem"
     size: int = 480
     autocast: torch.dtype | None = None
+    missing: Missing = "error"
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def counting_usage(config: MemoryConfig, frames: int) -> MemoryConfig:
 
 
 def _follow(network: XMem, video: Video, folder: Path, settings: Settings, progress: Progress) -> Cost:
-    source = open_source(video.folder)  # raises VideoError where frames are missing
+    source = open_source(video.folder, missing=settings.missing)  # raises VideoError where frames are missing
     config = counting_usage(settings.config, len(video.shots))
     tracker = Tracker(network, memory=make_memory(settings.policy, config), autocast=settings.autocast)
     scale, annotations, idle = scale_of(source, settings.size), _Annotations(video), Stopwatch(enabled=False)
