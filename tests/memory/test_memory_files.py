@@ -8,6 +8,9 @@ import stat
 
 import pytest
 import torch
+from checkpoints import damaged_bytes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from memory_videos import frame, numbers, query, run, same, small
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -223,7 +226,7 @@ def test_a_file_that_is_not_there(tmp_path):
 # Writing
 
 
-@pytest.mark.parametrize("broken", ["os.replace", "os.fsync", "safetensors.torch.save_file"])
+@pytest.mark.parametrize("broken", ["os.replace", "os.fsync", "xmemk.memory.files._write_tensors"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(broken, tmp_path, monkeypatch):
     path = tmp_path / "m"
     memory = filled()
@@ -276,3 +279,66 @@ def test_without_safetensors_the_error_says_what_to_install(tmp_path, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'xmemk\[memory\]'"):
         xmemk.Memory().save(tmp_path / "m")
+
+
+@pytest.mark.parametrize("stored", [None, "float16", "bfloat16", "int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_memories_of_16_bits_resume(stored, dtype, tmp_path):
+    memory = Memory(small(value_dtype=stored))
+    run(memory, 0, 12, JOINS, dtype=dtype)
+    memory.sensory.create(memory.objects, frame(0, dtype=dtype)["key"])
+    memory.sensory.set(torch.ones_like(memory.sensory.get(), dtype=dtype))
+    memory.save(tmp_path / "m")
+    loaded = Memory.load(tmp_path / "m")
+    assert same(numbers(loaded), numbers(memory))
+    assert loaded.sensory.get().dtype == dtype and torch.equal(loaded.sensory.get(), memory.sensory.get())
+    for a, b in zip(run(memory, 12, 20, JOINS, dtype=dtype), run(loaded, 12, 20, JOINS, dtype=dtype), strict=True):
+        assert a.dtype == dtype and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["0.key.0", "0.value0.0", "0.use.1", "sensory"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused_by_name(name, number, tmp_path):
+    path = tmp_path / "m"
+    memory = filled()
+    memory.sensory.create(memory.objects, frame(0)["key"])
+    memory.save(path)
+    damaged(path, lambda m, s, t: t[name].view(-1)[0:1].fill_(number))
+    with pytest.raises(
+        ValueError, match=rf"^{path}: .*{name}: wanted finite numbers, got 1 of \d+ that are NaN or Inf"
+    ):
+        Memory.load(path)
+    assert Memory.load(path, check_finite=False).objects == memory.objects
+
+
+def test_folders_and_pipes_are_no_memories(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ValueError, match=f"^{path}: wanted a file that Memory.save wrote, got a folder, pipe or"):
+            Memory.load(path)
+    with pytest.raises(IsADirectoryError, match=f"^{tmp_path}: wanted the name of a file, got a folder"):
+        filled().save(tmp_path)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_what_is_written_is_what_safetensors_would_write(tmp_path):
+    memory = filled()
+    memory.save(tmp_path / "m")
+    with safe_open(tmp_path / "m", "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(tmp_path / "m")
+    save_file(tensors, tmp_path / "again", metadata)
+    for name in ("m", "again"):
+        assert same(numbers(Memory.load(tmp_path / name)), numbers(memory))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_bytes_are_refused_by_name(data, tmp_path):
+    memory, path = filled(frames=6), tmp_path / "m"
+    memory.save(path)
+    path.write_bytes(data.draw(damaged_bytes(path.read_bytes())))
+    try:
+        Memory.load(path)
+    except ValueError as error:
+        assert str(error).startswith(f"{path}: wanted a whole file")

@@ -185,8 +185,8 @@ class Memory:
         """Writes the whole memory to a safetensors file for :meth:`load`; replaces an old file.
 
         Needs the package safetensors (``pip install 'xmemk[memory]'``). All or nothing: a temporary
-        file beside ``path`` is written and renamed. OSError where that fails, such as on a full
-        disk.
+        file beside ``path`` is written and renamed. One that a killed process left there is
+        removed. OSError where writing fails, such as on a full disk.
         """
         files.write(path, self.config, self._layout, self._groups, self.sensory)
 
@@ -203,11 +203,12 @@ class Memory:
         """The memory that :meth:`save` wrote, on its old device or another.
 
         On the same kind of device it resumes bit-exactly. ValueError, naming the file, where the
-        file is cut off, is no memory, has another version of the format, or is inconsistent.
-        OSError where it cannot be read.
+        file is cut off, is no memory, has another version of the format, is inconsistent, or has
+        NaN or Inf, which ``check_finite=False`` admits. OSError where it cannot be read.
         """
         graphs = Captures() if cuda_graphs else None
-        config, layout, groups, sensory = files.read(path, device, backend, graphs)
+        finite = check_finite is not False
+        config, layout, groups, sensory = files.read(path, device, backend, graphs, finite=finite)
         memory = cls(config, backend=backend, check_finite=check_finite, cuda_graphs=cuda_graphs)
         memory.sensory, memory._layout, memory._groups = sensory, layout, groups
         return memory

@@ -134,36 +134,44 @@ def form_of(x: object) -> str | None:
     return None
 
 
-def config_of(state: Mapping[str, Tensor]) -> NetworkConfig:
+def config_of(state: Mapping[str, Any]) -> NetworkConfig:
     """The sizes of the network that has these parameters, read from their shapes.
 
-    Raises ValueError where a parameter is missing from whose shape a size is read.
+    Each is read from several parameters, of which the majority counts: where one has another shape,
+    :func:`check` then names that one. Raises ValueError where all of them are missing.
     """
 
-    def size(name: str, dim: int = 0) -> int:
-        if name not in state:
-            raise ValueError(f"{name} is missing")
-        form = form_of(state[name])
-        if form is not None:
-            raise ValueError(f"{name} is {form}")
-        if state[name].dim() <= dim:
-            raise ValueError(f"{name} has shape {list(state[name].shape)}")
-        return state[name].shape[dim]
+    def size(*places: tuple[str, int]) -> int:
+        dense = [(state[name], dim) for name, dim in places if name in state and form_of(state[name]) is None]
+        sizes = [x.shape[dim] for x, dim in dense if x.dim() > dim]
+        if not sizes:
+            raise ValueError("; ".join(f"{name} is {_instead(state, name)}" for name, _ in places[:_SHOWN]))
+        return max(sizes, key=sizes.count)
 
     def blocks(prefix: str) -> int:
-        numbers = {int(m[1]) for name in state if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))}
+        numbers = {m[1] for name in state if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))}
         return max(len(numbers), 1)
 
-    hidden = "decoder.hidden_update.transform.weight"  # its output has three gates
+    update = "decoder.hidden_update."  # the output of its transform has three gates
+    value, decoder = "value_encoder.fuser.block2.", "decoder.up_8_4.out_conv."
     return NetworkConfig(
-        key_dim=size("key_proj.key_proj.weight"),
-        value_dim=size("value_encoder.fuser.block2.conv2.weight"),
-        hidden_dim=size(hidden) // 3 if hidden in state else 0,
-        width=size("key_encoder.conv1.weight"),
+        key_dim=size(("key_proj.key_proj.weight", 0), ("key_proj.key_proj.bias", 0), ("key_proj.e_proj.weight", 0)),
+        value_dim=size((f"{value}conv2.weight", 0), (f"{value}conv2.bias", 0), (f"{value}conv1.weight", 0)),
+        hidden_dim=size((f"{update}transform.weight", 0), (f"{update}transform.bias", 0)) // 3
+        if any(name.startswith(update) for name in state)
+        else 0,
+        width=size((_MARK, 0), ("key_encoder.bn1.weight", 0), ("key_encoder.bn1.bias", 0)),
         key_blocks=(blocks("key_encoder.res2"), blocks("key_encoder.layer2"), blocks("key_encoder.layer3")),
         value_blocks=(blocks("value_encoder.layer1"), blocks("value_encoder.layer2"), blocks("value_encoder.layer3")),
-        decoder_dim=size("decoder.pred.weight", 1),
+        decoder_dim=size(("decoder.pred.weight", 1), (f"{decoder}conv2.weight", 0), (f"{decoder}conv2.bias", 0)),
     )
+
+
+def _instead(state: Mapping[str, Any], name: str) -> str:
+    """What a file has in place of a parameter from which a size is read."""
+    if name not in state:
+        return "missing"
+    return form_of(state[name]) or f"of shape {list(state[name].shape)}"
 
 
 def check(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_OVERSHOOT = 0.1  # beyond 0 and 1: what bicubic resizing leaves beside sharp edges
+_OVERSHOOT = 0.25  # beyond 0 and 1: what bicubic resizing leaves beside sharp edges
 
 
 def check_image(image: object, size: tuple[int, int] | None, *, first: bool) -> Tensor:
