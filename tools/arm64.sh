@@ -1,9 +1,13 @@
 #!/bin/sh
 # The C++ operators compiled for arm64 and run under qemu-user: arm64.sh TORCH ROOT [LIBRARIES]
 #
-# TORCH      an unpacked torch wheel for aarch64 (its torch/include and torch/lib)
-# ROOT       a folder with Debian's arm64 libc6, libstdc++6, libgcc-s1 and libgomp1 unpacked
-# LIBRARIES  folders of what that torch loads beside its own, by colons (a CUDA build: libcudart, libcupti)
+# TORCH      an unpacked torch wheel for aarch64 (its torch/include and torch/lib); 2.7.1 from PyPI is one without CUDA:
+#            pip download --no-deps --platform manylinux_2_28_aarch64 --only-binary=:all: --python-version 3.11 \
+#            torch==2.7.1
+# ROOT       a folder with arm64's libc6, libstdc++6, libgcc-s1 and libgomp1: /usr/aarch64-linux-gnu, where Debian's
+#            cross compiler brings them
+# LIBRARIES  folders of what that torch loads beside its own, by colons: its torch.libs, and Debian's zlib1g of arm64
+#            unpacked (a CUDA build: libcudart, libcupti)
 #
 # Needs Debian's g++-aarch64-linux-gnu and qemu-user, or g++ and nothing else on an arm64 machine.
 set -eu
@@ -16,6 +20,7 @@ compiler=${CXX:-aarch64-linux-gnu-g++}
 flags="-std=c++20 -O2 -fopenmp -Icsrc -I$out -I$torch/torch/include"
 cd "$(dirname "$0")/.."
 mkdir -p $out
+rm -f $out/main.o # the schemas are in it
 python3 - >$out/schemas.inc <<'END'
 import ast, pathlib
 for path in sorted(pathlib.Path("xmemk/operators").glob("*.py")):

@@ -36,12 +36,12 @@ def links(page: Path) -> Iterator[str]:
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and mkdocs make them."""
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
-    found: set[str] = set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text))
+    slugs: set[str] = set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text))
     for title in re.findall(r"^#{1,6} +(.+?)\s*#*$", text, re.MULTILINE):
         words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "").lower()
         slug = re.sub(r"[^\w\- ]", "", words).strip().replace(" ", "-")
-        found |= {slug, re.sub(r"-+", "-", slug)}
-    return found
+        slugs |= {slug, re.sub(r"-+", "-", slug)}
+    return slugs
 
 
 def broken(page: Path, root: Path = ROOT) -> Iterator[str]:

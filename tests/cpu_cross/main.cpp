@@ -8,6 +8,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/List.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
@@ -55,13 +56,40 @@ Tensor affinity(const Case& c, std::optional<int64_t> top_k) {
 }
 
 void read(const Case& c, std::optional<int64_t> top_k, const char* what) {
-  using Read = std::tuple<Tensor, Tensor>(at::TensorList, at::TensorList, at::TensorList, const Tensor&,
-                                          const std::optional<Tensor>&, std::optional<int64_t>, bool);
+  using Read =
+      std::tuple<Tensor, Tensor>(at::TensorList, at::TensorList, at::TensorList, const Tensor&,
+                                 const std::optional<Tensor>&, std::optional<int64_t>, bool,
+                                 const std::optional<Tensor>&, std::optional<Segments>, const std::optional<Tensor>&);
   const Segments mk = c.segments(c.mk), ms = c.segments(c.ms), mv = c.segments(c.mv);
-  auto [readout, usage] = op<Read>("xmemk::memory_read").call(mk, ms, mv, c.qk, c.qe, top_k, true);
+  auto [readout, usage] = op<Read>("xmemk::memory_read")
+                              .call(mk, ms, mv, c.qk, c.qe, top_k, true, std::nullopt, std::nullopt, std::nullopt);
   const Tensor weight = affinity(c, top_k);
   check(what, readout, at::matmul(c.mv.to(at::kDouble), weight.unsqueeze(1)), 2e-5);
   check("  its usage", usage, weight.sum(2), 2e-4);
+}
+
+// Gradients of keys, values and query keys, beside those that autograd finds in float64.
+void backward(const Case& c, std::optional<int64_t> top_k, const char* what) {
+  using Saving =
+      std::tuple<Tensor, Tensor, Tensor, Tensor>(at::TensorList, at::TensorList, at::TensorList, const Tensor&,
+                                                 const std::optional<Tensor>&, std::optional<int64_t>, bool);
+  using Backward = Segments(at::TensorList, at::TensorList, at::TensorList, const Tensor&, const std::optional<Tensor>&,
+                            const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
+                            const std::optional<Tensor>&, c10::List<bool>);
+  const Segments mk = {c.mk}, ms = {c.ms}, mv = {c.mv};
+  auto [readout, usage, weight, index] =
+      op<Saving>("xmemk::memory_read_saving").call(mk, ms, mv, c.qk, c.qe, top_k, false);
+  const Tensor upstream = at::randn(readout.sizes());
+  const Segments gradients = op<Backward>("xmemk::memory_read_backward")
+                                 .call(mk, ms, mv, c.qk, c.qe, readout, weight, index, upstream, std::nullopt,
+                                       c10::List<bool>({true, true, true, true, true}));
+  Case exact{c.mk.to(at::kDouble), c.ms, c.mv.to(at::kDouble), c.qk.to(at::kDouble), c.qe};
+  for (Tensor* x : {&exact.mk, &exact.mv, &exact.qk}) x->requires_grad_();
+  at::matmul(exact.mv, affinity(exact, top_k).unsqueeze(1)).backward(upstream.to(at::kDouble));
+  std::printf("%s\n", what);
+  check("  of mk", gradients[0], exact.mk.grad(), 2e-3);
+  check("  of mv", gradients[2], exact.mv.grad(), 2e-4);
+  check("  of qk", gradients[3], exact.qk.grad(), 2e-3);
 }
 
 }  // namespace
@@ -77,9 +105,12 @@ int main() {
     std::printf("vector set %s, %d threads\n", name.c_str(), at::get_num_threads());
     read(c, 30, "memory_read, top-k");
     read(c, std::nullopt, "memory_read, all tokens");
+    backward(c, 30, "gradients, top-k");
+    backward(c, std::nullopt, "gradients, all tokens");
     const Tensor usage = at::rand({3, 5000});
     const Tensor best = op<Tensor(const Tensor&, int64_t)>("xmemk::select_prototypes").call(usage, 128);
-    check("select_prototypes", best, std::get<1>(at::sort(-usage, /*stable=*/true, 1)).narrow(1, 0, 128), 0);
+    check("select_prototypes", best,
+          std::get<1>(at::sort(-usage, /*stable=*/std::optional<bool>(true), 1)).narrow(1, 0, 128), 0);
     const Tensor stay = op<Tensor(const Tensor&, int64_t)>("xmemk::evict_lfu").call(usage, 4000);
     check("evict_lfu", stay, std::get<0>(std::get<1>(usage.topk(4000, 1)).sort(1)), 0);
     const Tensor gathered =

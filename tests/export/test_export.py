@@ -197,3 +197,19 @@ def test_the_runner_stands_alone():
 def test_export_stays_small():
     lines = [line for path in FOLDER.glob("*.py") for line in path.read_text().splitlines() if line.strip()]
     assert len(lines) <= 500
+
+
+def test_the_times_of_the_graphs(graphs):
+    import export_times
+
+    network, config, folder = graphs
+    run = export_times.timed(xmemk.Tracker(network, config), export_times.Runner(folder), first_mask(), seconds=0)
+    assert run.frames == export_times.FEWEST
+    assert 0 < run.worst < TOLERANCE
+    # Of seven frames two warm up; every third is remembered.
+    assert {key: len(seconds) for key, seconds in run.seconds.items()} == {
+        (name, memory): 2 if memory else 3 for name in (export_times.OURS, export_times.GRAPHS) for memory in (0, 1)
+    }
+    rows = export_times.report(run, *first_mask().shape).splitlines()
+    assert f"{run.worst:.0e}" in rows[0]
+    assert [row.split("|")[1].strip() for row in rows[4:]] == [export_times.OURS, export_times.GRAPHS, "times as long"]

@@ -41,11 +41,11 @@ def test_an_extension_of_another_torch_is_one_sentence(monkeypatch, outcome, wor
     monkeypatch.setattr(native.importlib, "import_module", extension(outcome))
     monkeypatch.setattr(native, "_native_error", native._NOT_TRIED)
     inputs = make_inputs(60, 7, value_channels=8)
-    with pytest.warns(RuntimeWarning) as said:
+    with pytest.warns(RuntimeWarning) as caught:
         readout = xmemk.memory_read(*inputs.read, top_k=5)
         xmemk.memory_read(*inputs.read, top_k=5)
-    assert len(said) == 1
-    sentence = str(said[0].message)
+    assert len(caught) == 1
+    sentence = str(caught[0].message)
     assert words in sentence and "--no-build-isolation" in sentence and "\n" not in sentence
     assert xmemk.explain(xmemk.memory_read, *inputs.read, top_k=5).chosen == "torch"
     compare_read(inputs, readout, top_k=5).check()

@@ -17,6 +17,7 @@ x = torch.rand(1, 4, 5)
 reveal_type(xmemk.Memory().read)
 reveal_type(xmemk.evict_lfu)
 xmemk.evict_lfu(x, "three")
+xmemk.evict_lru
 """
 
 
@@ -55,5 +56,6 @@ def test_mypy_sees_the_package(tmp_path):
     assert len(revealed) == 2
     assert all("def (" in line and "Tensor" in line for line in revealed), revealed
     errors = [line for line in lines if "error:" in line]
-    assert len(errors) == 1, errors
+    assert len(errors) == 2, errors
     assert 'incompatible type "str"; expected "int"' in errors[0]
+    assert 'has no attribute "evict_lru"' in errors[1]  # names that are imported lazily are known, no others

@@ -18,21 +18,21 @@ class Block(NamedTuple):
 
 def blocks(language: str) -> list[Block]:
     """The blocks of a language, of all pages."""
-    found = []
+    listed = []
     for page in PAGES:
         texts = re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
-        found += [Block(page.relative_to(ROOT).as_posix(), number, text) for number, text in enumerate(texts)]
-    return found
+        listed += [Block(page.relative_to(ROOT).as_posix(), number, text) for number, text in enumerate(texts)]
+    return listed
 
 
 def commands() -> dict[str, str]:
     """Each command that a page has, without its comment -> the first page that has it."""
-    found: dict[str, str] = {}
+    where: dict[str, str] = {}
     for block in blocks("sh"):
         for line in block.text.replace("\\\n", "").splitlines():
             if command := re.sub(r"\s+#.*", "", line).strip():
-                found.setdefault(command, block.page)
+                where.setdefault(command, block.page)
     for page in PAGES:
         for command in re.findall(r"`((?:make|xmemk|python|pip) [^`\n]+)`", page.read_text()):
-            found.setdefault(command, page.relative_to(ROOT).as_posix())
-    return found
+            where.setdefault(command, page.relative_to(ROOT).as_posix())
+    return where

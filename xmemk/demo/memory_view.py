@@ -47,14 +47,15 @@ class MemoryView:
 
 
 class MemoryFrames:
-    """The last memory frames of a run. grid: their cells, (h, w)."""
+    """The last memory frames of a run."""
 
     def __init__(self) -> None:
+        self._grid = (1, 1)  # the cells of a frame, h and w
         self._frames: deque[MemoryFrame] = deque(maxlen=_MOST)
 
     def add(self, number: int, key: Tensor, image: Tensor) -> None:
         """A memory frame: its key [1, CK, h, w], its image uint8 [H, W, 3]."""
-        self._grid = key.shape[2:]
+        self._grid = key.shape[2], key.shape[3]
         self._frames.append(MemoryFrame(number, key[0].flatten(1), _small(image)))
 
     def view(
@@ -73,7 +74,7 @@ class MemoryFrames:
     def _usage(self, inputs: ConsolidationInputs) -> tuple[list[tuple[str, Image.Image]], int]:
         cells = math.prod(self._grid)
         chosen = api.select_prototypes(inputs.usage, inputs.num_prototypes)[0].tolist()
-        hottest = inputs.usage.quantile(_HOTTEST)
+        hottest = inputs.usage.quantile(_HOTTEST).clamp_min(torch.finfo(inputs.usage.dtype).tiny)
         pictures = []
         for start in range(0, inputs.mk.shape[2], cells):
             frame = self._frame_with(inputs.mk[0, :, start : start + cells])
@@ -91,7 +92,7 @@ class MemoryFrames:
     ) -> tuple[list[tuple[str, Image.Image]], float]:
         query = _middle(labels, self._grid)
         one = slice(query, query + 1)
-        weight, index = api.affinity_topk(read.mk, read.ms, read.qk[..., one], read.qe[..., one], top_k=read.top_k)
+        weight, index = api.affinity_topk(read.mk, read.ms, read.qk[..., one], read.qe[..., one], top_k=read.top_k)[:2]
         places: dict[int, list[tuple[float, int]]] = {}
         for w, token in zip(weight[0, 0].tolist(), index[0, 0].tolist()):
             for at, frame in enumerate(self._frames):
@@ -106,8 +107,8 @@ class MemoryFrames:
         shown = sorted(sorted(shares, key=lambda at: -shares[at])[:_SOURCES])
         for at in shown:
             picture = _heated(self._frames[at].picture, None)
-            for w, cell in places[at]:
-                _disc(picture, *self._place(cell, picture), 3 + 14 * math.sqrt(w))
+            for w, place in places[at]:
+                _disc(picture, *self._place(place, picture), 3 + 14 * math.sqrt(w))
             pictures.append((f"frame {self._frames[at].number}: {100 * shares[at]:.0f} % of the read", picture))
         return pictures, sum(shares[at] for at in shown)
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class ReadInputs(NamedTuple):
-    """What a read was given: mk [1, CK, N], ms [1, 1, N], qk and qe [1, CK, Q]."""
+    """What a read was given: mk [1, CK, N], ms [1, 1, N] or None, qk and qe [1, CK, Q]."""
 
     mk: Tensor
-    ms: Tensor
+    ms: Tensor | None
     qk: Tensor
     qe: Tensor
     top_k: int
