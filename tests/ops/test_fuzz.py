@@ -9,7 +9,7 @@ from op_inputs import cases
 from xmemk import api, fuzz
 from xmemk.backends import TABLE
 
-quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+quick = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def one_thread(threads):
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_numbered_calls(backend):
-    reports = list(fuzz.run(150, backend))
+    reports = list(fuzz.run(60, backend))
     assert [(r.number, r.op, r.faults, r.case) for r in reports if r.faults] == []
     assert {r.op for r in reports} >= {"memory_read", "memory_read backward", "affinity_topk", "readout_topk"}
 
