@@ -9,12 +9,12 @@ import torch
 import xmemk._C as extension
 
 import xmemk
-from xmemk.testing import make_inputs
+from xmemk.testing import Inputs, make_inputs
 
 
-def results(x, many):
+def results(x: Inputs, many: torch.Tensor) -> list[torch.Tensor]:
     """Reads, gradients, affinities and upkeep of one case."""
-    out = []
+    out: list[torch.Tensor] = []
     for top_k in (None, 20, 300):
         inputs = [t.clone().requires_grad_() for t in x.read]
         read = xmemk.memory_read(*inputs, top_k=top_k, return_usage=True, backend="cpu")
@@ -29,7 +29,7 @@ def results(x, many):
     return out
 
 
-def main():
+def main() -> None:
     many = (torch.arange(1 << 20) * 7919 % (1 << 20)).float()[None]
     for vectors in extension._vector_sets():
         extension._pin_vector_set(vectors)
