@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from .compat import hosts, replacements
 from .measure import stopwatch
 from .memory import checks, cuda_graphs, exact, graph, rules, sensory, shared
 from .network import backbone, network
@@ -17,8 +18,9 @@ _MODULES = {
     "stopwatch": stopwatch,
 }
 
-# Classes: (module where pickles look, old name) -> class.
+# Classes and their makers: (module where pickles look, old name) -> class.
 _CLASSES = {
+    (hosts, "_xmem_manager"): replacements._xmem_manager,
     (checks, "Layout"): checks.FrameLayout,
     (exact, "Bucket"): exact.ExactBucket,
     (exact, "ExactGroups"): exact.SeparateGroups,
