@@ -41,7 +41,7 @@ quick: $(READY)
 SANITIZED := build/sanitize
 SANITIZE  := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 RUNTIMES  = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
-CPU_TESTS := affinity_topk consolidate evict_lfu gather_tokens memory_read memory_read_backward_cpu memory_read_cpu \
+CPU_TESTS := affinity_topk consolidate evict_lfu gather_tokens hint large_terms_cpu memory_read memory_read_backward_cpu memory_read_cpu \
 	potentiate readout_topk select_prototypes
 
 sanitize: $(READY)
@@ -59,7 +59,7 @@ sanitize-threads: $(READY)
 	CFLAGS="$(RACES) -DXMEMK_STD_THREADS -fno-omit-frame-pointer -g1" LDFLAGS="$(RACES)" $(PY) setup.py --quiet build \
 		--build-lib $(RACED) --build-temp $(RACED)-objects
 	cd $(RACED) && LD_PRELOAD="$(shell $(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1 \
-		OMP_NUM_THREADS=1 $(if $(VENV),$(abspath $(PY)),$(PY)) $(CURDIR)/tests/support/threaded_reads.py
+		OMP_NUM_THREADS=1 PYTHONPATH=. $(if $(VENV),$(abspath $(PY)),$(PY)) $(CURDIR)/tests/support/threaded_reads.py
 
 gpu:
 	sh tools/gpu.sh "$(PY)"
