@@ -12,6 +12,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes beside one another; tests o
     torch.set_num_threads(1)
 
 
+# readline, which a worker imports, makes these up. Into a file, sentences are printed unbroken.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def modes():
+    """A test that interrupts torch.no_grad may leave its mode behind."""
+    before = torch.is_grad_enabled()
+    yield
+    torch.set_grad_enabled(before)
+
+
 def pytest_addoption(parser):
     if importlib.util.find_spec("pytest_timeout") is None:  # whose setting pyproject.toml has
         parser.addini("timeout", "of no effect: pytest-timeout is not installed")

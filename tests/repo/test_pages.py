@@ -22,6 +22,9 @@ ROOT = pages.ROOT
 NOT_RUN = {
     'xmemk.patch("inference")': "XMem's checkout; tests/compat runs it on stand-ins, examples/ on rf-cutie",
     'xmemk.patch("cutie")': "a program that uses Cutie; examples/drop_in_cutie.py is one, and is run",
+    'patch("my_fork"': "a fork of a host; tests/compat runs it on stand-ins",
+    "values = values - values[:, :1]": "a line of rf-cutie's own file",
+    "self._memory_patch": "the same",
     'get_local_kernel(Path("build/hub"))': "what `make hub` writes; tests/repo/test_hub.py loads it",
     'export_tracker(network, "graphs"': "half a minute; tests/export exports such a tracker and runs it",
 }
@@ -33,6 +36,7 @@ NOT_TYPED = {
     "xmemk demo": "a minute; tests/video/test_demo_run.py runs the job",
     "xmemk weights": "downloads 249 MB; tests/weights runs it against a local server",
     "xmemk segment": "needs weights; tests/video/test_segment.py runs it with random ones",
+    "ffmpeg ": "another program, which pipes a film into ours; tests/video/test_live.py does the same",
     "xmemk eval": "needs weights and a dataset; tests/video/test_evaluation_command.py makes both",
     "xmemk bench --full": "half an hour; tests/benchmarks runs its parts",
     "xmemk bench": "two minutes; tests/benchmarks runs its parts",
@@ -40,6 +44,7 @@ NOT_TYPED = {
     "python tests/ptx/": "minutes; tests/ptx runs the essential cases",
     "pytest tests/ptx": "minutes; is a part of `make test`",
     "python tools/export_times.py": "minutes; tests/export runs it on a small size",
+    "python benchmarks/dropin.py": "needs a checkout of a host; tests/benchmarks runs it on stand-ins",
     "python benchmarks/readme.py": "writes what tests/repo/test_readme.py compares",
 }
 RUN = {command for command in pages.commands() if not command.startswith(tuple(NOT_TYPED))}
@@ -84,6 +89,7 @@ def test_reasons_are_of_commands_that_there_are():
 
 def expect_known(command):
     """Raises where a command has a target, option, extra or file that does not exist."""
+    command = command.rpartition("|")[2]  # into which others are piped
     words = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]
     if words[0] == "make":
         assert words[1] in re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)

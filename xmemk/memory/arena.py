@@ -73,13 +73,14 @@ class Arena:
     functions: the stateless functions to run on. graphs: captures of reads (:mod:`.graph`) or None.
     """
 
+    choice: Tensor | None = None  # of the last read (:mod:`.choice`); pickles of 0.1 have none
+
     def __init__(self, spec: Spec, functions: Any = PUBLIC, graphs: Captures | None = None) -> None:
         self.spec = spec
         self.functions = functions
         self.graph = None if graphs is None else ReadGraph(graphs)
         self.table = Table(spec.frame, spec.frames)
         self.reads = 0
-        self.choice: Tensor | None = None  # of the last read (:mod:`.choice`)
         b, device = spec.batch, spec.device
         self.key = Bank(b, (spec.key_channels,), spec.key_dtype, device)
         self.shrinkage = Bank(b, (), spec.number, device)

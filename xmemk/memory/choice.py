@@ -61,8 +61,8 @@ def can_recall(keys: MemoryInputs, queries: QueryInputs, top_k: int | None, back
 
 def after_eviction(choice: Tensor | None, index: Tensor, long_term: int) -> Tensor | None:
     """The choice once long-term tokens index[b, i], of so many rows, have moved to row i."""
-    if choice is None:
-        return None
+    if choice is None or long_term == 0:
+        return choice
     rows = torch.full((index.shape[0], long_term), GONE)
     rows.scatter_(1, index, torch.arange(index.shape[1]).expand_as(index))
     moved = rows.gather(1, choice.clamp(0, long_term - 1).flatten(1)).view_as(choice)
