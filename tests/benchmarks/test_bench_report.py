@@ -372,7 +372,7 @@ def test_a_step_that_fails_leaves_the_others_and_is_told(tmp_path, capsys, monke
 
 
 def test_a_step_that_takes_too_long_is_ended_and_keeps_its_results(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "OVERTIME", 3.0)
+    monkeypatch.setattr(bench, "OVERTIME", 1.0)
     code = "import sys, time; from pathlib import Path\nfrom xmemk.benchmarks.harness import record\n"
     code += "from xmemk.benchmarks.report.schema import Claim\n"
     code += f"with record.recorded('claims', Path({str(tmp_path / 'x.jsonl')!r})) as results:\n"
@@ -380,7 +380,7 @@ def test_a_step_that_takes_too_long_is_ended_and_keeps_its_results(monkeypatch, 
     begin = time.monotonic()
     assert bench.execute([sys.executable, "-c", "import time; time.sleep(600)"], 0.0) == 0
     assert time.monotonic() - begin < 30
-    monkeypatch.setattr(bench, "OVERTIME", 25.0)
+    monkeypatch.setattr(bench, "OVERTIME", 10.0)
     assert bench.execute([sys.executable, "-c", code], 0.0) == 0
     (line,) = map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines())
     assert line["results"][0]["claim"] == "a" and line["stopped"] == "SystemExit"

@@ -107,7 +107,7 @@ def test_bad_tokens_in_a_large_memory(bad, top_k, n, q):
 
 
 def test_usage_of_many_queries_is_exact_to_the_last_digits():
-    x = make_inputs(300, 20_000, value_channels=1)
+    x = make_inputs(100, 20_000, value_channels=1)
     for top_k in (None, 30):
         _, usage = xmemk.memory_read(*x.read, top_k=top_k, return_usage=True, backend="cpu")
         compare_usage(x, usage, top_k).check()

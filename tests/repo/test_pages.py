@@ -25,6 +25,7 @@ NOT_RUN = {
     'patch("my_fork"': "a fork of a host; tests/compat runs it on stand-ins",
     "values = values - values[:, :1]": "a line of rf-cutie's own file",
     "self._memory_patch": "the same",
+    'memory_backend: str = "cutie"': "lines of roboflow trackers' own files",
     'get_local_kernel(Path("build/hub"))': "what `make hub` writes; tests/repo/test_hub.py loads it",
     'export_tracker(network, "graphs"': "half a minute; tests/export exports such a tracker and runs it",
 }

@@ -37,7 +37,9 @@ def test_a_manager_of_a_patched_host():
     assert isinstance(manager, xmemk.compat.xmem.MemoryManager)
     assert (manager.groups, manager.backend) == ("exact", "torch")
     readout = manager.match_memory(*videos.query(50).values())
-    torch.testing.assert_close(readout, stored_readout("manager"), rtol=0, atol=1e-6)  # the kernels sum in another order
+    torch.testing.assert_close(
+        readout, stored_readout("manager"), rtol=0, atol=1e-6
+    )  # the kernels sum in another order
 
 
 def test_a_tracker_and_its_network():
