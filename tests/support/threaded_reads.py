@@ -16,7 +16,7 @@ def results(x: Inputs, many: torch.Tensor) -> list[torch.Tensor]:
     """Reads, gradients, affinities and upkeep of one case."""
     out: list[torch.Tensor] = []
     for top_k in (None, 20, 300):
-        inputs = [t.clone().requires_grad_() for t in x.read]
+        inputs = [t.clone().requires_grad_() for t in x.read if t is not None]
         read = xmemk.memory_read(*inputs, top_k=top_k, return_usage=True, backend="cpu")
         out += [*read, *torch.autograd.grad([read[0].sum(), read[1].square().sum()], inputs)]
     affinity = xmemk.affinity_topk(x.mk, x.ms, x.qk, x.qe, top_k=20, backend="cpu")
