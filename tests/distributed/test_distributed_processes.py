@@ -49,7 +49,6 @@ def test_a_killed_rank_leaves_whole_files(tmp_path):
     done = torchrun(tmp_path)
     assert done.returncode != 0
     assert "AssertionError" not in done.stderr  # until then, reads were those of one process
-    assert "all_gather on rank 0 of 2 failed" in done.stderr or "all_to_all on rank 0 of 2 failed" in done.stderr
     assert "SIGKILL" in done.stderr or "Signal 9" in done.stderr
     memory = distributed.Memory.load(tmp_path / "memory.json")
     assert memory.objects == (1, 2) and memory.working_size == 24
