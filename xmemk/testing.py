@@ -263,7 +263,8 @@ def _compare_usage(truth: _Truth, usage: Tensor) -> Comparison:
     roundings = (8 + math.sqrt(q)) * unit + (n + q) * _unit(torch.float64)  # the truth's own, too
     tokens = _compared("usage", outside, 2 * drift + high * roundings + 1e-30)
     drift = (usage.double().sum(1) - q).abs()
-    total = _compared("sum of usage", drift, torch.full_like(drift, q * unit * (8 + math.sqrt(n))))
+    # The sum of N weights is rounded, and so is each token's sum over Q queries.
+    total = _compared("sum of usage", drift, torch.full_like(drift, q * unit * (8 + math.sqrt(n) + math.sqrt(q))))
     return max(tokens, total, key=lambda c: c.share)
 
 

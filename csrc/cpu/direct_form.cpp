@@ -54,11 +54,11 @@ void DirectForm::correct_pairs(const Terms* terms, int64_t first, int64_t count,
   const QueryRows rows(*operands_, b_, first_, queries);
   std::vector<float> key(channels);
   for (int64_t i = 0; i < count; ++i) {
-    if (!are_too_large(terms[i], largest_)) continue;
+    if (!are_too_large(terms[i], largest_, largest_term_)) continue;
     float s;
     operands_->read_keys(b_, first + i, 1, false, key.data(), &s);
     for (int64_t j = 0; j < queries; ++j) {
-      if (!are_too_large(terms[i], terms_[j])) continue;
+      if (!are_too_large(terms[i], terms_[j], largest_term_)) continue;
       const int64_t row = j * channels;
       score[i * token_stride + j * query_stride] =
           -s * kernels.distance(key.data(), rows.q.data() + row, rows.e.data() + row, channels);

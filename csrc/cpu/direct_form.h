@@ -12,9 +12,9 @@ namespace xmemk::cpu {
 // A term beyond this costs a score more than some 2^-24 * 2^14 = 0.001.
 constexpr float kLargestTerm = 0x1p14f;
 
-inline bool are_too_large(const Terms& token, const Terms& query) {
-  return !(token.square * query.square <= kLargestTerm && token.linear * query.linear <= kLargestTerm &&
-           token.constant * query.constant <= kLargestTerm);
+inline bool are_too_large(const Terms& token, const Terms& query, float largest = kLargestTerm) {
+  return !(token.square * query.square <= largest && token.linear * query.linear <= largest &&
+           token.constant * query.constant <= largest);
 }
 
 // Of a packed query [width].
@@ -23,7 +23,8 @@ Terms terms_of_query(const float* query, int64_t width);
 // Some queries, whose pairs with tokens are looked through.
 class DirectForm {
  public:
-  explicit DirectForm(const Operands& operands) : operands_(&operands) {}
+  explicit DirectForm(const Operands& operands, float largest_term = kLargestTerm)
+      : operands_(&operands), largest_term_(largest_term) {}
 
   // Queries [first, first + count), packed at `query` [count, width].
   void set_queries(int64_t b, int64_t first, int64_t count, const float* query);
@@ -34,7 +35,7 @@ class DirectForm {
   // [first, first + count), and the largest of them.
   void correct(const Terms& largest, const Terms* terms, int64_t first, int64_t count, float* score,
                int64_t token_stride, int64_t query_stride) const {
-    if (are_too_large(largest, largest_)) correct_pairs(terms, first, count, score, token_stride, query_stride);
+    if (are_too_large(largest, largest_, largest_term_)) correct_pairs(terms, first, count, score, token_stride, query_stride);
   }
 
  private:
@@ -42,6 +43,7 @@ class DirectForm {
                      int64_t query_stride) const;
 
   const Operands* operands_;
+  float largest_term_;
   int64_t b_ = 0, first_ = 0;
   Terms largest_;
   std::vector<Terms> terms_;

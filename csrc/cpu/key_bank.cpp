@@ -11,9 +11,9 @@
 namespace xmemk::cpu {
 namespace {
 
-// Per channel the median of some keys of each segment: neither keys that are not finite nor a few enormous ones move
-// it away from the rest.
-constexpr int64_t kCenterSamples = 64;
+// Per channel the median of some keys, evenly from all segments: neither keys that are not finite nor a few enormous
+// ones move it away from the rest, and it lies where most of the memory does.
+constexpr int64_t kCenterSamples = 128;
 
 constexpr int64_t kAhead = 8;  // keys to fetch ahead
 
@@ -61,16 +61,16 @@ Operands::Operands(at::TensorList mk, at::TensorList ms, const at::Tensor& qk, c
 
 void Operands::find_center() {
   center_.resize(batch_ * channels_);
+  if (tokens_ == 0) return;
   std::vector<float> values;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, qk_.scalar_type(), "center_key", [&] {
     for (int64_t i = 0; i < batch_ * channels_; ++i) {
       values.clear();
-      for (const Segment& s : segments_) {
-        const int64_t n = s.key.size(2);
-        const scalar_t* key = s.row<scalar_t>(i / channels_, s.start) + i % channels_ * s.channel_stride;
-        for (int64_t j = 0; j < kCenterSamples; ++j) {
-          values.push_back(static_cast<float>(key[j * n / kCenterSamples * s.token_stride]));
-        }
+      for (int64_t j = 0; j < kCenterSamples; ++j) {
+        const int64_t token = j * tokens_ / kCenterSamples;
+        const Segment& from = segment_of(token);
+        const scalar_t* key = from.row<scalar_t>(i / channels_, token);
+        values.push_back(static_cast<float>(key[i % channels_ * from.channel_stride]));
       }
       center_[i] = lower_median(values);
     }

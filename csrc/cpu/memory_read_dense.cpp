@@ -27,6 +27,7 @@ constexpr int64_t kBlockBytes = 32 << 20;  // of sums of queries that are under 
 constexpr int64_t kThreadBytes = 4 << 20;  // where there are so many threads that this is more
 constexpr int64_t kParts = 16;             // queries' tiles times parts of the memory, where there are few queries
 constexpr int64_t kTogether = 4;           // tiles of a part whose scores are relative to one number
+constexpr int64_t kChain = 64;             // terms added one after the other: a large one swallows small ones behind it
 
 struct Softmax {
   float largest = -kInfinity;
@@ -47,11 +48,13 @@ struct Softmax {
 
 class DenseRead {
  public:
-  // `more`: one more channel to average, or none.
-  DenseRead(const Operands& operands, const ValueTiles& values, const ValueTiles* more, float* usage)
+  // `more`: one more channel to average, or none. `largest_term`: beyond it, scores come from the direct form.
+  DenseRead(const Operands& operands, const ValueTiles& values, const ValueTiles* more, float* usage,
+            float largest_term = kLargestTerm)
       : operands_(operands),
         values_(values),
         more_(more),
+        largest_term_(largest_term),
         bank_(operands),
         kernels_(vec()),
         read_(values.objects() * values.channels()),
@@ -85,7 +88,7 @@ class DenseRead {
         if (kept_) {
           bank_.load(b, 0);
           for_each_task(
-              ceil_div(count_, kTileQueries), [&] { return Scratch(operands_, values_.channels(), bank_.tiles()); },
+              ceil_div(count_, kTileQueries), [&] { return scratch(bank_.tiles()); },
               [&](int64_t task, Scratch& scratch) { read_kept(task * kTileQueries, scratch); });
         } else {
           read_in_parts();
@@ -109,12 +112,14 @@ class DenseRead {
   struct Scratch {
     Buffer<float> query, score, value;
     DirectForm direct;
-    Scratch(const Operands& operands, int64_t channels, int64_t tiles)
+    Scratch(const Operands& operands, int64_t channels, int64_t tiles, float largest_term)
         : query(kTileQueries * operands.width()),
           score(tiles * kScores),
           value(kTileKeys * std::max<int64_t>(channels, 1)),
-          direct(operands) {}
+          direct(operands, largest_term) {}
   };
+
+  Scratch scratch(int64_t tiles) const { return {operands_, values_.channels(), tiles, largest_term_}; }
 
   int64_t rows_at(int64_t at) const { return std::min(kTileQueries, count_ - at); }
 
@@ -219,7 +224,7 @@ class DenseRead {
       const int64_t tiles = std::min(bank_.chunk_tiles(), bank_.tiles() - first);
       for_each_task(
           ceil_div(count_, kTileQueries) * splits_,
-          [&] { return Scratch(operands_, values_.channels(), tiles_together); },
+          [&] { return scratch(tiles_together); },
           [&](int64_t task, Scratch& scratch) {
             const int64_t split = task % splits_, at = task / splits_ * kTileQueries;
             f(at, split, first + split * tiles / splits_, first + (split + 1) * tiles / splits_, scratch);
@@ -235,14 +240,16 @@ class DenseRead {
   }
 
   void multiply(int64_t rows, int64_t t, const float* weight, float* sums, bool add, float* scratch) const {
+    const auto sum = [&](const ValueTiles::Tile& value, int64_t channels, float* to) {
+      for (int64_t i = 0; i < kTileKeys; i += kChain) {
+        kernels_.product(rows, channels, kChain, weight + i, kTileKeys, value.data + i * value.stride, value.stride, to,
+                         row_, add || i > 0);
+      }
+    };
     for (int64_t o = 0; o < values_.objects() && values_.channels() > 0; ++o) {
-      const ValueTiles::Tile value = values_.get(b_, o, t, scratch);
-      kernels_.product(rows, values_.channels(), kTileKeys, weight, kTileKeys, value.data, value.stride,
-                       sums + o * values_.channels(), row_, add);
+      sum(values_.get(b_, o, t, scratch), values_.channels(), sums + o * values_.channels());
     }
-    if (more_ == nullptr) return;
-    const ValueTiles::Tile value = more_->get(b_, 0, t, scratch);
-    kernels_.product(rows, 1, kTileKeys, weight, kTileKeys, value.data, value.stride, sums + read_, row_, add);
+    if (more_ != nullptr) sum(more_->get(b_, 0, t, scratch), 1, sums + read_);
   }
 
   // What tile t receives from queries [at, at + rows).
@@ -290,6 +297,7 @@ class DenseRead {
   const Operands& operands_;
   const ValueTiles& values_;
   const ValueTiles* const more_;
+  const float largest_term_;
   KeyBank bank_;
   const VecKernels& kernels_;
   const int64_t read_, row_;  // channels of a query's readout, and of its sums
@@ -352,7 +360,8 @@ std::tuple<at::Tensor, at::Tensor> read_potentiated(at::TensorList mk, at::Tenso
   at::Tensor ps = at::empty({operands.batch(), 1, operands.queries()}, pk.options().dtype(at::kFloat));
   if (ps.numel() > 0) {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, pv.scalar_type(), "potentiate", [&] {
-      DenseRead(operands, values, &shrinkage, nullptr)
+      // A prototype is a candidate itself: the terms of its best score cancel to nothing.
+      DenseRead(operands, values, &shrinkage, nullptr, 0)
           .run(pv.mutable_data_ptr<scalar_t>(), ps.mutable_data_ptr<float>());
     });
   }

@@ -30,7 +30,7 @@ _SAFE_SHARE = 1e-5
 
 # s' * sum_c e q^2 below this leaves a score within 1e-2 in float32. A network's features stay
 # below a thousand.
-_ACCURATE_OFFSET = 1e5
+ACCURATE_OFFSET = 1e5
 
 
 class DirectForm(NamedTuple):
@@ -92,8 +92,11 @@ def center_key(mk: list[Tensor]) -> Tensor:
     return torch.where(center.isfinite(), center, 0.0)
 
 
-def operands(memory: MemoryInputs, queries: QueryInputs) -> Operands:
-    """Both sides of the product, of all segments, in :func:`compute_dtype`."""
+def operands(memory: MemoryInputs, queries: QueryInputs, largest_offset: float = ACCURATE_OFFSET) -> Operands:
+    """Both sides of the product, of all segments, in :func:`compute_dtype`.
+
+    Where s' * sum_c e q^2 is not below ``largest_offset``, scores come from the direct form.
+    """
     dtype = compute_dtype(queries.qk.dtype)
     center = center_key(memory.mk)
     memory, readable = _without_what_is_not_finite(memory, queries)
@@ -114,13 +117,13 @@ def operands(memory: MemoryInputs, queries: QueryInputs) -> Operands:
         return Operands(*sides, safe=False, readable=readable)
     limit = _SAFE_SHARE * torch.finfo(dtype).max
     safe = bool(_largest(left) * _largest(right) < limit)  # NaN compares false
-    if safe and dtype == torch.float32 and _offset(left, right) < _ACCURATE_OFFSET:
+    if safe and dtype == torch.float32 and _offset(left, right) < largest_offset:
         return Operands(*sides, safe=True, readable=readable)
     # What is not finite by itself scores -inf in any form; the rest decides on the form.
     direct = _direct_form(memory, queries)
     left = left.where(_finite(direct.k, direct.s), 0.0)
     right = right.where(_finite(direct.q, direct.e).transpose(1, 2), 0.0)
-    expanded = _largest(left) * _largest(right) < limit and _offset(left, right) < _ACCURATE_OFFSET
+    expanded = _largest(left) * _largest(right) < limit and _offset(left, right) < largest_offset
     if expanded and dtype == torch.float32:
         return Operands(*sides, safe=False, readable=readable)
     return Operands(*sides, safe=safe, direct=direct, readable=readable)

@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 from ..inputs import MemoryInputs, QueryInputs
+from ..modes import differentiated
 from .affinity_topk import softmax
 from .blocks import query_blocks
 from .derivatives import differentiable
-from .operands import operands
+from .operands import ACCURATE_OFFSET, operands
 from .read_tensors import ReadTensors
 from .weighted_sum import weighted_sum
+
+# A prototype is a candidate itself, so the terms of its best score cancel to nothing, and ps is
+# float32 whatever the keys are. An offset below this leaves a score within 1e-5.
+_ACCURATE_OFFSET = 1e2
 
 
 def potentiate(memory: MemoryInputs, prototypes: QueryInputs) -> tuple[Tensor, Tensor]:
@@ -27,7 +32,9 @@ def potentiate(memory: MemoryInputs, prototypes: QueryInputs) -> tuple[Tensor, T
 
 def _average(memory: MemoryInputs, prototypes: QueryInputs) -> tuple[Tensor, Tensor]:
     mk, ms, mv = memory
-    sides = operands(memory, prototypes)
+    # The graph of the direct form would be CK times as large as the scores.
+    recorded = differentiated((*mk, *(ms or ()), *prototypes))
+    sides = operands(memory, prototypes, ACCURATE_OFFSET if recorded else _ACCURATE_OFFSET)
     dtype = sides.query.dtype
     values = [v.to(dtype).transpose(2, 3) for v in mv]
     b, o, _, channels = values[0].shape
