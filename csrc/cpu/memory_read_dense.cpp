@@ -27,6 +27,7 @@ constexpr int64_t kBlockBytes = 32 << 20;  // of sums of queries that are under 
 constexpr int64_t kThreadBytes = 4 << 20;  // where there are so many threads that this is more
 constexpr int64_t kParts = 16;             // queries' tiles times parts of the memory, where there are few queries
 constexpr int64_t kTogether = 4;           // tiles of a part whose scores are relative to one number
+constexpr float kLargestTermOfAPrototype = 0x1p8f;  // a score is off by 2^-16 or so
 constexpr int64_t kChain = 64;             // terms added one after the other: a large one swallows small ones behind it
 
 struct Softmax {
@@ -360,8 +361,8 @@ std::tuple<at::Tensor, at::Tensor> read_potentiated(at::TensorList mk, at::Tenso
   at::Tensor ps = at::empty({operands.batch(), 1, operands.queries()}, pk.options().dtype(at::kFloat));
   if (ps.numel() > 0) {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, pv.scalar_type(), "potentiate", [&] {
-      // A prototype is a candidate itself: the terms of its best score cancel to nothing.
-      DenseRead(operands, values, &shrinkage, nullptr, 0)
+      // A prototype is a candidate itself, so the terms of its best score cancel to nothing.
+      DenseRead(operands, values, &shrinkage, nullptr, kLargestTermOfAPrototype)
           .run(pv.mutable_data_ptr<scalar_t>(), ps.mutable_data_ptr<float>());
     });
   }
