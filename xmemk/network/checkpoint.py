@@ -73,14 +73,17 @@ def _content(file: Path) -> Any:
     try:
         if load_file is not None:
             return load_file(file)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), file.open("rb") as opened:  # of a path, torch would heed the suffix
             warnings.simplefilter("ignore")  # about files that are refused below
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        foreign = re.search(r"Unsupported (?:global|class|operand)[^\n]*?: ?(?:GLOBAL )?([\w.]+)", str(error))
+        foreign = re.search(
+            r"Unsupported (?:global|class|operand)[^\n]*?: ?(?:GLOBAL )?([\w.]+)|unsupported GLOBAL ([\w.]+)|(TorchScript)",
+            str(error),
+        )
         if foreign:
             raise ValueError(
-                f"{file}: not a file of parameters but of Python objects ({foreign[1]}), which could run code; wanted "
+                f"{file}: not a file of parameters but of Python objects ({foreign[foreign.lastindex or 0]}), which could run code; wanted "
                 "what torch.save(network.state_dict(), path) writes"
             ) from None
         raise ValueError(f"{file}: not a file of parameters, or a damaged one") from None
