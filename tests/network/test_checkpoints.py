@@ -171,3 +171,26 @@ def test_networks_of_16_bits_forward_and_backward(dtype, autocast):
     assert abs(exact - rounded) < 0.02 and gradients.keys() == others.keys()
     a, b = (torch.cat([x.flatten() for x in g.values()]) for g in (gradients, others))
     assert float(torch.nn.functional.cosine_similarity(a, b, 0)) > 0.95
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".tar", ""])
+def test_the_suffix_of_a_file_does_not_count(tmp_path, suffix, new):
+    torch.save(STATE, tmp_path / f"file{suffix}", _use_new_zipfile_serialization=new)
+    assert XMem.from_checkpoint(tmp_path / f"file{suffix}").config == CONFIG
+
+
+class RunsACommand:
+    def __reduce__(self):
+        return os.mkdir, ("made by a checkpoint",)
+
+
+def test_code_in_a_file_is_named_and_not_run(tmp_path, file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"network": STATE, "hook": RunsACommand()}, file)
+    with pytest.raises(ValueError, match=r"case\.pth: .* of Python objects \(posix\.mkdir\), which could run code"):
+        XMem.from_checkpoint(file)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(file)
+    with pytest.raises(ValueError, match=r"case\.pth: .* of Python objects \(TorchScript\)"):
+        XMem.from_checkpoint(file)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]

@@ -93,6 +93,8 @@ def test_a_read_only_folder_is_one_sentence(files, capsys, monkeypatch):
         (["--size", "3"], "--size: is for making masks, and --results are there already"),
         (["--out", "o", "--policy", "stcn"], "--out, --policy: is for making masks"),
         (["--half"], "--half: is for making masks"),
+        (["--full"], "--full: is for making masks"),
+        (["--given-frames"], "--given-frames: is for YouTube-VOS, and this is davis2017"),
         (["--compile"], "--compile: is for making masks"),
         (["--all-frames"], "--all-frames: is for YouTube-VOS, and this is davis2017"),
         (["--device", "cuda:70"], "--device: is for making masks"),
@@ -102,6 +104,13 @@ def test_eval_refuses_what_would_have_no_effect(tmp_path, capsys, words, message
     assert run(["eval", str(layouts.davis(tmp_path / "data")), "--results", str(tmp_path), *words]) == 1
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", [["--full"], ["--seconds", "9"], ["--device", "cpu"]])
+def test_bench_refuses_what_would_have_no_effect(tmp_path, capsys, option):
+    assert run(["bench", "--results", str(tmp_path / "r.jsonl"), *option]) == 1
+    message = f"{option[0]}: is for measuring, and --results are there already"
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_weights_refuses_a_name_that_is_not_looked_at(capsys):

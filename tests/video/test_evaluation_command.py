@@ -56,6 +56,8 @@ def test_a_run_and_its_summary(weights, tmp_path, capsys):
 
     assert run(words) == 0  # the second time everything is there
     output = capsys.readouterr().out
+    finished = len(report["videos"])
+    assert f"{finished} of {finished} video(s) were finished by an earlier run" in " ".join(output.split())
     assert "davis2017 val, first and last annotation left out" in output and "fps: the tracker and resizing" in output
     line = next(line for line in output.splitlines() if line.startswith("bear"))
     assert re.findall(r"[\d.]+", line)[:3] == [f"{bear[name]:.1f}" for name in ("jf", "j", "f")]

@@ -114,6 +114,14 @@ def test_a_stream_is_followed_as_its_file(network, tmp_path, mask, pipe):
     list(job.video.read())
 
 
+def test_a_stream_that_ends_before_the_mask(network, tmp_path, mask, pipe):
+    file = write_video(tmp_path / "v.mkv", form="matroska")
+    job = SegmentJob(open_stream(pipe(file.read_bytes())), mask, tmp_path / "out", start=COUNT, size=0, config=CONFIG)
+    with pytest.raises(VideoError, match=rf"pipe: ended after {COUNT} frames, so there is no frame {COUNT}$"):
+        segment(network, job)
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
 def test_a_stream_that_breaks_off_keeps_what_came(network, tmp_path, mask, pipe, capsys):
     torch.save(network.state_dict(), tmp_path / "w.pth")
     file = write_video(tmp_path / "v.mp4", form="mp4", container_options={"movflags": "frag_keyframe+empty_moov"})

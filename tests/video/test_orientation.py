@@ -76,6 +76,22 @@ def test_an_image_is_read_as_a_viewer_shows_it(tmp_path, value, suffix):
         pytest.fail("no matrix is the same orientation")
 
 
+@pytest.mark.parametrize("value", EXIF)
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_mask_is_turned_as_its_frame(tmp_path, value, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    stored = (QUARTERS == 250).astype(np.uint8)
+    (tmp_path / "frames").mkdir()
+    Image.fromarray(PICTURE).save(tmp_path / "frames" / "0.png", exif=exif)
+    Image.fromarray(stored).save(tmp_path / f"0{suffix}", exif=exif)
+    source = open_source(tmp_path / "frames")
+    (file,) = find_masks(tmp_path / f"0{suffix}", source).values()
+    assert np.array_equal(mask_for(source, file).numpy(), EXIF[value].applied(stored))
+    Image.fromarray(QUARTERS).save(tmp_path / f"grey{suffix}", exif=exif)
+    assert np.array_equal(read_image(tmp_path / f"grey{suffix}")[:, :, 0].numpy(), EXIF[value].applied(QUARTERS))
+
+
 def test_pixels_that_are_not_square_are_said(tmp_path):
     path = tmp_path / "dv.mp4"
     files.write_video(path, [PICTURE] * 2, aspect=Fraction(4, 3))

@@ -53,6 +53,8 @@ UNFIT_IMAGES = {
     "int64": ((255 * IMAGE).long(), r"got torch\.int64; image\.to\(torch\.uint8\)"),
     "bool": (IMAGE > 0.5, r"got torch\.bool"),
     "complex": (IMAGE.to(torch.complex64), r"image\.real"),
+    "meta": (IMAGE.to("meta"), "wanted a tensor with numbers, got one on the meta device"),
+    "sparse": (IMAGE.to_sparse(), r"wanted a dense tensor, got .*; image\.to_dense\(\)"),
     "NumPy": (IMAGE.numpy(), r"got ndarray; torch\.from_numpy\(image\)"),
     "a list": ([1], r"got list$"),
 }
@@ -109,6 +111,8 @@ UNFIT_MASKS = {
     "rows of 0 and 255": (255 * ROWS, [4, 9], r"from 0 to 1, got 0 to 255; divide it by 255"),
     "rows below 0": (ROWS - 1, [4, 9], "got -1 to 0"),
     "rows of NaN": (ROWS / 0, [4, 9], "wanted probabilities"),
+    "meta": (labels(1).to("meta"), None, "wanted a tensor with numbers"),
+    "sparse": (ROWS.to_sparse(), [4, 9], r"mask\.to_dense\(\)"),
     "NumPy": (labels(1).numpy(), None, r"got ndarray; torch\.from_numpy\(mask\)"),
 }
 

@@ -161,3 +161,14 @@ def test_the_overlay_tints_objects_alone():
     labels[2:6, 2:6] = 1
     drawn = overlay(image, labels)
     assert torch.equal(drawn[labels == 0], image[labels == 0]) and (drawn[3, 3].int() - 90).abs().amax() > 40
+
+
+def test_results_are_drawn_whatever_they_look_like(tmp_path):
+    make_video(tmp_path / "v.mp4")
+    (tmp_path / "masks").mkdir()
+    labels = torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8)
+    labels[9:31, 9:41] = 255  # a thin object around another, as the void of PASCAL VOC
+    labels[10:30, 10:40] = 1
+    write_mask(tmp_path / "masks" / "00000.png", labels)
+    draw_videos({"overlay": tmp_path / "overlay.mp4"}, open_source(tmp_path / "v.mp4"), tmp_path / "masks")
+    assert open_source(tmp_path / "overlay.mp4").frames == len(TIMES)

@@ -61,7 +61,10 @@ def narrow_type(device: str, half: bool | None) -> torch.dtype | None:
 
 def typed(context: typer.Context, *names: str) -> dict[str, str]:
     """The options among ``names`` that the command line has, each as it is typed."""
-    options = {p.name: p.opts[0] for p in context.command.params}
+    options = {
+        p.name: (p.secondary_opts if p.secondary_opts and context.params.get(p.name or "") is False else p.opts)[0]
+        for p in context.command.params
+    }
     sources = {name: context.get_parameter_source(name) for name in names}
     return {name: options[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 

@@ -10,8 +10,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .arguments import refuse
+
 
 def bench(
+    context: typer.Context,
     full: Annotated[
         bool,
         typer.Option(
@@ -44,6 +47,8 @@ def bench(
         from xmemk.benchmarks.report import terminal
     except ModuleNotFoundError as missing:
         raise RuntimeError(f"bench needs {missing.name}: pip install 'xmemk[demo]'") from missing
+    if results:
+        refuse(context, "is for measuring, and --results are there already; leave it out", "full", "seconds", "device")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):

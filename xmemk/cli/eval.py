@@ -131,6 +131,9 @@ def evaluate(
             console.print(f"not judged: {why}")
         elif judgement.unjudged:
             console.print(f"not judged, for want of annotations: {', '.join(judgement.unjudged)}")
+        resumed = sum(cost.resumed for cost in costs)
+        if resumed:
+            console.print(f"{resumed} of {len(costs)} video(s) were finished by an earlier run, and are not run again")
         if costs:
             console.print(f"masks are in {out}; fps: the tracker and resizing, without decoding and writing")
     if zip_ is not None:

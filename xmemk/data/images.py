@@ -51,7 +51,8 @@ def opened(path: str | Path, error: type[ValueError], pixels: bool = True) -> It
     if not path.is_file():
         raise error(f"{path}: no such image file")
     try:
-        with Image.open(path) as image:
+        # Of a path, Pillow maps plain TIFFs into memory, and takes the shown width for the stored.
+        with path.open("rb") as file, Image.open(file) as image:
             if pixels and image.format == "PNG":  # whose checksums Pillow does not compare as it decodes
                 with Image.open(path) as again:
                     again.verify()

@@ -43,15 +43,24 @@ class StreamSource(FrameSource):
     def read(self, start: int = 0, count: int = AHEAD, pinned: bool = False) -> Iterator[VideoFrame]:
         """The frames from number ``start`` on; those before are left out.
 
-        Raises VideoError where the stream cannot be read further.
+        Raises VideoError where the stream cannot be read further, or ends before ``start``.
         """
         # Without being stopped, the thread would wait for a byte that may never come.
         stop = self.pipe.stopped.set if self.pipe is not None else lambda: None
         try:
-            yield from ahead((frame for frame in self.frames_left if frame.number >= start), count, stop)
+            yield from ahead(self._from(start), count, stop)
         finally:
             if self.pipe is not None:
                 self.pipe.close()
+
+    def _from(self, start: int) -> Iterator[VideoFrame]:
+        number = -1
+        for frame in self.frames_left:
+            number = frame.number
+            if number >= start:
+                yield frame
+        if -1 < number < start:  # none come a second time
+            raise VideoError(f"{self.path}: ended after {number + 1} frames, so there is no frame {start}")
 
 
 def open_stream(path: str | Path, form: str | None = None, options: Mapping[str, str] | None = None) -> StreamSource:

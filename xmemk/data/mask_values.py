@@ -90,6 +90,8 @@ def packed(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
 def mask_size(path: str | Path) -> tuple[int, int]:
     """Width and height as shown, read from the header. Raises MaskError for what is no image."""
     with _opened(path, pixels=False) as image:
+        if image.format == "TIFF":  # which Pillow turns as it reads the pixels
+            image.load()
         return orientation_of(image).size(*image.size)
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from .masks import palette, read_mask
+from .masks import STORED, palette, read_mask
 from .source import FrameSource, VideoFrame
 from .video_writer import VideoWriter, time_base_of
 from .whole_files import is_result, whole_file
@@ -127,6 +127,6 @@ def draw_videos(
             if last is not None and frame.number > last:
                 break
             file = masks / f"{frame.name}.png"
-            videos.write(frame, read_mask(file) if is_result(file) else None)
+            videos.write(frame, read_mask(file, STORED) if is_result(file) else None)
             progress(frame.number - first + 1)
     return videos.notes

@@ -23,6 +23,9 @@ _DEPTH = 4  # mappings within mappings that are searched
 _VALUE_STEM = "value_encoder.conv1.weight"
 _STEM_CHANNELS = 5  # RGB, the object's mask, the sum of the other objects' masks
 _TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_FOREIGN = re.compile(  # in errors of torch.load: the name of what is no parameter
+    r"Unsupported (?:global|class|operand)[^\n]*?: ?(?:GLOBAL )?([\w.]+)|unsupported GLOBAL ([\w.]+)|(TorchScript)"
+)
 _NO_PARAMETERS = (  # how files begin that are saved in place of one with parameters
     (b"<!doctype html", "a web page; download the file itself"),
     (b"<html", "a web page; download the file itself"),
@@ -73,15 +76,15 @@ def _content(file: Path) -> Any:
     try:
         if load_file is not None:
             return load_file(file)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), file.open("rb") as opened:  # of a path, torch would heed the suffix
             warnings.simplefilter("ignore")  # about files that are refused below
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        foreign = re.search(r"Unsupported (?:global|class|operand)[^\n]*?: ?(?:GLOBAL )?([\w.]+)", str(error))
+        foreign = _FOREIGN.search(str(error))
         if foreign:
             raise ValueError(
-                f"{file}: not a file of parameters but of Python objects ({foreign[1]}), which could run code; wanted "
-                "what torch.save(network.state_dict(), path) writes"
+                f"{file}: not a file of parameters but of Python objects ({foreign[foreign.lastindex or 0]}), which "
+                "could run code; wanted what torch.save(network.state_dict(), path) writes"
             ) from None
         raise ValueError(f"{file}: not a file of parameters, or a damaged one") from None
 

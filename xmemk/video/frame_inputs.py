@@ -29,6 +29,7 @@ def check_image(image: object, size: tuple[int, int] | None, *, first: bool) -> 
     if image.dtype != torch.uint8 and not image.is_floating_point():
         way = "image.to(torch.uint8) where 255 is white" if not image.is_complex() else "image.real"
         raise TypeError(f"image: wanted uint8 or a floating type, got {image.dtype}; {way}")
+    _expect_numbers("image", image)
     if size is not None and tuple(image.shape[1:]) != size:
         raise ValueError(
             f"image: wanted H, W = {size[0]}, {size[1]} as all frames before, got {image.shape[1]}, {image.shape[2]}; "
@@ -37,6 +38,13 @@ def check_image(image: object, size: tuple[int, int] | None, *, first: bool) -> 
     if image.is_floating_point() and (first or image.device.type == "cpu"):
         _check_range(image)
     return image
+
+
+def _expect_numbers(name: str, x: Tensor) -> None:
+    if x.is_meta:
+        raise ValueError(f"{name}: wanted a tensor with numbers, got one on the meta device")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name}: wanted a dense tensor, got {x.layout}; {name}.to_dense() makes one")
 
 
 def _reshaping(image: Tensor) -> str:
@@ -79,6 +87,7 @@ def mask_rows(
         raise ValueError(f"mask: wanted H, W = {size[0]}, {size[1]} as the image, got shape {list(mask.shape)}")
     if mask.is_complex():
         raise TypeError(f"mask: wanted labels of an integer type, or rows [O, H, W], got {mask.dtype}")
+    _expect_numbers("mask", mask)
     mask = mask.to(device)
     if mask.dim() == 3:
         return _probabilities(mask, objects)
