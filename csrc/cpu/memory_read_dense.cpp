@@ -223,8 +223,7 @@ class DenseRead {
       bank_.load(b_, first);
       const int64_t tiles = std::min(bank_.chunk_tiles(), bank_.tiles() - first);
       for_each_task(
-          ceil_div(count_, kTileQueries) * splits_,
-          [&] { return scratch(tiles_together); },
+          ceil_div(count_, kTileQueries) * splits_, [&] { return scratch(tiles_together); },
           [&](int64_t task, Scratch& scratch) {
             const int64_t split = task % splits_, at = task / splits_ * kTileQueries;
             f(at, split, first + split * tiles / splits_, first + (split + 1) * tiles / splits_, scratch);
@@ -301,7 +300,7 @@ class DenseRead {
   KeyBank bank_;
   const VecKernels& kernels_;
   const int64_t read_, row_;  // channels of a query's readout, and of its sums
-  const int64_t chain_;       // values added one after the other, some sqrt(N): a large one swallows small ones behind it
+  const int64_t chain_;  // some sqrt(N) values are added one after the other, since a large one swallows small ones
   float* const usage_;
   int64_t splits_, block_tiles_;
   bool kept_;

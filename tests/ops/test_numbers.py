@@ -1,5 +1,5 @@
-"""Numbers at the edges: what is not finite beside segments, keys whose squares overflow, keys in two
-clusters, thousands of equal or of tiny weights.
+"""Numbers at the edges: what is not finite beside segments, keys whose squares overflow, keys in
+two clusters, thousands of equal or of tiny weights.
 """
 
 import pytest
