@@ -256,9 +256,10 @@ def _compare_usage(truth: _Truth, usage: Tensor) -> Comparison:
     if n == 0 or q == 0:
         return _compared("usage", usage.abs(), torch.zeros_like(usage))
     low, high = (weight - truth.open_mass).clamp_min(0).sum(2), (weight + truth.open_mass).sum(2)
-    # A weight's relative error is that of its score and of the sum; Q of them are added up.
+    # A weight's relative error is that of its score and of the sum; Q of them are added up. A token
+    # that rank k leaves open may have the open mass, with that error.
     unit = _unit(usage.dtype)
-    drift = (weight * (tolerance + (weight * tolerance).sum(1, keepdim=True))).sum(2)
+    drift = ((weight + truth.open_mass) * (tolerance + (weight * tolerance).sum(1, keepdim=True))).sum(2)
     outside = torch.maximum(low - usage, usage - high).clamp_min(0)
     roundings = (8 + math.sqrt(q)) * unit + (n + q) * _unit(torch.float64)  # the truth's own, too
     tokens = _compared("usage", outside, 2 * drift + high * roundings + 1e-30)

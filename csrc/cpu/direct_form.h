@@ -35,7 +35,8 @@ class DirectForm {
   // [first, first + count), and the largest of them.
   void correct(const Terms& largest, const Terms* terms, int64_t first, int64_t count, float* score,
                int64_t token_stride, int64_t query_stride) const {
-    if (are_too_large(largest, largest_, largest_term_)) correct_pairs(terms, first, count, score, token_stride, query_stride);
+    if (are_too_large(largest, largest_, largest_term_))
+      correct_pairs(terms, first, count, score, token_stride, query_stride);
   }
 
  private:

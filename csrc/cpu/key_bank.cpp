@@ -13,7 +13,7 @@ namespace {
 
 // Per channel the median of some keys, evenly from all segments: neither keys that are not finite nor a few enormous
 // ones move it away from the rest, and it lies where most of the memory does.
-constexpr int64_t kCenterSamples = 128;
+constexpr int64_t kCenterSamples = 64;
 
 constexpr int64_t kAhead = 8;  // keys to fetch ahead
 

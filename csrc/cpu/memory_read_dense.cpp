@@ -28,7 +28,6 @@ constexpr int64_t kThreadBytes = 4 << 20;  // where there are so many threads th
 constexpr int64_t kParts = 16;             // queries' tiles times parts of the memory, where there are few queries
 constexpr int64_t kTogether = 4;           // tiles of a part whose scores are relative to one number
 constexpr float kLargestTermOfAPrototype = 0x1p8f;  // a score is off by 2^-16 or so
-constexpr int64_t kChain = 64;             // terms added one after the other: a large one swallows small ones behind it
 
 struct Softmax {
   float largest = -kInfinity;
@@ -60,6 +59,7 @@ class DenseRead {
         kernels_(vec()),
         read_(values.objects() * values.channels()),
         row_(read_ + (more != nullptr)),
+        chain_(operands.tokens() < 1024 ? 32 : 64),
         usage_(usage) {
     const int64_t tiles = ceil_div(operands.queries(), kTileQueries), threads = at::get_num_threads();
     const int64_t sums = kTileQueries * row_ * 4, used = usage == nullptr ? 0 : operands.tokens() * 4;
@@ -224,8 +224,7 @@ class DenseRead {
       bank_.load(b_, first);
       const int64_t tiles = std::min(bank_.chunk_tiles(), bank_.tiles() - first);
       for_each_task(
-          ceil_div(count_, kTileQueries) * splits_,
-          [&] { return scratch(tiles_together); },
+          ceil_div(count_, kTileQueries) * splits_, [&] { return scratch(tiles_together); },
           [&](int64_t task, Scratch& scratch) {
             const int64_t split = task % splits_, at = task / splits_ * kTileQueries;
             f(at, split, first + split * tiles / splits_, first + (split + 1) * tiles / splits_, scratch);
@@ -242,8 +241,8 @@ class DenseRead {
 
   void multiply(int64_t rows, int64_t t, const float* weight, float* sums, bool add, float* scratch) const {
     const auto sum = [&](const ValueTiles::Tile& value, int64_t channels, float* to) {
-      for (int64_t i = 0; i < kTileKeys; i += kChain) {
-        kernels_.product(rows, channels, kChain, weight + i, kTileKeys, value.data + i * value.stride, value.stride, to,
+      for (int64_t i = 0; i < kTileKeys; i += chain_) {
+        kernels_.product(rows, channels, chain_, weight + i, kTileKeys, value.data + i * value.stride, value.stride, to,
                          row_, add || i > 0);
       }
     };
@@ -302,6 +301,7 @@ class DenseRead {
   KeyBank bank_;
   const VecKernels& kernels_;
   const int64_t read_, row_;  // channels of a query's readout, and of its sums
+  const int64_t chain_;  // some sqrt(N) values are added one after the other, since a large one swallows small ones
   float* const usage_;
   int64_t splits_, block_tiles_;
   bool kept_;

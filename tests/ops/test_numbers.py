@@ -1,5 +1,5 @@
-"""Numbers at the edges: what is not finite beside segments, keys whose squares overflow, thousands
-of equal weights.
+"""Numbers at the edges: what is not finite beside segments, keys whose squares overflow, keys in
+two clusters, thousands of equal or of tiny weights.
 """
 
 import pytest
@@ -8,7 +8,7 @@ from extension import CPU_BACKENDS
 
 import xmemk
 from xmemk import reference
-from xmemk.testing import make_inputs
+from xmemk.testing import compare_consolidate, compare_read, make_inputs
 
 NAN = float("nan")
 
@@ -111,3 +111,42 @@ def test_16_bits_of_everything(backend, dtype, values):
     for prototypes in xmemk.consolidate(x.mk, ms, x.me, mv, usage, 4, backend=backend):
         assert prototypes.isfinite().all()
     assert torch.equal(xmemk.evict_lfu(usage, 9, backend=backend), reference.evict_lfu(usage, 9))
+
+
+def clusters(n, q, size, dtype):
+    """Tokens 0 .. size - 1 and their like lie ten times farther from the rest than they spread."""
+    x = make_inputs(n, q, key_channels=7, value_channels=3)
+    distance = torch.where(torch.arange(n) < size, 5.0, -5.0)
+    x.mk, x.qk = (x.mk + distance).to(dtype), (x.mk[..., -q:] + distance[-q:]).to(dtype)
+    x.me, x.qe = x.me.to(dtype), x.qe.to(dtype)
+    return x
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_prototypes_of_the_smaller_of_two_clusters(backend, seed):
+    x = clusters(900, 1, 300, torch.bfloat16)
+    g = torch.Generator().manual_seed(seed)
+    x.me = torch.randint(0, 3, x.me.shape, generator=g).to(x.me)  # their products are exact in float32
+    x.usage[:, torch.randperm(300, generator=g)[:6]] += 10
+    parts = [cut(t) for t in (x.mk, x.ms, x.me, x.mv)]
+    prototypes = xmemk.consolidate(*parts, x.usage, 6, backend=backend)
+    compare_consolidate(x, 6, *prototypes).check()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_two_clusters_in_segments_of_unequal_length(backend):
+    x = clusters(300, 20, 100, torch.float32)  # two of three segments lie in the smaller cluster
+    parts = [[t[..., :10], t[..., 10:80], t[..., 80:]] for t in (x.mk, x.ms, x.mv)]
+    readout, usage = xmemk.memory_read(*parts, x.qk, x.qe, return_usage=True, backend=backend)
+    compare_read(x, readout, usage).check()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_large_weight_swallows_no_small_ones(backend):
+    mk, qk = torch.full((1, 1, 256), 4.166), torch.zeros(1, 1, 5)
+    mk[..., 0] = 0.0  # weight 1; the others' 3e-8 would each be rounded away beside it
+    x = make_inputs(256, 5, key_channels=1, value_channels=2)
+    x.mk, x.ms, x.mv, x.qk, x.qe = mk, None, torch.ones(1, 1, 2, 256), qk, None
+    readout, usage = xmemk.memory_read(*x.read, return_usage=True, backend=backend)
+    compare_read(x, readout, usage).check()

@@ -168,3 +168,12 @@ def test_numbers_too_small_for_float32_may_be_flushed():
     x = make_inputs(60, 9, value_channels=4)
     x.mv = x.mv * 1e-42
     assert compare_read(x, torch.zeros(1, 1, 4, 9), top_k=5).passed
+
+
+def test_usage_of_a_token_that_rank_k_leaves_open_is_as_inexact_as_its_score():
+    x = make_inputs(3, 1, key_channels=1, value_channels=1, shrinkage=False, selection=False)
+    x.mk, x.qk = torch.tensor([[[0.0, 7.0, 7.0]]]), torch.zeros(1, 1, 1)
+    tiny = math.exp(-49)
+    for error, passes in ((3e-6, True), (1e-3, False)):
+        usage = torch.tensor([[1.0, 0.0, tiny * (1 + error)]])
+        assert compare_usage(x, usage, 2).passed == passes
